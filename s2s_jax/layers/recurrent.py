@@ -1,0 +1,258 @@
+"""Recurrent layers as Flax NNX modules: thin, over `s2s_jax.unroll_stack`.
+
+A dropout key is an argument of the call: with a key the layer drops, without one it does not (evaluation).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from s2s_jax import cells
+from s2s_jax.recurrence.unroll import MERGES, unroll_stack
+from s2s_jax.types import Cell, Inputs, Params, State, Unrolled
+
+
+class _Parameters(nnx.Module):
+    """The parameters of one cell: an `nnx.Param` for each field of the NamedTuple, under the field's own name."""
+
+    def __init__(self, params: NamedTuple):
+        self._type = type(params)
+        for name, value in params._asdict().items():
+            setattr(self, name, None if value is None else nnx.Param(value))
+
+    def __call__(self) -> Params:
+        fields = (getattr(self, name) for name in self._type._fields)
+        return self._type(*(None if field is None else field[...] for field in fields))
+
+
+class Recurrent(nnx.Module):
+    """Any cell, in any number of layers, in one or both directions.
+
+    Args:
+      cell: from `s2s_jax.cells`, or your own.
+      in_features, hidden_features: D and H.
+      num_layers: how many layers; each reads the one below.
+      bidirectional: a forward and a backward cell in each layer, merged by `merge`; see `s2s_jax.unroll_stack`.
+      reverse: the backward direction alone. Not together with `bidirectional`.
+      merge: "concat", "sum", "mean", "product" or "none".
+      residual: adds a layer's input to its output, from the second layer on.
+      dropout: rate on the outputs of each layer but the last, drawn anew at each position.
+      input_dropout: rate on the inputs of each layer, one mask for all time steps (variational: arXiv 1512.05287).
+      recurrent_dropout: rate on the recurrent state where it enters a matrix product, one mask for all time steps.
+      remat, backend: see `s2s_jax.unroll`.
+      param_dtype: dtype of the parameters. The dtype of the computation is that of the input.
+      rngs: key `params` draws the parameters.
+
+    Raises:
+      ValueError: an option out of its range.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        in_features: int,
+        hidden_features: int,
+        *,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        reverse: bool = False,
+        merge: str = "concat",
+        residual: bool = False,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        remat: int | None = None,
+        backend: str = "auto",
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        for name, value in (("in_features", in_features), ("hidden_features", hidden_features), ("num_layers", num_layers)):
+            if value < 1:
+                raise ValueError(f"{name}: expected a positive number, got {value}")
+        for name, rate in (("dropout", dropout), ("input_dropout", input_dropout), ("recurrent_dropout", recurrent_dropout)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name}: expected a rate in [0, 1), got {rate}")
+        if merge not in MERGES:
+            raise ValueError(f"merge: expected one of {', '.join(MERGES)}, got {merge!r}")
+        if bidirectional and reverse:
+            raise ValueError("reverse: expected False with bidirectional=True, which runs backward too")
+        self.cell = cell
+        self.directions = ("forward", "backward") if bidirectional else ("backward",) if reverse else ("forward",)
+        self.merge = merge
+        self.residual = residual
+        self.dropout = dropout
+        self.input_dropout = input_dropout
+        self.recurrent_dropout = recurrent_dropout
+        self.remat = remat
+        self.backend = backend
+
+        layers = []
+        features = in_features
+        self.in_features = []
+        for _ in range(num_layers):
+            params = [cell.init(rngs.params(), features, hidden_features) for _ in self.directions]
+            params = [jax.tree.map(lambda p: p.astype(param_dtype), p) for p in params]
+            layers.append(nnx.List(_Parameters(p) for p in params))
+            self.in_features.append(features)
+            self.state_features = _output_features(cell, params[0], features)
+            features = self.state_features * (2 if bidirectional and merge == "concat" else 1)
+        self.in_features = tuple(self.in_features)
+        self.out_features = features
+        self.layers = nnx.List(layers)
+
+    def params(self) -> list[list[Params]]:
+        """What `unroll_stack` takes: indexed by layer, then by direction."""
+        return [[parameters() for parameters in layer] for layer in self.layers]
+
+    def __call__(
+        self,
+        xs: Float[Array, "B T D"],
+        states: Any = None,
+        *,
+        lengths: Int[Array, " B"] | None = None,
+        key: Array | None = None,
+    ) -> Unrolled:
+        """Runs the stack over `xs`.
+
+        Args:
+          xs: [B, T, D].
+          states: initial states, indexed by layer, then by direction, as returned; None for the cell's own.
+          lengths: valid steps of each row; see `s2s_jax.unroll`.
+          key: draws the dropout masks; without it nothing is dropped.
+
+        Returns:
+          `Unrolled(outputs, state)`: the outputs of the last layer [B, T, out_features] ([B, T, 2, H] with merge "none"),
+          and `state[layer][direction]`.
+        """
+        masks, contexts = self._dropout_masks(xs, key)
+        return unroll_stack(
+            self.cell,
+            self.params(),
+            xs,
+            states,
+            lengths=lengths,
+            contexts=contexts,
+            dropout_masks=masks,
+            directions=self.directions,
+            merge=self.merge,
+            residual=self.residual,
+            remat=self.remat,
+            backend=self.backend,
+        )
+
+    def step(self, x: Float[Array, "B D"], states: Any = None) -> Unrolled:
+        """One step of the sequence, for streaming: `x` and the outputs are [B, ...], states as in a call.
+
+        Raises:
+          ValueError: the layer runs backward, which needs the whole sequence.
+        """
+        if self.directions != ("forward",):
+            raise ValueError(f"step: expected a layer that runs forward only, got directions {self.directions}")
+        done = self(jax.tree.map(lambda leaf: leaf[:, None], x), states)
+        return Unrolled(jax.tree.map(lambda leaf: leaf[:, 0], done.outputs), done.state)
+
+    def initial_states(self, batch_size: int, dtype: Any = jnp.float32) -> tuple[tuple[State, ...], ...]:
+        """The states that a call without `states` starts from."""
+        return tuple(tuple(self.cell.initial_state(p, batch_size, dtype) for p in layer) for layer in self.params())
+
+    def _dropout_masks(self, xs: Inputs, key: Array | None) -> tuple[Any, Any]:
+        if key is None or not (self.dropout or self.input_dropout or self.recurrent_dropout):
+            return None, None
+        batch_size, time = jax.tree.leaves(xs)[0].shape[:2]
+        masks: list[Array | None] = []
+        contexts: list[list[Array | None]] = []
+        for layer, features in enumerate(self.in_features):
+            *direction_keys, key, key_between, key_inputs = jax.random.split(key, 3 + len(self.directions))
+            mask = None
+            if self.dropout and layer > 0:
+                mask = dropout_mask(key_between, self.dropout, (batch_size, time, features))
+            if self.input_dropout:
+                constant = dropout_mask(key_inputs, self.input_dropout, (batch_size, 1, features))
+                mask = constant if mask is None else mask * constant
+            masks.append(mask)
+            shape = (batch_size, self.state_features)
+            rate = self.recurrent_dropout
+            contexts.append([dropout_mask(k, rate, shape) if rate else None for k in direction_keys])
+        return masks, contexts
+
+
+class RNN(Recurrent):
+    """Simple recurrent layer, `h' = activation(x w + h u + b)`; options as in `Recurrent` and `s2s_jax.cells.make_rnn`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        activation: cells.Activation = "tanh",
+        bias: bool = True,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        super().__init__(
+            cells.make_rnn(activation=activation, bias=bias), in_features, hidden_features, rngs=rngs, **options
+        )
+
+
+class LSTM(Recurrent):
+    """Long short-term memory; options as in `Recurrent` and `s2s_jax.cells.make_lstm`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        projection: int | None = None,
+        peepholes: bool = False,
+        layer_norm: bool = False,
+        activation: cells.Activation = "tanh",
+        bias: bool = True,
+        forget_bias: float = 1.0,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        cell = cells.make_lstm(
+            projection=projection,
+            peepholes=peepholes,
+            layer_norm=layer_norm,
+            activation=activation,
+            bias=bias,
+            forget_bias=forget_bias,
+        )
+        super().__init__(cell, in_features, hidden_features, rngs=rngs, **options)
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit; options as in `Recurrent` and `s2s_jax.cells.make_gru`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        reset: str = "after",
+        activation: cells.Activation = "tanh",
+        bias: bool = True,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        cell = cells.make_gru(reset=reset, activation=activation, bias=bias)
+        super().__init__(cell, in_features, hidden_features, rngs=rngs, **options)
+
+
+def dropout_mask(key: Array, rate: float, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """0 with probability `rate`, else 1 / (1 - rate), so that the mean stays."""
+    return jax.random.bernoulli(key, 1 - rate, shape).astype(dtype) / (1 - rate)
+
+
+def _output_features(cell: Cell, params: Params, in_features: int) -> int:
+    """How wide the outputs of a cell are: its own business, so it is asked."""
+
+    def outputs(params: Params, x: Array) -> Any:
+        return cell.step(params, cell.initial_state(params, 1, x.dtype), cell.project(params, x), None)[1]
+
+    x = jax.ShapeDtypeStruct((1, in_features), jnp.float32)
+    return jax.eval_shape(outputs, params, x).shape[-1]

@@ -1,0 +1,319 @@
+"""The one door to recurrence: `unroll` carries a cell along time, `unroll_stack` layers and directions of cells.
+
+Sequences come and go batch-major, [B, T, ...]; time-major lives only inside.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from s2s_jax.masks import check_lengths
+from s2s_jax.recurrence import scan
+from s2s_jax.types import Cell, Context, Inputs, Params, State, Unrolled, UnrolledHistory
+
+BACKENDS = {"scan": scan.run}
+DIRECTIONS = ("forward", "backward")
+MERGES = ("concat", "sum", "mean", "product", "none")
+
+
+class _How(NamedTuple):
+    """What is fixed when a program is compiled."""
+
+    reverse: bool
+    remat: int | None
+    backend: str
+    history: bool = False
+
+
+def unroll(
+    cell: Cell,
+    params: Params,
+    xs: Inputs,
+    state: State | None = None,
+    *,
+    lengths: Int[Array, " B"] | None = None,
+    context: Context = None,
+    reverse: bool = False,
+    remat: int | None = None,
+    backend: str = "auto",
+) -> Unrolled:
+    """Carries `cell` along time: `state[t], y[t] = cell.step(params, state[t-1], cell.project(params, x[t]), context)`.
+
+    Works under `jit`, `vmap`, `grad` (to any order) and `shard_map`, and compiles once per shape. For truncated
+    back-propagation call it on one part of the sequence after the other and hand on `jax.lax.stop_gradient(state)`.
+
+    Args:
+      cell: `s2s_jax.cells.lstm`, say, or your own; made once, not anew for each call.
+      params: what `cell.init` gave; all floating arrays of one dtype. They are cast to the dtype of `xs`.
+      xs: [B, T, D], or a pytree of [B, T, ...].
+      state: the initial state; None for `cell.initial_state`. In float32 if `xs` is narrower, else in the dtype of `xs`.
+      lengths: how many steps of each row are valid; the rest is padding on the right. At a padded step the state stays and
+        the output is exactly zero, and nothing that stands there (NaN too) reaches an output or a gradient. So `state` is
+        the state after the last valid step, and length 0 gives the initial state back.
+      context: a pytree with a leading batch axis, the same at each step. For the cells in `s2s_jax.cells`: None, or a
+        recurrent dropout mask [B, H].
+      reverse: runs from the last valid step to the first; outputs stay at the position of their input.
+      remat: keep the state once in so many steps and recompute what lies between in the backward pass, so that memory
+        grows with T / remat + remat instead of T.
+      backend: "auto" or one of `BACKENDS`.
+
+    Returns:
+      `Unrolled(outputs, state)`: outputs [B, T, H] in the dtype of `xs`.
+
+    Raises:
+      TypeError: `xs` not floating (cells of this package), lengths not integers, a state or parameters of another dtype.
+      ValueError: wrong rank or size, a state of another shape, concrete lengths outside 0..T, an unknown backend. Traced
+        lengths cannot be looked at; they are clipped into 0..T.
+    """
+    done = _unroll(cell, params, xs, state, lengths, context, _how(reverse, remat, backend))
+    return Unrolled(done.outputs, done.state)
+
+
+def unroll_with_history(
+    cell: Cell,
+    params: Params,
+    xs: Inputs,
+    state: State | None = None,
+    *,
+    lengths: Int[Array, " B"] | None = None,
+    context: Context = None,
+    reverse: bool = False,
+    remat: int | None = None,
+    backend: str = "auto",
+) -> UnrolledHistory:
+    """As `unroll`, and returns all states too, each leaf [B, T + 1, ...].
+
+    `states[:, 0]` is the initial state and `states[:, t + 1]` the one after step t; with `reverse`, `states[:, T]` is the
+    initial state and `states[:, t]` the one after step t.
+    """
+    return _unroll(cell, params, xs, state, lengths, context, _how(reverse, remat, backend, history=True))
+
+
+def unroll_stack(
+    cells: Cell | Sequence[Cell],
+    params: Sequence[Sequence[Params]],
+    xs: Inputs,
+    states: Sequence[Sequence[State]] | None = None,
+    *,
+    lengths: Int[Array, " B"] | None = None,
+    contexts: Sequence[Sequence[Context]] | None = None,
+    dropout_masks: Sequence[Array | None] | None = None,
+    directions: tuple[str, ...] = ("forward",),
+    merge: str = "concat",
+    residual: bool = False,
+    remat: int | None = None,
+    backend: str = "auto",
+) -> Unrolled:
+    """Carries a stack of layers, each in one or both directions, along time.
+
+    Args:
+      cells: one cell for all layers, or one for each.
+      params, states, contexts: indexed by layer, then by direction; see `unroll`.
+      xs, lengths, remat, backend: see `unroll`.
+      dropout_masks: for each layer None, or what its input is multiplied by: [B, T, D], or [B, 1, D] for a mask that is
+        constant in time.
+      directions: ("forward",), ("backward",) or ("forward", "backward").
+      merge: how both directions become one sequence: "concat" [B, T, 2H]; "sum", "mean", "product" [B, T, H]; "none"
+        [B, T, 2, H], where the directions never mix: each layer reads its own direction of the layer below.
+      residual: adds each layer's input (before dropout) to its output, from the second layer on (Wu et al., arXiv
+        1609.08144, section 3.1). Needs equal widths.
+
+    Returns:
+      `Unrolled(outputs, state)`: outputs of the last layer, and `state[layer][direction]`, a tuple of tuples.
+
+    Raises:
+      As `unroll`; ValueError also for layers or directions that do not match in number and for unequal residual widths.
+    """
+    layers = len(params)
+    cells = (cells,) * layers if isinstance(cells, Cell) else tuple(cells)
+    if not directions or len(set(directions)) != len(directions) or not set(directions) <= set(DIRECTIONS):
+        raise ValueError(f"directions: expected a selection of {DIRECTIONS}, got {directions!r}")
+    if merge not in MERGES:
+        raise ValueError(f"merge: expected one of {', '.join(MERGES)}, got {merge!r}")
+    if layers == 0:
+        raise ValueError("params: expected at least one layer, got none")
+    for name, value in (("cells", cells), ("states", states), ("contexts", contexts), ("dropout_masks", dropout_masks)):
+        if value is not None and len(value) != layers:
+            raise ValueError(f"{name}: expected {layers} layers (as params), got {len(value)}")
+    for name, value in (("params", params), ("states", states), ("contexts", contexts)):
+        for layer, of_layer in enumerate(value or ()):
+            if len(of_layer) != len(directions):
+                raise ValueError(f"{name}[{layer}]: expected {len(directions)} directions, got {len(of_layer)}")
+    lengths = _checked_lengths(xs, lengths)
+    nothing = ((None,) * len(directions),) * layers
+    return _run_stack(
+        cells,
+        tuple(map(tuple, params)),
+        xs,
+        tuple(map(tuple, states)) if states is not None else nothing,
+        lengths,
+        tuple(map(tuple, contexts)) if contexts is not None else nothing,
+        tuple(dropout_masks) if dropout_masks is not None else (None,) * layers,
+        directions=tuple(directions),
+        merge=merge,
+        residual=residual,
+        how=_how(False, remat, backend),
+    )
+
+
+def _how(reverse: bool, remat: int | None, backend: str, history: bool = False) -> _How:
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+    if remat is not None and remat < 1:
+        raise ValueError(f"remat: expected a positive number of steps, got {remat}")
+    return _How(bool(reverse), remat, "scan" if backend == "auto" else backend, history)
+
+
+def _unroll(
+    cell: Cell, params: Params, xs: Inputs, state: State, lengths: Array | None, context: Context, how: _How
+) -> UnrolledHistory:
+    return _run_one(cell, params, xs, state, _checked_lengths(xs, lengths), context, how=how)
+
+
+def _checked_lengths(xs: Inputs, lengths: Array | None) -> Array | None:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
+    if not shapes or any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):
+        raise ValueError(f"xs: expected leaves [B, T, ...] that agree on B and T, got {shapes}")
+    return None if lengths is None else check_lengths(lengths, *shapes[0][:2])
+
+
+# The two jitted functions below are what a call outside of any `jit` compiles, once per shape.
+@functools.partial(jax.jit, static_argnames=("cell", "how"))
+def _run_one(
+    cell: Cell, params: Params, xs: Inputs, state: State, lengths: Array | None, context: Context, *, how: _How
+) -> UnrolledHistory:
+    xs = jax.tree.map(_swap_batch_and_time, xs)
+    done, state = _run_checked(cell, params, xs, state, lengths, context, how, where="")
+    outputs = jax.tree.map(_swap_batch_and_time, done.outputs)
+    if not how.history:
+        return UnrolledHistory(outputs, done.state, None)
+    order = slice(None, None, -1 if how.reverse else 1)
+    states = jax.tree.map(
+        lambda first, rest: _swap_batch_and_time(jnp.concatenate([first[None], rest][order])), state, done.states
+    )
+    return UnrolledHistory(outputs, done.state, states)
+
+
+@functools.partial(jax.jit, static_argnames=("cells", "directions", "merge", "residual", "how"))
+def _run_stack(
+    cells: tuple[Cell, ...],
+    params: Any,
+    xs: Inputs,
+    states: Any,
+    lengths: Array | None,
+    contexts: Any,
+    dropout_masks: tuple[Array | None, ...],
+    *,
+    directions: tuple[str, ...],
+    merge: str,
+    residual: bool,
+    how: _How,
+) -> Unrolled:
+    apart = merge == "none" and len(directions) > 1
+    xs = jax.tree.map(_swap_batch_and_time, xs)
+    inputs = [xs] * len(directions)
+    final = []
+    for layer, (cell, mask) in enumerate(zip(cells, dropout_masks, strict=True)):
+        dropped = [_scaled(x, mask, layer) for x in inputs]
+        ran = [
+            _run_checked(
+                cell,
+                params[layer][d],
+                dropped[d],
+                states[layer][d],
+                lengths,
+                contexts[layer][d],
+                how._replace(reverse=direction == "backward"),
+                where=f"[{layer}][{d}]",
+            )[0]
+            for d, direction in enumerate(directions)
+        ]
+        final.append(tuple(done.state for done in ran))
+        outputs = [done.outputs for done in ran] if apart else [_merged([done.outputs for done in ran], merge)]
+        if residual and layer > 0:
+            for y, x in zip(outputs, inputs, strict=False):
+                if y.shape != x.shape:
+                    raise ValueError(
+                        f"residual: layer {layer} has {x.shape[-1]} features in and {y.shape[-1]} out; they must be equal"
+                    )
+            outputs = [y + x for y, x in zip(outputs, inputs, strict=False)]
+        inputs = outputs if apart else outputs * len(directions)
+    outputs = jax.tree.map(lambda *ys: jnp.stack(ys, axis=2), *inputs) if apart else inputs[0]
+    return Unrolled(jax.tree.map(_swap_batch_and_time, outputs), tuple(final))
+
+
+def _run_checked(
+    cell: Cell,
+    params: Params,
+    xs: Inputs,
+    state: State,
+    lengths: Array | None,
+    context: Context,
+    how: _How,
+    where: str,
+) -> tuple[scan.TimeMajor, State]:
+    """Checks what one cell is given, fills in the initial state, and calls the backend; also returns that state."""
+    time, batch_size = jax.tree.leaves(xs)[0].shape[:2]
+    if cell.spec is not None and (not hasattr(xs, "ndim") or xs.ndim != 3):
+        raise ValueError(f"xs: expected [B, T, D], got {jax.tree.map(lambda x: (batch_size, time, *x.shape[2:]), xs)}")
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    if len(dtypes) > 1:
+        raise TypeError(f"params{where}: expected one floating dtype, got {', '.join(sorted(dtypes))}")
+    for leaf in jax.tree.leaves(context):
+        if leaf.ndim < 1 or leaf.shape[0] != batch_size:
+            raise ValueError(f"context{where}: expected leaves with a leading batch axis of {batch_size}, got {leaf.shape}")
+    dtype = jnp.promote_types(scan.compute_dtype(xs, params), jnp.float32)
+    if state is None:
+        state = cell.initial_state(params, batch_size, dtype)
+    else:
+        expected = jax.eval_shape(lambda params: cell.initial_state(params, batch_size, dtype), params)
+        _check_state(state, expected, where)
+    done = BACKENDS[how.backend](
+        cell, params, xs, state, lengths, context, reverse=how.reverse, remat=how.remat, history=how.history
+    )
+    return done, state
+
+
+def _check_state(state: State, expected: State, where: str) -> None:
+    if jax.tree.structure(state) != jax.tree.structure(expected):
+        raise ValueError(
+            f"state{where}: expected {jax.tree.structure(expected)}, got {jax.tree.structure(state)} ({type(state).__name__})"
+        )
+    paths = jax.tree.leaves_with_path(expected)
+    for (path, want), leaf in zip(paths, jax.tree.leaves(state), strict=True):
+        name = f"state{where}{jax.tree_util.keystr(path)}"
+        if leaf.shape != want.shape:
+            raise ValueError(f"{name}: expected shape {want.shape}, got {leaf.shape}")
+        if leaf.dtype != want.dtype:
+            raise TypeError(f"{name}: expected dtype {want.dtype}, got {leaf.dtype}")
+
+
+def _merged(outputs: list[Any], merge: str) -> Any:
+    if len(outputs) == 1:
+        return outputs[0]
+    if merge == "concat":
+        return jnp.concatenate(outputs, axis=-1)
+    forward, backward = outputs
+    if merge == "product":
+        return forward * backward
+    total = forward + backward
+    return total / 2 if merge == "mean" else total
+
+
+def _scaled(xs: Inputs, mask: Array | None, layer: int) -> Inputs:
+    if mask is None:
+        return xs
+    mask = _swap_batch_and_time(mask).astype(xs.dtype)
+    if mask.ndim != 3 or mask.shape not in (xs.shape, (1, *xs.shape[1:])):
+        time, batch_size, features = xs.shape
+        wanted = f"[{batch_size}, {time} or 1, {features}]"
+        raise ValueError(f"dropout_masks[{layer}]: expected {wanted}, got {mask.swapaxes(0, 1).shape}")
+    return xs * mask
+
+
+def _swap_batch_and_time(x: Array) -> Array:
+    return jnp.swapaxes(x, 0, 1)
