@@ -225,25 +225,27 @@ def _make_lstm(spec: LSTMSpec, forget_bias: float, initializers: _Initializers) 
         return LSTMState(jnp.zeros((batch_size, h_features), dtype), jnp.zeros((batch_size, gates // 4), dtype))
 
     def project(params: LSTMParams, x: Array) -> Array:
-        if not spec.layer_norm:
+        if params.norm_w is None:
             return _project(params, x)
         z = _layer_norm(_project(params._replace(b=None), x)) * params.norm_w
         return z if params.b is None else z + params.b
 
     def step(params: LSTMParams, state: LSTMState, z: Array, mask: Array | None) -> tuple[LSTMState, Array]:
         recurrent = _dot(_masked(state.h, mask), params.u)
-        if spec.layer_norm:
+        if params.norm_u is not None:
             recurrent = _layer_norm(recurrent) * params.norm_u
         i, f, g, o = jnp.split(z + recurrent, 4, axis=-1)
-        if spec.peepholes:
-            p_i, p_f, p_o = jnp.split(params.peephole, 3)
-            i, f = i + p_i * state.c, f + p_f * state.c
+        peepholes = None if params.peephole is None else jnp.split(params.peephole, 3)
+        if peepholes is not None:
+            i, f = i + peepholes[0] * state.c, f + peepholes[1] * state.c
         c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * activation(g)
-        if spec.peepholes:
-            o = o + p_o * c
-        shown = _layer_norm(c) * params.norm_c + params.norm_b if spec.layer_norm else c
+        if peepholes is not None:
+            o = o + peepholes[2] * c
+        shown = c
+        if params.norm_c is not None and params.norm_b is not None:
+            shown = _layer_norm(c) * params.norm_c + params.norm_b
         h = jax.nn.sigmoid(o) * activation(shown)
-        if spec.projection:
+        if params.projection is not None:
             h = _dot(h, params.projection)
         return LSTMState(h, c), h
 

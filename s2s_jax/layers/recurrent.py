@@ -3,7 +3,7 @@
 A dropout key is an argument of the call: with a key the layer drops, without one it does not (evaluation).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from s2s_jax.types import Cell, Inputs, Params, State, Unrolled
 class _Parameters(nnx.Module):
     """The parameters of one cell: an `nnx.Param` for each field of the NamedTuple, under the field's own name."""
 
-    def __init__(self, params: NamedTuple):
-        self._type = type(params)
+    def __init__(self, params: Any):
+        self._type: Any = type(params)
         for name, value in params._asdict().items():
             setattr(self, name, None if value is None else nnx.Param(value))
 
@@ -192,9 +192,7 @@ class RNN(Recurrent):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        super().__init__(
-            cells.make_rnn(activation=activation, bias=bias), in_features, hidden_features, rngs=rngs, **options
-        )
+        super().__init__(cells.make_rnn(activation=activation, bias=bias), in_features, hidden_features, rngs=rngs, **options)
 
 
 class LSTM(Recurrent):

@@ -178,7 +178,8 @@ def _checked_lengths(xs: Inputs, lengths: Array | None) -> Array | None:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
     if not shapes or any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):
         raise ValueError(f"xs: expected leaves [B, T, ...] that agree on B and T, got {shapes}")
-    return None if lengths is None else check_lengths(lengths, *shapes[0][:2])
+    batch_size, time = shapes[0][:2]
+    return None if lengths is None else check_lengths(lengths, batch_size, time)
 
 
 # The two jitted functions below are what a call outside of any `jit` compiles, once per shape.

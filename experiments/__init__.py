@@ -1,0 +1,1 @@
+"""One experiment for each classic sequence task; `python -m experiments` lists them."""

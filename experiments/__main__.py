@@ -1,0 +1,20 @@
+"""Lists the experiments: what stands in the first lines of their own docstrings."""
+
+import ast
+from pathlib import Path
+
+
+def listed() -> dict[str, tuple[str, list[str]]]:
+    """For each experiment its first sentence and its commands, read without importing it."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        commands = [line.strip() for line in doc.splitlines() if line.strip().startswith(f"python -m experiments.{path.stem}")]
+        if commands:
+            found[path.stem] = (doc.split("\n\n")[0].replace("\n", " "), commands)
+    return found
+
+
+if __name__ == "__main__":
+    for name, (sentence, commands) in listed().items():
+        print(f"{name}: {sentence}", *(f"    {command}" for command in commands), "", sep="\n")

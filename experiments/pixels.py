@@ -1,0 +1,230 @@
+"""Handwritten digits read as a sequence: 28 rows of 28 pixels, 784 pixels, or 784 pixels in a fixed random order.
+
+    python -m experiments.pixels --data-dir FOLDER               MNIST's idx files: 99 % of the test digits, by rows
+    python -m experiments.pixels                                 without data: drawn digits, which show that it works
+    python -m experiments.pixels predict 0 1 2                   numbers of test pictures
+    python -m experiments.pixels --order pixels --num-layers 1 --cell gru
+
+Published, by rows: LSTM 98.9 % (Adam), GRU 98.9 %; pixel by pixel: LSTM 87.2 to 98.9 %, GRU 96.2 to 98.4 %.
+Accuracy: share of all pictures of the split whose most probable class is right. The last 5,000 training pictures are the
+validation split; the test split is read once, after training.
+"""
+
+import dataclasses
+import functools
+import json
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from s2s_jax import cells, plots
+from s2s_jax.data.images import LabelledImages, drawn_digits, find_mnist, load_mnist
+from s2s_jax.data.pipeline import ShuffledBatches, evaluation_batches
+from s2s_jax.losses import cross_entropy
+from s2s_jax.metrics import Mean, mean_over
+from s2s_jax.models.classifier import SequenceClassifier
+from s2s_jax.training import checkpoint
+from s2s_jax.training.loop import fit, make_measure
+from s2s_jax.training.run import Run, RunConfig, main, summary
+from s2s_jax.training.state import count_parameters
+
+PUBLISHED = {
+    "rows": {"accuracy": 0.989, "source": "LSTM-256 with Adam, roatienza/Deep-Learning-Experiments"},
+    "pixels": {"accuracy": 0.9836, "source": "GRU, README of Zakovskis et al. (RRU)"},
+    "permuted": {"accuracy": 0.9868, "source": "GRU, README of Zakovskis et al. (RRU)"},
+}
+VALIDATION = 5_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    steps: int = 6000
+    order: Literal["rows", "pixels", "permuted"] = "rows"
+    """What a step of the sequence is."""
+    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    """Recurrent cell."""
+    hidden_features: int = 128
+    """Width of the state."""
+    num_layers: int = 2
+    """Layers."""
+    bidirectional: bool = False
+    """Read in both directions."""
+    pooling: Literal["last", "mean"] = "last"
+    """What of the outputs is classified."""
+    dropout: float = 0.2
+    """Between layers and before the last one."""
+    augment: bool = True
+    """Shift, turn and scale the training pictures a little."""
+    batch_size: int = 128
+    """Pictures in a step."""
+    learning_rate: float = 2e-3
+    """Peak of the schedule."""
+    evaluate_every: int = 1000
+    """Steps between two looks at the validation split."""
+
+
+class Splits(dict[str, LabelledImages]):
+    """Training, validation and test pictures, and whether they are "real" or "generated"."""
+
+    def __init__(self, config: Config):
+        folder = find_mnist(config.data_dir)
+        self.origin = "generated" if folder is None else "real"
+        if folder is None:
+            train, test = drawn_digits(25_000, seed=0), drawn_digits(2_000, seed=1)
+        else:
+            train, test = load_mnist(folder, "train"), load_mnist(folder, "test")
+        super().__init__(
+            train=LabelledImages(train.images[:-VALIDATION], train.labels[:-VALIDATION]),
+            validation=LabelledImages(train.images[-VALIDATION:], train.labels[-VALIDATION:]),
+            test=test,
+        )
+
+
+def build_model(config: Config) -> SequenceClassifier:
+    return SequenceClassifier(
+        28 if config.order == "rows" else 1,
+        config.hidden_features,
+        10,
+        cell={"rnn": cells.rnn, "lstm": cells.lstm, "gru": cells.gru}[config.cell],
+        num_layers=config.num_layers,
+        bidirectional=config.bidirectional,
+        pooling=config.pooling,
+        dropout=config.dropout,
+        rngs=nnx.Rngs(config.seed),
+    )
+
+
+def as_sequence(config: Config, images: Any) -> jax.Array:
+    """Pictures [B, 28, 28] of 0 to 255 as sequences [B, 28, 28] or [B, 784, 1], standardised by MNIST's mean and deviation."""
+    scaled = (images.astype(jnp.float32) / 255 - 0.1307) / 0.3081
+    if config.order == "rows":
+        return scaled
+    flat = scaled.reshape(len(images), 784, 1)
+    return flat if config.order == "pixels" else flat[:, np.random.default_rng(0).permutation(784)]
+
+
+def augmented(images: Any, key: jax.Array) -> jax.Array:
+    """Each picture turned by up to 10 degrees, scaled by up to 10 % and shifted by up to 2 pixels; bilinear."""
+    count, height, width = images.shape
+    keys = jax.random.split(key, 3)
+    angle = jax.random.uniform(keys[0], (count,), minval=-1, maxval=1) * (10 * jnp.pi / 180)
+    scale = jax.random.uniform(keys[1], (count, 2), minval=0.9, maxval=1.1)
+    shift = jax.random.uniform(keys[2], (count, 2), minval=-2, maxval=2)
+    y, x = jnp.mgrid[:height, :width] - (height - 1) / 2
+
+    def warped(image: jax.Array, angle: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+        rows = (jnp.cos(angle) * y - jnp.sin(angle) * x) * scale[0] + shift[0] + (height - 1) / 2
+        columns = (jnp.sin(angle) * y + jnp.cos(angle) * x) * scale[1] + shift[1] + (width - 1) / 2
+        return jax.scipy.ndimage.map_coordinates(image, [rows, columns], order=1)
+
+    return jax.vmap(warped)(images.astype(jnp.float32), angle, scale, shift)
+
+
+def loss(config: Config, model: SequenceClassifier, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+    key_augment, key_dropout = jax.random.split(key)
+    images = augmented(batch.images, key_augment) if config.augment else batch.images
+    logits = model(as_sequence(config, images), key=key_dropout)
+    nats = cross_entropy(logits, batch.labels)
+    return nats.total / nats.count, {"loss": nats, "accuracy": mean_over(logits.argmax(-1) == batch.labels)}
+
+
+def measure(config: Config, model: SequenceClassifier, batch: Any) -> dict[str, Mean]:
+    (images, labels), counts = batch
+    logits = model(as_sequence(config, images))
+    return {"loss": cross_entropy(logits, labels, counts), "accuracy": mean_over(logits.argmax(-1) == labels, counts)}
+
+
+def train(run: Run) -> None:
+    config: Any = run.config
+    splits = Splits(config)
+    if splits.origin == "generated":
+        print("No data folder given: trains on generated digits, whose figures say nothing about MNIST.")
+    model = build_model(config)
+    print(summary(model))
+    measure_over = make_measure(functools.partial(measure, config))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, min(200, config.steps // 10), config.steps)
+    trained = fit(
+        model,
+        functools.partial(loss, config),
+        ShuffledBatches(splits["train"], config.batch_size, config.seed),
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-2)),
+        steps=config.steps,
+        seed=config.seed,
+        evaluate=lambda model: measure_over(model, evaluation_batches(splits["validation"], 1000)),
+        evaluate_every=config.evaluate_every,
+        run=run,
+        checkpoint_every=config.checkpoint_every,
+    )
+    checkpoint.save_weights(run.weights, trained.model)
+    report(run, trained.model, splits, trained.seconds)
+
+
+def report(run: Run, model: SequenceClassifier, splits: Splits, seconds: float) -> None:
+    """Scores the whole test split, draws the figures, and writes result.json."""
+    config: Any = run.config
+    test = splits["test"]
+    metrics = make_measure(functools.partial(measure, config))(model, evaluation_batches(test, 1000))
+    guesses, _ = classify(config, model, test.images)
+    real = splits.origin == "real"
+    print(f"\n{len(test.labels)} test pictures ({splits.origin}): accuracy {metrics['accuracy']:.4f}")
+    draw(run, test, guesses)
+    result = run.finish(
+        dataset="mnist" if real else "drawn digits",
+        data=splits.origin,
+        split=f"test, all {len(test.labels)}",
+        metrics=metrics,
+        published=PUBLISHED[config.order] if real else {},
+        examples=config.steps * config.batch_size,
+        seconds=seconds,
+        parameters=count_parameters(model),
+    )
+    print(f"{seconds:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}.")
+
+
+def classify(config: Config, model: SequenceClassifier, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The most probable class of each picture, and its probability."""
+    run = jax.jit(lambda parts, images: jax.nn.softmax(nnx.merge(*parts)(as_sequence(config, images))))
+    parts = nnx.split(model)
+    probabilities = np.concatenate([run(parts, images[start : start + 1000]) for start in range(0, len(images), 1000)])
+    return probabilities.argmax(-1), probabilities.max(-1)
+
+
+def draw(run: Run, test: LabelledImages, guesses: np.ndarray) -> None:
+    config: Any = run.config
+    title = f"{'MNIST' if find_mnist(config.data_dir) else 'Generated'} digits by {config.order}, {config.cell}"
+    run.figure("learning_curve", plots.learning_curve(run.history(), ["accuracy"], title))
+    wrong = np.flatnonzero(guesses != test.labels)[:24]
+    titles = [f"{test.labels[i]} read as {guesses[i]}" for i in wrong]
+    heading = f"{title}: {np.sum(guesses != test.labels)} of {len(guesses)} test pictures read wrongly"
+    run.figure("errors", plots.images([test.images[i] for i in wrong], titles, title=heading))
+
+
+def load(run: Run) -> tuple[SequenceClassifier, Splits]:
+    config: Any = run.config
+    model = build_model(config)
+    checkpoint.load_weights(run.weights, model)
+    return model, Splits(config)
+
+
+def evaluate(run: Run) -> None:
+    model, splits = load(run)
+    report(run, model, splits, json.loads((run.folder / "result.json").read_text())["seconds"])
+
+
+def predict(run: Run, inputs: list[str]) -> None:
+    model, splits = load(run)
+    test = splits["test"]
+    if not inputs or not all(text.isdigit() and int(text) < len(test.labels) for text in inputs):
+        raise ValueError(f"expected numbers of test pictures from 0 to {len(test.labels) - 1}, got {inputs}")
+    chosen = np.array([int(text) for text in inputs])
+    guesses, sure = classify(run.config, model, test.images[chosen])  # type: ignore[arg-type]
+    for number, guess, share in zip(chosen, guesses, sure, strict=True):
+        print(f"picture {number}: read as {guess} ({share:.1%}), is {test.labels[number]}")
+
+
+if __name__ == "__main__":
+    main("pixels", Config, train=train, evaluate=evaluate, predict=predict)

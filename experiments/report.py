@@ -1,0 +1,114 @@
+"""Makes experiments/RESULTS.md from the cards in experiments/results: ours beside the published figure.
+
+    python -m experiments.report                                            the table
+    python -m experiments.report --keep runs/addition/default --what lstm   also keeps that run's result.json as a card
+
+A card is `<task>-<dataset>-<what>-seed<N>.json`. Cards of the same task, data set and `what` are one row: mean, and standard
+deviation over seeds with their number. Generated data is refused.
+"""
+
+import collections
+import dataclasses
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+HEADER = (
+    "| task | data | what | split | metric | ours | published | seeds | training, s | hardware | command |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    keep: Path | None = None
+    """Folder of a run whose result.json becomes a card."""
+    what: str | None = None
+    """The part of the card's name that tells this kind of run from others on the same data."""
+    results: Path = FOLDER / "results"
+    """Folder of the cards."""
+
+
+def keep(run: Path, what: str, results: Path) -> Path:
+    """Copies a run's result.json to its card.
+
+    Raises:
+      FileNotFoundError: the run has no result.
+      ValueError: it was trained or scored on generated data.
+    """
+    path = run / "result.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected the result of a finished run, found none")
+    result = json.loads(path.read_text())
+    _check(result, str(path))
+    card = results / f"{result['experiment']}-{result['dataset']}-{what}-seed{result['seed']}.json"
+    results.mkdir(exist_ok=True)
+    card.write_text(path.read_text())
+    return card
+
+
+def table(results: Path) -> str:
+    """RESULTS.md from all cards of a folder.
+
+    Raises:
+      ValueError: a card of generated data.
+    """
+    rows = collections.defaultdict(list)
+    for path in sorted(results.glob("*.json")):
+        card = json.loads(path.read_text())
+        _check(card, str(path))
+        rows[path.stem.rsplit("-seed", 1)[0]].append(card)
+    lines = [line for name, cards in rows.items() for line in _lines(name, cards)]
+    made = f"Made by `python -m experiments.report` from the cards in `{results.name}/`; no figure is entered by hand.\n"
+    read = (
+        "Accuracies and error rates are fractions from 0 to 1; losses are nats. Mean over seeds, and standard deviation where "
+        "there is more than one. Seconds are those of training on the hardware named, compiling and validation included.\n"
+    )
+    return f"# Results\n\n{made}{read}\n{HEADER}" + "".join(lines)
+
+
+def _lines(name: str, cards: list[dict[str, Any]]) -> list[str]:
+    first = cards[0]
+    what = name.removeprefix(f"{first['experiment']}-{first['dataset']}-")
+    seconds = statistics.mean(card["seconds"] for card in cards)
+    source = first["published"].get("source", "")
+    lines = []
+    for metric in first["metrics"]:
+        ours = _spread([card["metrics"][metric] for card in cards])
+        published = f"{first['published'][metric]} ({source})" if metric in first["published"] else ""
+        cells = [first["experiment"], first["dataset"], what, first["split"], metric, ours, published]
+        cells += [", ".join(str(card["seed"]) for card in cards), f"{seconds:.0f}", first["device"], f"`{first['command']}`"]
+        lines.append("| " + " | ".join(cells) + " |\n")
+    return lines
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f} (n={len(values)})"
+
+
+def _check(result: dict[str, Any], where: str) -> None:
+    if result["data"] != "real":
+        raise ValueError(f"{where}: expected real data, got {result['data']}; such results are not kept")
+
+
+def main(config: Config) -> None:
+    if config.keep is not None:
+        if not config.what:
+            raise ValueError("what: expected a name for this kind of run with --keep, got none")
+        print(f"Kept {keep(config.keep, config.what, config.results)}")
+    path = config.results.parent / "RESULTS.md"
+    path.write_text(table(config.results))
+    print(f"Wrote {path}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    try:
+        main(tyro.cli(Config, prog="python -m experiments.report"))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"python -m experiments.report: {error}")

@@ -1,0 +1,1 @@
+"""Data: symbols, data sets and batches."""

@@ -1,0 +1,4 @@
+"""From a decoder step to symbols."""
+
+from s2s_jax.decoding.search import Found as Found
+from s2s_jax.decoding.search import greedy as greedy

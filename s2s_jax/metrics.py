@@ -1,0 +1,45 @@
+"""Metrics as sums and counts, so that batches of any size add up and padding biases nothing."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Mean(NamedTuple):
+    """A mean still in two parts: add the parts of several batches up, then divide."""
+
+    total: Float[Array, ""]
+    count: Float[Array, ""]
+
+    def __add__(self, other: "Mean") -> "Mean":  # type: ignore[override]
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def value(self) -> float:
+        """Total / count; nan where nothing was counted."""
+        return float(self.total) / float(self.count) if self.count else float("nan")
+
+
+def mean_over(values: Float[Array, "*N"], mask: Bool[Array, "*N"] | None = None) -> Mean:
+    """Sum and number of the values where `mask` is True."""
+    values = jnp.asarray(values, jnp.float32)
+    if mask is None:
+        return Mean(jnp.sum(values), jnp.float32(values.size))
+    if mask.shape != values.shape:
+        raise ValueError(f"mask: expected shape {values.shape}, got {mask.shape}")
+    return Mean(jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask, dtype=jnp.float32))
+
+
+def token_accuracy(predicted: Int[Array, "B T"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Mean:
+    """Share of valid positions where the predicted symbol is the target's: accuracy per symbol."""
+    return mean_over(predicted == targets, mask)
+
+
+def exact_match(
+    predicted: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    rows: Bool[Array, " B"] | None = None,
+) -> Mean:
+    """Share of rows whose valid positions are all right: accuracy per sequence. `rows` says which rows count."""
+    return mean_over(jnp.all((predicted == targets) | ~mask, axis=-1), rows)

@@ -1,0 +1,8 @@
+"""Flax NNX models."""
+
+from s2s_jax.models.classifier import SequenceClassifier as SequenceClassifier
+from s2s_jax.models.seq2seq import AutoregressiveDecoder as AutoregressiveDecoder
+from s2s_jax.models.seq2seq import Encoder as Encoder
+from s2s_jax.models.seq2seq import RepeatVectorDecoder as RepeatVectorDecoder
+from s2s_jax.models.seq2seq import Seq2Seq as Seq2Seq
+from s2s_jax.models.seq2seq import decoder_step as decoder_step

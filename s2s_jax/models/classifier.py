@@ -1,0 +1,86 @@
+"""One label for a whole sequence."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from s2s_jax import cells
+from s2s_jax.layers.recurrent import Recurrent
+from s2s_jax.layers.regularization import Dropout
+from s2s_jax.masks import length_mask
+from s2s_jax.types import Cell
+
+
+class SequenceClassifier(nnx.Module):
+    """Recurrent stack over [B, T, D], pooled over time, and one linear layer: logits [B, classes].
+
+    Args:
+      in_features, hidden_features, classes: D, H and the number of labels.
+      cell, num_layers, bidirectional, dropout, input_dropout, recurrent_dropout: see `Recurrent`; `dropout` also acts on
+        what is pooled.
+      pooling: "last", the output at the last valid step (of the backward direction: at the first), or "mean" over the
+        valid steps.
+      rngs: key `params` draws the parameters.
+
+    Raises:
+      ValueError: an unknown pooling.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        classes: int,
+        *,
+        cell: Cell = cells.lstm,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        pooling: str = "last",
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        if pooling not in ("last", "mean"):
+            raise ValueError(f'pooling: expected "last" or "mean", got {pooling!r}')
+        self.pooling = pooling
+        self.recurrent = Recurrent(
+            cell,
+            in_features,
+            hidden_features,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            rngs=rngs,
+        )
+        self.dropout = Dropout(dropout)
+        self.output = nnx.Linear(self.recurrent.out_features, classes, rngs=rngs)
+
+    def __call__(
+        self, xs: Float[Array, "B T D"], lengths: Int[Array, " B"] | None = None, *, key: Array | None = None
+    ) -> Float[Array, "B classes"]:
+        """Logits of each class; a key turns dropout on. A sequence of length 0 gives the bias of the last layer."""
+        key_recurrent, key_pooled = (None, None) if key is None else jax.random.split(key)
+        outputs, _ = self.recurrent(xs, lengths=lengths, key=key_recurrent)
+        pooled = self._mean(outputs, lengths) if self.pooling == "mean" else self._last(outputs, lengths)
+        return self.output(self.dropout(pooled, key=key_pooled))
+
+    def _mean(self, outputs: Array, lengths: Array | None) -> Array:
+        if lengths is None:
+            return outputs.mean(axis=1)
+        return outputs.sum(axis=1) / jnp.maximum(lengths, 1)[:, None].astype(outputs.dtype)
+
+    def _last(self, outputs: Array, lengths: Array | None) -> Array:
+        time = outputs.shape[1]
+        if lengths is None:
+            last = outputs[:, -1]
+        else:  # the outputs at one position of each row; exactly zero where a row has none
+            at_last = length_mask(lengths, time) & ~length_mask(lengths - 1, time)
+            last = jnp.sum(outputs * at_last[..., None], axis=1)
+        if len(self.recurrent.directions) == 1:
+            return last
+        features = self.recurrent.state_features
+        return jnp.concatenate([last[:, :features], outputs[:, 0, features:]], axis=-1)

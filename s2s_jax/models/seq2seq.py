@@ -1,0 +1,300 @@
+"""Encoder-decoder without attention, in its two classic forms.
+
+`AutoregressiveDecoder` starts from the encoder's final state and reads the symbol before (Sutskever et al., arXiv 1409.3215);
+`RepeatVectorDecoder` reads the encoder's final output at every step and no symbol at all (Keras' addition example).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from s2s_jax import cells
+from s2s_jax.layers.recurrent import Recurrent
+from s2s_jax.layers.regularization import Dropout
+from s2s_jax.masks import double_sequence
+from s2s_jax.types import Cell, Context, DecoderOutput, DecoderStep, Params, State
+
+
+class Encoded(NamedTuple):
+    """What a decoder starts from: `outputs` [B, S, F] and the final states, indexed by layer, then by direction."""
+
+    outputs: Float[Array, "B S F"]
+    states: Any
+    lengths: Int[Array, " B"] | None
+
+
+class Encoder(nnx.Module):
+    """Embedding and recurrent stack over source symbols.
+
+    Args:
+      vocabulary_size, embedding_features, hidden_features: V, E, H.
+      cell: of every layer.
+      num_layers, dropout, recurrent_dropout: see `Recurrent`; `dropout` is also that of the embeddings.
+      bidirectional: both directions; the final states of both are then summed up in the decoder's initial state.
+      reverse_source: reads from the last valid symbol to the first (Sutskever et al., section 3.3).
+      double_source: reads the source twice in a row (Zaremba & Sutskever, arXiv 1410.4615, section 3.3).
+      rngs: key `params` draws the parameters.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        embedding_features: int,
+        hidden_features: int,
+        *,
+        cell: Cell = cells.lstm,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        reverse_source: bool = False,
+        double_source: bool = False,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        self.double_source = double_source
+        self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs)
+        self.dropout = Dropout(dropout)
+        self.recurrent = Recurrent(
+            cell,
+            embedding_features,
+            hidden_features,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            reverse=reverse_source and not bidirectional,
+            merge="sum",
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, source: Int[Array, "B S"], lengths: Int[Array, " B"] | None = None, *, key: Array | None = None
+    ) -> Encoded:
+        """Encodes symbols [B, S]; a key turns dropout on."""
+        if self.double_source:
+            source, lengths = double_sequence(source, lengths)
+        key_embedding, key_recurrent = (None, None) if key is None else jax.random.split(key)
+        embedded = self.dropout(self.embedding(source), key=key_embedding)
+        outputs, states = self.recurrent(embedded, lengths=lengths, key=key_recurrent)
+        return Encoded(outputs, states, lengths)
+
+
+class AutoregressiveDecoder(nnx.Module):
+    """Reads the symbol before, starting from the encoder's final states with the start symbol; one context-free state.
+
+    Arguments as those of `Encoder`; as many layers, hidden features and the same cell as the encoder whose states it takes.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        embedding_features: int,
+        hidden_features: int,
+        *,
+        cell: Cell = cells.lstm,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs)
+        self.dropout = Dropout(dropout)
+        self.recurrent = Recurrent(
+            cell,
+            embedding_features,
+            hidden_features,
+            num_layers=num_layers,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            rngs=rngs,
+        )
+        self.output = nnx.Linear(self.recurrent.out_features, vocabulary_size, rngs=rngs)
+
+    def start(self, encoded: Encoded) -> tuple[Context, State]:
+        """Context and state before the first symbol: no context, and the encoder's final states, directions added up."""
+        return None, tuple((jax.tree.map(lambda *h: sum(h), *directions),) for directions in encoded.states)
+
+    def __call__(self, context: Context, state: State, tokens: Int[Array, "B T"], *, key: Array | None = None) -> DecoderOutput:
+        """Logits [B, T, V] for the symbols after each of `tokens`; a key turns dropout on."""
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        embedded = self.dropout(self.embedding(tokens), key=keys[0])
+        hidden, state = self.recurrent(embedded, state, key=keys[1])
+        return DecoderOutput(state, self.output(self.dropout(hidden, key=keys[2])), ())
+
+
+class RepeatVectorDecoder(nnx.Module):
+    """Reads the encoder's final output anew at each step, from a state of zeros. The tokens only say how many steps.
+
+    Arguments as those of `AutoregressiveDecoder`, and `context_features`, the width of the encoder's final output.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        context_features: int,
+        hidden_features: int,
+        *,
+        cell: Cell = cells.lstm,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        self.dropout = Dropout(dropout)
+        self.recurrent = Recurrent(
+            cell,
+            context_features,
+            hidden_features,
+            num_layers=num_layers,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            rngs=rngs,
+        )
+        self.output = nnx.Linear(self.recurrent.out_features, vocabulary_size, rngs=rngs)
+
+    def start(self, encoded: Encoded) -> tuple[Context, State]:
+        """Context, the hidden output of the encoder's last layer [B, H], and a state of zeros."""
+        summary = functools.reduce(jnp.add, [_hidden(state) for state in encoded.states[-1]])
+        return summary, self.recurrent.initial_states(summary.shape[0], summary.dtype)
+
+    def __call__(self, context: Context, state: State, tokens: Int[Array, "B T"], *, key: Array | None = None) -> DecoderOutput:
+        """Logits [B, T, V]; a key turns dropout on."""
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        batch_size, time = tokens.shape
+        repeated = jnp.broadcast_to(context[:, None], (batch_size, time, context.shape[-1]))
+        hidden, state = self.recurrent(self.dropout(repeated, key=keys[0]), state, key=keys[1])
+        return DecoderOutput(state, self.output(self.dropout(hidden, key=keys[2])), ())
+
+
+class Seq2Seq(nnx.Module):
+    """Encoder and decoder, trained together.
+
+    ```python
+    model = Seq2Seq(14, 14, embedding_features=32, hidden_features=128, rngs=nnx.Rngs(0))
+    logits = model(source, source_lengths, target_inputs)
+    ```
+
+    Args:
+      source_vocabulary_size, target_vocabulary_size: numbers of symbols, special ones included.
+      embedding_features, hidden_features: E and H of both sides.
+      decoder: "autoregressive" or "repeat_vector".
+      cell, num_layers, dropout, recurrent_dropout: of both sides.
+      bidirectional, reverse_source, double_source: of the encoder.
+      rngs: key `params` draws the parameters.
+
+    Raises:
+      ValueError: an unknown decoder.
+    """
+
+    def __init__(
+        self,
+        source_vocabulary_size: int,
+        target_vocabulary_size: int,
+        *,
+        embedding_features: int,
+        hidden_features: int,
+        decoder: str = "autoregressive",
+        cell: Cell = cells.lstm,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        reverse_source: bool = False,
+        double_source: bool = False,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        shared: dict[str, Any] = {
+            "cell": cell,
+            "num_layers": num_layers,
+            "dropout": dropout,
+            "recurrent_dropout": recurrent_dropout,
+            "rngs": rngs,
+        }
+        self.encoder = Encoder(
+            source_vocabulary_size,
+            embedding_features,
+            hidden_features,
+            bidirectional=bidirectional,
+            reverse_source=reverse_source,
+            double_source=double_source,
+            **shared,
+        )
+        if decoder == "autoregressive":
+            self.decoder = AutoregressiveDecoder(target_vocabulary_size, embedding_features, hidden_features, **shared)
+        elif decoder == "repeat_vector":
+            features = self.encoder.recurrent.out_features
+            self.decoder = RepeatVectorDecoder(target_vocabulary_size, features, hidden_features, **shared)
+        else:
+            raise ValueError(f'decoder: expected "autoregressive" or "repeat_vector", got {decoder!r}')
+
+    def start(
+        self, source: Int[Array, "B S"], lengths: Int[Array, " B"] | None = None, *, key: Array | None = None
+    ) -> tuple[Context, State]:
+        """Reads the source and returns the decoder's context and its state before the first symbol."""
+        return self.decoder.start(self.encoder(source, lengths, key=key))
+
+    def __call__(
+        self,
+        source: Int[Array, "B S"],
+        source_lengths: Int[Array, " B"] | None,
+        target_inputs: Int[Array, "B T"],
+        *,
+        key: Array | None = None,
+        teacher_forcing: float = 1.0,
+    ) -> Float[Array, "B T V"]:
+        """Logits for the symbol after each of `target_inputs` (start symbol first).
+
+        Args:
+          source, source_lengths: symbols [B, S] and how many of each row are valid; None for all.
+          target_inputs: the target shifted right by one.
+          key: turns dropout on, and draws which inputs are the model's own when `teacher_forcing` is below 1.
+          teacher_forcing: probability, for each row and step by itself, of reading the true symbol before; otherwise the
+            model's most probable one is read (scheduled sampling, Bengio et al., arXiv 1506.03099). The decoder then goes
+            step by step, and all its dropout masks are constant in time.
+
+        Raises:
+          ValueError: `teacher_forcing` outside 0..1, or below 1 without a key.
+        """
+        if not 0 <= teacher_forcing <= 1:
+            raise ValueError(f"teacher_forcing: expected a probability, got {teacher_forcing}")
+        key_encoder, key_decoder, key_choice = (None,) * 3 if key is None else jax.random.split(key, 3)
+        context, state = self.start(source, source_lengths, key=key_encoder)
+        if teacher_forcing == 1:
+            return self.decoder(context, state, target_inputs, key=key_decoder).logits
+        if key_decoder is None or key_choice is None:
+            raise ValueError("key: expected one with teacher_forcing below 1, got None")
+        truth = jax.random.bernoulli(key_choice, teacher_forcing, target_inputs.shape).at[:, :1].set(True)
+
+        def advance(carry: tuple[State, Array], at: tuple[Array, Array]) -> tuple[tuple[State, Array], Array]:
+            state, own = carry
+            true_token, choose = at
+            # The same key at each step, as the recurrent masks have to be constant in time.
+            state, logits, _ = self.decoder(context, state, jnp.where(choose, true_token, own)[:, None], key=key_decoder)
+            return (state, jnp.argmax(logits[:, 0], axis=-1).astype(own.dtype)), logits[:, 0]
+
+        _, logits = jax.lax.scan(advance, (state, target_inputs[:, 0]), (target_inputs.T, truth.T))
+        return jnp.swapaxes(logits, 0, 1)
+
+
+def decoder_step(model: Seq2Seq) -> tuple[DecoderStep, Params]:
+    """A model's decoder as a `DecoderStep` and the parameters that go with it, for `s2s_jax.decoding`.
+
+    A step is the decoder's own call on a sequence of length one, so that search and training cannot differ.
+    """
+    graphdef, params = nnx.split(model.decoder)
+
+    def step(params: Params, context: Context, state: State, tokens: Int[Array, " B"]) -> DecoderOutput:
+        decoder = nnx.merge(graphdef, params, copy=True)
+        state, logits, aux = decoder(context, state, tokens[:, None])
+        return DecoderOutput(state, logits[:, 0], aux)
+
+    return step, params
+
+
+def _hidden(state: State) -> Array:
+    """What a state shows to the outside: `h` of an LSTM; the state itself where it is one array."""
+    return state.h if hasattr(state, "h") else state

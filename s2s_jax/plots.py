@@ -1,0 +1,75 @@
+"""Figures. Each function returns a matplotlib figure; the caller saves it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def learning_curve(history: Sequence[dict[str, float]], metrics: Sequence[str], title: str) -> Any:
+    """Training loss (logarithmic), and below it validation metrics, against the step.
+
+    Args:
+      history: lines of metrics.jsonl; see `Run.history`.
+      metrics: names of the validation metrics to draw, fractions from 0 to 1.
+      title: over the figure.
+    """
+    figure, (above, below) = _pyplot().subplots(2, 1, sharex=True, figsize=(7, 5.5), layout="constrained")
+    steps, losses = _series(history, "train/loss")
+    above.plot(steps, losses, color="tab:gray", label="training")
+    validation_steps, validation_losses = _series(history, "validation/loss")
+    if validation_steps:
+        above.plot(validation_steps, validation_losses, marker="o", markersize=3, color="tab:blue", label="validation")
+    above.set(yscale="log", ylabel="loss (nats)", title=title)
+    above.legend(frameon=False)
+    for name in metrics:
+        steps, values = _series(history, f"validation/{name}")
+        below.plot(steps, values, marker="o", markersize=3, label=name.replace("_", " "))
+    below.set(xlabel="step", ylabel="validation, fraction", ylim=(None, 1.005))
+    below.legend(frameon=False, loc="lower right")
+    _quiet(above, below)
+    return figure
+
+
+def bars(labels: Sequence[str], values: Sequence[float], *, xlabel: str, ylabel: str, title: str) -> Any:
+    """A bar for each label, with its value written over it; values are fractions from 0 to 1."""
+    figure, axes = _pyplot().subplots(figsize=(max(4.0, 0.9 * len(labels) + 2), 3.6), layout="constrained")
+    drawn = axes.bar(labels, values, color="tab:blue", width=0.6)
+    axes.bar_label(drawn, [f"{value:.1%}" for value in values], padding=2)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, 1.12))
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    _quiet(axes)
+    return figure
+
+
+def images(pictures: Sequence[Any], titles: Sequence[str], *, title: str, columns: int = 8) -> Any:
+    """Grey pictures [H, W] in rows, each with a title of its own."""
+    rows = max(1, -(-len(pictures) // columns))
+    figure, axes = _pyplot().subplots(
+        rows, columns, figsize=(1.15 * columns, 1.4 * rows + 0.5), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, picture, text in zip(axes.flat, pictures, titles, strict=False):
+        axis.imshow(picture, cmap="gray_r", interpolation="nearest")
+        axis.set_title(text, fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
+def _series(history: Sequence[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    points = [(line["step"], line[name]) for line in history if name in line]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _quiet(*axes: Any) -> None:
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.3)
+
+
+def _pyplot() -> Any:
+    import matplotlib  # when first used: slow to import
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

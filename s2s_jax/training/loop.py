@@ -1,0 +1,185 @@
+"""The training loop: a jitted step, evaluation on whole splits, and what is written on the way."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from s2s_jax.metrics import Mean
+from s2s_jax.training.run import Progress, Run
+from s2s_jax.training.state import TrainState, initial_train_state, model_of
+
+Batch = Any  # a pytree of arrays with a leading batch axis
+Metrics = dict[str, Mean]
+Loss = Callable[[Any, Batch, Array], tuple[Array, Metrics]]  # (model, batch, key) -> (loss, metrics)
+Measure = Callable[[Any, Batch], Metrics]  # (model, batch) -> metrics
+
+
+class Trained(NamedTuple):
+    """The model after the last step, and the seconds that all steps took, with compiling, evaluation and checkpoints."""
+
+    model: Any
+    state: TrainState
+    seconds: float
+
+
+def make_train_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, loss: Loss) -> Callable[..., Any]:
+    """Jitted `(state, totals, batch, seed) -> (state, totals)`; the old state and totals are given up to the new ones.
+
+    `totals` holds the metrics added up since it was last emptied ({} to begin with); the loss is among them.
+    """
+
+    def step(state: TrainState, totals: Metrics, batch: Batch, seed: Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def run(params: nnx.State) -> tuple[Array, tuple[Metrics, nnx.State]]:
+            model = nnx.merge(graphdef, params, state.rest, copy=True)
+            value, metrics = loss(model, batch, key)
+            return value, (metrics, nnx.state(model, nnx.Not(nnx.Param)))
+
+        (_, (metrics, rest)), gradients = jax.value_and_grad(run, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        state = TrainState(state.step + 1, params, rest, opt_state)
+        metrics = {**metrics, "gradient_norm": Mean(optax.tree.norm(gradients), jnp.float32(1))}
+        return state, add_metrics(totals, metrics)
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def make_measure(measure: Measure) -> Callable[[Any, Iterable[Batch]], dict[str, float]]:
+    """`(model, batches) -> {name: value}` over all batches of a split, jitted once for each shape."""
+
+    @jax.jit
+    def add(graphdef_and_state: tuple[nnx.GraphDef, nnx.State], totals: Metrics, batch: Batch) -> Metrics:
+        return add_metrics(totals, measure(nnx.merge(*graphdef_and_state, copy=True), batch))
+
+    def over(model: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        totals: Metrics = {}
+        parts = nnx.split(model)
+        for batch in batches:
+            totals = add(parts, totals, batch)
+        return {name: mean.value() for name, mean in totals.items()}
+
+    return over
+
+
+def fit(
+    model: nnx.Module,
+    loss: Loss,
+    batches: Callable[[int], Batch],
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    seed: int = 0,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+    run: Run | None = None,
+    checkpoint_every: int = 0,
+    log_every: int = 100,
+) -> Trained:
+    """Trains `model` for `steps` steps of `optimizer` on `loss`.
+
+    Args:
+      model: where training starts; it is not changed.
+      loss: `(model, batch, key) -> (scalar, metrics)`; the key is a function of `seed` and the step.
+      batches: the batch of each step, a pure function of the step, so that a run can go on anywhere.
+      optimizer: any optax transformation; clipping and schedule are part of it.
+      steps: how many steps the whole run has.
+      seed: of the keys.
+      evaluate: `model -> {name: value}`, every `evaluate_every` steps and after the last.
+      run: the folder of the run: its logs are written, and where it holds a checkpoint training goes on from there.
+      checkpoint_every: steps between two checkpoints; the last step has one as well. 0 for none.
+      log_every: steps between two lines of the log.
+
+    Raises:
+      ValueError: the run's checkpoint is of another model.
+      KeyboardInterrupt: after the state was saved.
+    """
+    began = time.perf_counter()
+    graphdef, state = initial_train_state(model, optimizer)
+    before = 0.0  # seconds that earlier sittings of this run took
+    checkpoints = run.checkpoints() if run is not None and checkpoint_every else None
+    if checkpoints is not None:
+        restored = checkpoints.restore_latest({"state": state, "seconds": jnp.float32(0)})
+        if restored is not None:
+            state, before = restored["state"], float(restored["seconds"])
+    # The step gives its state up, and the model's own arrays must outlive that.
+    state = jax.tree.map(jnp.copy, state)
+    train_step = make_train_step(graphdef, optimizer, loss)
+    seed_array = jnp.uint32(seed)
+    totals: Metrics = {}
+    done = int(state.step)
+
+    def seconds() -> float:
+        return before + time.perf_counter() - began
+
+    def save() -> None:
+        if checkpoints is not None:
+            checkpoints.save(done, {"state": state, "seconds": jnp.float32(seconds())})
+
+    with Progress(steps, done) as progress, _interrupts() as interrupted:
+        if done:
+            progress.say(f"Goes on from the checkpoint of step {done}.")
+        while done < steps and not interrupted:
+            state, totals = train_step(state, totals, batches(done), seed_array)
+            done += 1
+            last = done == steps
+            if last or done % log_every == 0:
+                values = {f"train/{name}": mean.value() for name, mean in totals.items()}
+                totals = {}
+                progress.show(done, values["train/loss"])
+                if run is not None:
+                    run.log(done, {**values, "seconds": seconds()})
+            if evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0)):
+                values = {f"validation/{name}": value for name, value in evaluate(model_of(graphdef, state)).items()}
+                progress.say(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+                if run is not None:
+                    run.log(done, {**values, "seconds": seconds()})
+            if checkpoint_every and (last or done % checkpoint_every == 0):
+                save()
+        if done < steps:
+            save()
+            if checkpoints is not None:
+                progress.say(f"Stopped at step {done} and saved. The same command goes on from there.")
+    if checkpoints is not None:
+        checkpoints.close()
+    if done < steps:
+        raise KeyboardInterrupt
+    return Trained(model_of(graphdef, state), state, seconds())
+
+
+def add_metrics(totals: Metrics, metrics: Metrics) -> Metrics:
+    """The sums and counts of both; names that only `metrics` has are taken as they are."""
+    return {name: totals[name] + mean if name in totals else mean for name, mean in metrics.items()}
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects Ctrl-C instead of raising it, so that a step in progress ends and its state can be saved.
+
+    A second Ctrl-C raises at once.
+    """
+    caught: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield caught
+        return
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, previous)

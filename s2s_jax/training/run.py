@@ -1,0 +1,289 @@
+"""A run: its folder, its logs, its result, and the command line that all experiments share."""
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+COMMANDS = ("train", "evaluate", "predict")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Flags that every experiment has."""
+
+    steps: int
+    """Steps of training."""
+    seed: int = 0
+    """Draws weights, batches and dropout."""
+    name: str = "default"
+    """Name of the run: its folder is RUNS_DIR/TASK/NAME."""
+    runs_dir: Path = Path("runs")
+    """Where the runs are."""
+    data_dir: Path | None = None
+    """Folder of the real data; the variable S2S_DATA_DIR if not given."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """Which finished run to evaluate or to predict with."""
+
+    name: str = "default"
+    """Name of the run."""
+    runs_dir: Path = Path("runs")
+    """Where the runs are."""
+    data_dir: Path | None = None
+    """Folder of the real data, if it moved since training."""
+
+
+class Run:
+    """A folder `runs/<task>/<name>/`: config.json, checkpoints/, metrics.jsonl, figures/, weights.safetensors, result.json."""
+
+    def __init__(self, task: str, config: RunConfig):
+        self.task = task
+        self.config = config
+        self.folder = config.runs_dir / task / config.name
+        self._board: Any = None
+
+    @classmethod
+    def begin(cls, task: str, config: RunConfig) -> "Run":
+        """Makes the folder, or goes on in it.
+
+        Raises:
+          ValueError: it holds a run of another configuration.
+        """
+        run = cls(task, config)
+        path = run.folder / "config.json"
+        wanted = _as_json(config)
+        if path.exists():
+            there = json.loads(path.read_text())
+            different = [name for name in wanted | there if wanted.get(name) != there.get(name) and name not in _PLACES]
+            if different:
+                changes = ", ".join(f"{name} {there.get(name)} (now {wanted.get(name)})" for name in different)
+                raise ValueError(
+                    f"{run.folder} holds a run with {changes}. Give this one another --name, or delete that folder."
+                )
+        run.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(wanted, indent=2) + "\n")
+        return run
+
+    @classmethod
+    def finished(cls, task: str, config_type: type[RunConfig], where: FinishedRun) -> "Run":
+        """The run of that name, with the configuration that it was trained with.
+
+        Raises:
+          FileNotFoundError: there is none that has finished.
+        """
+        folder = where.runs_dir / task / where.name
+        if not (folder / "weights.safetensors").exists():
+            raise FileNotFoundError(f"{folder}: expected a finished run with weights.safetensors, found none; train it first")
+        values = json.loads((folder / "config.json").read_text())
+        values |= {"runs_dir": where.runs_dir, "name": where.name}
+        values["data_dir"] = where.data_dir or (Path(values["data_dir"]) if values["data_dir"] else None)
+        return cls(task, config_type(**values))
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.safetensors"
+
+    def checkpoints(self) -> Any:
+        """The run's `Checkpoints`."""
+        from s2s_jax.training.checkpoint import Checkpoints
+
+        return Checkpoints(self.folder / "checkpoints")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Appends a line to metrics.jsonl, and to the TensorBoard log where tensorboardX is installed."""
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._board is None:
+            try:
+                from tensorboardX import SummaryWriter
+
+                self._board = SummaryWriter(str(self.folder / "tensorboard"))
+            except ImportError:
+                self._board = False
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def history(self) -> list[dict[str, float]]:
+        """All lines of metrics.jsonl; of two for the same step and names, the later one counts."""
+        path = self.folder / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return list({(line["step"], tuple(line)): line for line in lines}.values())
+
+    def figure(self, name: str, figure: Any) -> Path:
+        """Writes a matplotlib figure to figures/<name>.png."""
+        path = self.folder / "figures" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        return path
+
+    def finish(
+        self,
+        *,
+        dataset: str,
+        data: str,
+        split: str,
+        metrics: dict[str, float],
+        published: dict[str, Any],
+        examples: int,
+        seconds: float,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Writes result.json. `data` is "real" or "generated"; `seconds` those of training, compiling included."""
+        path = self.folder / "result.json"
+        reads = json.loads(path.read_text()).get("test_reads", 0) if path.exists() else 0
+        result = {
+            "experiment": self.task,
+            "dataset": dataset,
+            "data": data,
+            "split": split,
+            "metrics": metrics,
+            "published": published,
+            "seed": self.config.seed,
+            "steps": self.config.steps,
+            "examples": examples,
+            "seconds": round(seconds, 1),
+            "test_reads": reads + 1,
+            "device": describe_device(),
+            "versions": _versions(),
+            "command": " ".join(["python -m", f"experiments.{self.task}", *sys.argv[1:]]),
+            **more,
+        }
+        path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        return result
+
+
+class Progress:
+    """A bar with loss, rate and time left on a terminal that has rich; elsewhere a line now and then."""
+
+    def __init__(self, steps: int, done: int = 0, seconds_between_lines: float = 10.0):
+        self._steps = steps
+        self._done_before = done
+        self._began = self._said = time.perf_counter()
+        self._between = seconds_between_lines
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stdout.isatty():
+            try:
+                from rich import progress
+            except ImportError:
+                return self
+            columns = ("step {task.completed}/{task.total}", "loss {task.fields[loss]}", "{task.fields[rate]} steps/s")
+            self._bar = progress.Progress(
+                progress.BarColumn(), *columns, progress.TimeElapsedColumn(), "left", progress.TimeRemainingColumn()
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._steps, completed=self._done_before, loss="", rate="")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, done: int, loss: float) -> None:
+        """Tells how many steps are done and the mean loss since the last call."""
+        now = time.perf_counter()
+        rate = (done - self._done_before) / (now - self._began)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, loss=f"{loss:.4f}", rate=f"{rate:.1f}")
+        elif now - self._said >= self._between or done == self._steps:
+            self._said = now
+            left = (self._steps - done) / rate
+            print(f"step {done}/{self._steps}  loss {loss:.4f}  {rate:.1f} steps/s  {left:.0f} s left", flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, flush=True)
+
+
+def main(
+    task: str,
+    config_type: type[RunConfig],
+    *,
+    train: Callable[[Run], None],
+    evaluate: Callable[[Run], None],
+    predict: Callable[[Run, list[str]], None],
+    arguments: list[str] | None = None,
+) -> None:
+    """`[train|evaluate|predict] [--flags]`; train if nothing is said. `predict` takes its inputs before the flags."""
+    import tyro
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in COMMANDS else ("train", arguments)
+    program = f"python -m experiments.{task}"
+    try:
+        if command == "train":
+            description = f"Also: {program} evaluate, {program} predict (each has its own --help)."
+            config = tyro.cli(config_type, args=rest, prog=program, description=description)
+            train(Run.begin(task, config))
+            return
+        inputs = []
+        while rest and not rest[0].startswith("--"):
+            inputs.append(rest.pop(0))
+        run = Run.finished(task, config_type, tyro.cli(FinishedRun, args=rest, prog=f"{program} {command}"))
+        if command == "predict":
+            predict(run, inputs)
+        else:
+            evaluate(run)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"{program}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def summary(model: Any) -> str:
+    """The parameters of a model, a line each: name, shape, number; and their sum."""
+    from s2s_jax.training.checkpoint import named_variables
+
+    rows = [(name, variable[...].shape) for name, variable in named_variables(model).items()]
+    width = max(len(name) for name, _ in rows)
+    size = {name: int(jax.numpy.prod(jax.numpy.array(shape))) for name, shape in rows}
+    lines = [f"{name:<{width}}  {shape!s:<14} {size[name]:>10,}" for name, shape in rows]
+    return "\n".join([*lines, f"{'parameters':<{width}}  {'':<14} {sum(size.values()):>10,}"])
+
+
+def describe_device() -> str:
+    """What the run ran on: platform, kind, number of devices or cores."""
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return f"{len(devices)} x {devices[0].device_kind}"
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"cpu, {cores} cores, {model}"
+
+
+# Where a run is or finds its data may change without making it another run.
+_PLACES = ("runs_dir", "data_dir", "checkpoint_every")
+
+
+def _as_json(config: RunConfig) -> dict[str, Any]:
+    values = dataclasses.asdict(config)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("s2s-jax", "jax", "flax", "optax", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,0 +1,45 @@
+"""Settings of the whole test run: eight virtual CPU devices, Keras on JAX, float64 on request, what may be skipped."""
+
+import os
+
+# Before the first import of jax or keras; both read them once.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["KERAS_BACKEND"] = "jax"
+
+import hypothesis
+import jax
+import pytest
+
+# The same examples in every run, and no folder of examples left behind.
+hypothesis.settings.register_profile("s2s_jax", deadline=None, derandomize=True, database=None, max_examples=25)
+hypothesis.settings.load_profile("s2s_jax")
+
+
+def pytest_collection_modifyitems(items):
+    if jax.default_backend() == "cpu":
+        for item in items:
+            if item.get_closest_marker("accelerator"):
+                item.add_marker(pytest.mark.skip(reason="there is no accelerator"))
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu(request):
+    """The tolerances are those of a CPU; only tests marked `accelerator` run elsewhere."""
+    if jax.default_backend() == "cpu" or request.node.get_closest_marker("accelerator"):
+        yield
+    else:
+        with jax.default_device(jax.devices("cpu")[0]):
+            yield
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    """Name of the floating dtype to compute in; float64 is switched on for the test."""
+    with jax.enable_x64(request.param == "float64"):
+        yield request.param
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield "float64"
