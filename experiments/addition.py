@@ -16,6 +16,7 @@ true sum's, end symbol included, in the same decoding. There is no stand-in here
 import dataclasses
 import functools
 import json
+import math
 from typing import Any, Literal
 
 import jax
@@ -96,15 +97,15 @@ class Sums:
         self.source_alphabet = Characters("0123" if self.paired else "01+" if binary else "0123456789+")
         self.target_alphabet = Characters("01" if binary else "0123456789")
         self.held_out = 0.5 if binary else 0.1
-        self.source_length = self.digits if self.paired else 2 * self.digits + 1
-        self.target_length = self.digits + 2  # a digit more than the longer number, and the end symbol
+        if self.base**self.digits <= 2**10:  # few enough pairs to hold out that share of them to the pair
+            a, b = np.triu_indices(self.base**self.digits)
+            self.held_out = float(np.quantile(_hashed(a, b), self.held_out))
+        self.validation_below = self.held_out + 0.02 * (1 - self.held_out)  # one in fifty of the others
 
     def split_of(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """0 train, 1 validation, 2 test: a hash of the unordered pair, so that a+b and b+a are on one side."""
-        low, high = np.minimum(a, b).astype(np.uint64), np.maximum(a, b).astype(np.uint64)
-        share = _mixed(_mixed(high ^ _mixed(np.array([SPLIT_SEED], np.uint64))) + low) / 2.0**64
-        # Validation sums come out of the training part, one in fifty.
-        return np.where(share < self.held_out, 2, np.where(share < self.held_out + 0.02 * (1 - self.held_out), 1, 0))
+        share = _hashed(a, b)
+        return np.where(share < self.held_out, 2, np.where(share < self.validation_below, 1, 0))
 
     def draw(
         self, rng: np.random.Generator, split: int, count: int, digits: int | None = None
@@ -131,16 +132,17 @@ class Sums:
         first = np.sort(first)[:count]
         return a[first], b[first]
 
-    def encode(self, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
-        """Source symbols and lengths, and target symbols with their end symbol, padded on the right."""
+    def encode(self, a: np.ndarray, b: np.ndarray, digits: int | None = None) -> dict[str, np.ndarray]:
+        """Source symbols and lengths, and target symbols with their end symbol, padded on the right for `digits` digits."""
+        digits = digits or self.digits
         width_a, width_b = self._width(a), self._width(b)
         first = END + 1  # the symbol of digit 0
         if self.paired:
-            t = np.arange(self.source_length)
+            t = np.arange(digits)
             source = 2 * self._digit(a, width_a, t) + self._digit(b, width_b, t) + first
             lengths = width_a
         else:
-            t = np.arange(self.source_length)
+            t = np.arange(2 * digits + 1)
             digits_a = self._digit(a, width_a, t)
             digits_b = self._digit(b, width_b, t - width_a[:, None] - 1)
             lengths = width_a + 1 + width_b
@@ -149,7 +151,7 @@ class Sums:
             source = np.where(t < lengths[:, None], source, PAD)
         total = a + b
         width = np.full_like(total, self.digits + 1) if self.fixed_width else self._width(total)
-        t = np.arange(self.target_length)
+        t = np.arange(digits + 2)  # a digit more than the longer number, and the end symbol
         target = np.where(t < width[:, None], self._digit(total, width, t) + first, PAD)
         target = np.where(t == width[:, None], END, target)
         return {
@@ -185,6 +187,12 @@ class Sums:
         return number[:, None] // self.base**place % self.base
 
 
+def _hashed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each unordered pair."""
+    low, high = np.minimum(a, b).astype(np.uint64), np.maximum(a, b).astype(np.uint64)
+    return _mixed(_mixed(high ^ _mixed(np.array([SPLIT_SEED], np.uint64))) + low) / 2.0**64
+
+
 def _mixed(x: np.ndarray) -> np.ndarray:
     """A hash of 64 bits in which every bit of the input moves every bit of the output (splitmix64, Steele et al. 2014)."""
     with np.errstate(over="ignore"):
@@ -198,14 +206,14 @@ def training_batch(config: Config, sums: Sums, step: int) -> dict[str, np.ndarra
     """The batch of a step: half of it uniform over all pairs, half with the number of digits drawn first."""
     rng = np.random.default_rng((config.seed, step))
     grown = 1.0 if not config.curriculum else min(1.0, step / (config.curriculum * config.steps))
-    longest = max(1, round(grown * sums.digits))
+    longest = sums.digits if sums.fixed_width else max(1, math.ceil(grown * sums.digits))
     half = config.batch_size // 2
     a, b = sums.draw(rng, 0, config.batch_size - half, longest)
     if sums.fixed_width:
         short_a, short_b = sums.draw(rng, 0, half)
     else:
         short_a, short_b = sums.draw(rng, 0, half, int(rng.integers(1, longest + 1)))
-    return sums.encode(np.concatenate([a, short_a]), np.concatenate([b, short_b]))
+    return sums.encode(np.concatenate([a, short_a]), np.concatenate([b, short_b]), longest)
 
 
 def build_model(config: Config, sums: Sums) -> Seq2Seq:
@@ -296,7 +304,7 @@ def report(run: Run, model: Seq2Seq, seconds: float) -> None:
     result = run.finish(
         dataset=f"{config.task}{config.digits}",
         data="real",
-        split=f"test: {len(a)} different unordered pairs that were never trained on, uniform over all such pairs",
+        split=f"test: {len(a)} pairs never trained on, uniform over all such pairs",
         metrics=metrics,
         published=PUBLISHED.get(config.task, {}).get(config.digits, {}),
         examples=config.steps * config.batch_size,
@@ -320,7 +328,7 @@ def examples(sums: Sums, model: Seq2Seq, a: np.ndarray, b: np.ndarray) -> list[s
         question = f"{sums.write(int(x), sums.digits)}+{sums.write(int(y), sums.digits)}"
         truth, answer = sums.write(int(x + y), sums.digits + 1), sums.target_alphabet.decode(tokens)
         verdict = "right" if answer == truth else f"WRONG, it is {truth}"
-        lines.append(f"{question:>{sums.source_length + 2}} = {answer:<{sums.target_length}} {verdict}")
+        lines.append(f"{question:>{2 * sums.digits + 1}} = {answer:<{sums.digits + 1}} {verdict}")
     return lines
 
 
@@ -329,7 +337,7 @@ def by_digits(sums: Sums, model: Seq2Seq, each: int = 200) -> dict[int, float]:
     values = {}
     for digits in range(1, sums.digits + 1):
         rng = np.random.default_rng(digits)
-        a, b = sums.draw(rng, 2, 40 * each if digits < sums.digits else 2 * each, digits)
+        a, b = sums.draw(rng, 2, 4 * each, digits)
         chosen = np.flatnonzero(np.maximum(a, b) >= (sums.base ** (digits - 1) if digits > 1 else 0))
         pairs = np.unique(np.stack([a[chosen], b[chosen]]), axis=1)
         pairs = pairs[:, rng.permutation(pairs.shape[1])[:each]]

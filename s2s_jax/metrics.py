@@ -1,6 +1,6 @@
 """Metrics as sums and counts, so that batches of any size add up and padding biases nothing."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 class Mean(NamedTuple):
     """A mean still in two parts: add the parts of several batches up, then divide."""
 
-    total: Float[Array, ""]
-    count: Float[Array, ""]
+    total: Any  # a scalar: of JAX, or Python's own
+    count: Any
 
     def __add__(self, other: "Mean") -> "Mean":  # type: ignore[override]
         return Mean(self.total + other.total, self.count + other.count)

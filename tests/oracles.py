@@ -150,7 +150,6 @@ def _keras_layer(keras, cell, params, xs, state, lengths, weights, reverse) -> A
     mask = None if lengths is None else jnp.arange(xs.shape[1])[None] < jnp.asarray(lengths)[:, None]
     rest = [variable.value for variable in layer.non_trainable_variables]
 
-    @jax.jit
     def loss(params, xs, state):
         start = list(state) if isinstance(state, LSTMState) else [state]
         (outputs, *end), _ = layer.stateless_call(
@@ -161,7 +160,7 @@ def _keras_layer(keras, cell, params, xs, state, lengths, weights, reverse) -> A
         return weighted_sum(done, weights), done
 
     args = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, xs, state))
-    gradients, done = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*args)
+    gradients, done = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*args)
     return jax.tree.map(np.asarray, Answer(done, Gradients(*gradients)))
 
 

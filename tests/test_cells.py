@@ -1,8 +1,10 @@
 """Each cell and each option against implementations that are not ours, and what their initialisers draw."""
 
 import functools
+import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,6 +25,7 @@ ONNX = (
 forward_and_reverse = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
 
+@functools.cache
 def drawn(name, reverse, seed=0):
     """A sample of drawn shape. Seeded by the case, so that all oracles of one case share what is compiled."""
     rng = np.random.default_rng([sorted(LIBRARY_CELLS).index(name), reverse, seed])
@@ -87,9 +90,190 @@ def test_agrees_with_the_plain_equations(name, reverse, dtype):
 
 @pytest.mark.parametrize("name", ["rnn", "lstm", "lstm_everything", "gru", "gru_before"])
 def test_recurrent_dropout_mask_scales_h_in_the_matrix_product_only(name, dtype):
-    given = drawn(name, reverse=False, seed=1)
+    given = drawn(name, False, 1)
     features = given.params.u.shape[0]
     mask = 1.5 * np.random.default_rng(0).integers(0, 2, (len(given.xs), features)).astype(np.float32)
     want = oracles.plain(given.cell, *given[1:5], mask=mask)
     gradients = oracles.plain_gradients(given.cell, *given[1:6], mask=mask)
     assert_close(run(given._replace(context=mask), dtype), (want, gradients), TOLERANCE[dtype])
+
+
+def test_bias_inside_the_reset_gate_is_no_second_input_bias():
+    """Flax 0.12.8: `nnx.GRUCell` has dense_i.kernel, dense_i.bias and dense_h.kernel alone, nothing to put `b_n` in."""
+    given = drawn("gru", False)
+    features = len(given.params.b_n)
+    moved = given.params.b.copy()
+    moved[2 * features :] += given.params.b_n
+    outside = run(given._replace(params=given.params._replace(b=moved, b_n=np.zeros_like(given.params.b_n))))[0]
+    inside, gradients = ours("gru", False, "float32")
+    assert np.abs(inside.outputs - outside.outputs).max() > 1e-2
+    assert np.all(gradients.params.b_n != 0)
+
+
+def test_bias_inside_the_reset_gate_is_unused_with_reset_before():
+    given = drawn("gru_before", False)
+    assert np.all(given.params.b_n != 0)
+    done, gradients = ours("gru_before", False, "float32")
+    without = run(given._replace(params=given.params._replace(b_n=np.zeros_like(given.params.b_n))))[0]
+    np.testing.assert_array_equal(done.outputs, without.outputs)
+    np.testing.assert_array_equal(gradients.params.b_n, 0)
+
+
+def test_activation_may_be_any_function():
+    given = drawn("rnn", False)
+    cell = cells.make_rnn(activation=jnp.sin)
+    done, _ = run(given._replace(cell=cell, lengths=None))
+    h = given.state
+    for t in range(given.xs.shape[1]):
+        h = np.sin(given.xs[:, t] @ given.params.w + h @ given.params.u + given.params.b)
+        assert_close(done.outputs[:, t], h, TOLERANCE["float32"])
+
+
+# What the initialisers draw ---------------------------------------------------------------------------------------------
+
+
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+FACTORIES = {"rnn": cells.make_rnn, "lstm": cells.make_lstm, "gru": cells.make_gru}
+families = pytest.mark.parametrize("family", FACTORIES)
+
+
+def init(cell, in_features=8, hidden_features=16, seed=0):
+    return jax.tree.map(np.asarray, cell.init(jax.random.key(seed), in_features, hidden_features))
+
+
+@families
+@pytest.mark.parametrize("field", ["w", "u"])
+def test_orthogonal_gate_by_gate(family, field):
+    """Flax 0.12.8: the singular values of a gate's block of `nnx.OptimizedLSTMCell(2, 256)` lie between 0.0001 and 0.87."""
+    params = init(FACTORIES[family](kernel_init="orthogonal", recurrent_init="orthogonal"))
+    blocks = np.split(getattr(params, field), GATES[family], axis=1)
+    for block in blocks:
+        np.testing.assert_allclose(np.linalg.svd(block, compute_uv=False), 1, atol=1e-5)
+    assert all(np.abs(a - b).max() > 0.1 for a, b in itertools.combinations(blocks, 2))
+
+
+def test_orthogonal_gate_by_gate_with_a_projection():
+    for block in np.split(init(cells.make_lstm(projection=5)).u, 4, axis=1):
+        np.testing.assert_allclose(block @ block.T, np.eye(5), atol=1e-5)
+
+
+@families
+def test_uniform_within_one_over_root_hidden(family):
+    options = {"kernel_init": "uniform", "recurrent_init": "uniform", "bias_init": "uniform"}
+    options |= {"forget_bias": 0.0, "peepholes": True, "projection": 20} if family == "lstm" else {}
+    bound = 64**-0.5
+    for name, leaf in init(FACTORIES[family](**options), 8, 64)._asdict().items():
+        if leaf is not None:
+            assert 0.9 * bound < np.abs(leaf).max() <= bound, name
+            assert abs(leaf.mean()) < 0.3 * bound, name
+
+
+@families
+def test_glorot_uniform_by_gate(family):
+    bound = (6 / (8 + 16)) ** 0.5
+    w = init(FACTORIES[family]()).w
+    assert 0.9 * bound < np.abs(w).max() <= bound
+
+
+@families
+def test_initialisers_may_be_functions_of_one_gate(family):
+    asked = []
+
+    def numbered(key, shape, dtype):
+        asked.append(shape)
+        return jnp.full(shape, len(asked), dtype)
+
+    params = init(FACTORIES[family](recurrent_init=numbered))
+    assert asked == [(16, 16)] * GATES[family]
+    np.testing.assert_array_equal(params.u[0], np.repeat(np.arange(GATES[family]) + 1, 16))
+
+
+@pytest.mark.parametrize("forget_bias", [1.0, 0.0, -0.5])
+def test_forget_bias_is_added_to_the_forget_gate_alone(forget_bias):
+    np.testing.assert_array_equal(init(cells.make_lstm(forget_bias=forget_bias)).b, np.repeat([0, forget_bias, 0, 0], 16))
+    drawn_too = [init(cells.make_lstm(forget_bias=f, bias_init="uniform")).b for f in (forget_bias, 0.0)]
+    np.testing.assert_allclose(drawn_too[0] - drawn_too[1], np.repeat([0, forget_bias, 0, 0], 16), atol=1e-7)
+
+
+SHAPES = [
+    ("rnn", {"w": (8, 16), "u": (16, 16), "b": (16,)}),
+    ("rnn_no_bias", {"w": (8, 16), "u": (16, 16)}),
+    ("lstm", {"w": (8, 64), "u": (16, 64), "b": (64,)}),
+    ("lstm_no_bias", {"w": (8, 64), "u": (16, 64)}),
+    ("lstm_projection", {"w": (8, 64), "u": (2, 64), "b": (64,), "projection": (16, 2)}),
+    ("lstm_peepholes", {"w": (8, 64), "u": (16, 64), "b": (64,), "peephole": (48,)}),
+    (
+        "lstm_layer_norm_no_bias",
+        {"w": (8, 64), "u": (16, 64), "norm_w": (64,), "norm_u": (64,), "norm_c": (16,), "norm_b": (16,)},
+    ),
+    ("gru", {"w": (8, 48), "u": (16, 48), "b": (48,), "b_n": (16,)}),
+    ("gru_no_bias", {"w": (8, 48), "u": (16, 48)}),
+    ("gru_before", {"w": (8, 48), "u": (16, 48), "b": (48,), "b_n": (16,)}),
+]
+
+
+@pytest.mark.parametrize(("name", "shapes"), SHAPES, ids=[name for name, _ in SHAPES])
+def test_fields_without_their_option_are_none(name, shapes):
+    params = init(LIBRARY_CELLS[name])
+    assert {field: leaf.shape for field, leaf in params._asdict().items() if leaf is not None} == shapes
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+
+
+def test_biases_start_at_zero_and_norms_at_the_identity():
+    params = init(LIBRARY_CELLS["lstm_everything"])
+    for field, value in (("peephole", 0), ("norm_w", 1), ("norm_u", 1), ("norm_c", 1), ("norm_b", 0)):
+        np.testing.assert_array_equal(getattr(params, field), value)
+    for leaf in (init(cells.rnn).b, init(cells.gru).b, init(cells.gru).b_n):
+        np.testing.assert_array_equal(leaf, 0)
+    np.testing.assert_array_equal(init(cells.make_gru(reset="before", bias_init="uniform")).b_n, 0)
+
+
+@families
+def test_the_key_decides(family):
+    a, b, c = (init(FACTORIES[family](), seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(a.w, b.w)
+    assert np.all(a.w != c.w)
+
+
+def test_same_options_give_the_same_object():
+    assert cells.make_rnn() is cells.rnn
+    assert cells.make_rnn(activation="tanh", bias=True, bias_init="zeros") is cells.rnn
+    assert cells.make_lstm(forget_bias=1) is cells.make_lstm(forget_bias=1.0) is cells.make_lstm(projection=None) is cells.lstm
+    assert cells.make_gru(reset="after") is cells.gru
+    a = cells.make_lstm(projection=2, peepholes=True, kernel_init="uniform", activation="relu")
+    b = cells.make_lstm(activation="relu", kernel_init="uniform", peepholes=True, projection=2)
+    assert a is b
+    assert cells.make_gru(activation=jnp.sin) is cells.make_gru(activation=jnp.sin)
+    assert len(set(LIBRARY_CELLS.values())) == len(LIBRARY_CELLS)
+
+
+@families
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "sine"}, "activation: expected one of tanh, relu or a function, got 'sine'"),
+        ({"kernel_init": "normal"}, "kernel_init: expected one of uniform, orthogonal, glorot_uniform, zeros or a function, got 'normal'"),
+        ({"recurrent_init": "normal"}, "recurrent_init: expected one of .*, got 'normal'"),
+        ({"bias_init": "orthogonal"}, "bias_init: expected one of uniform, zeros or a function, got 'orthogonal'"),
+    ],
+)  # fmt: skip
+def test_unknown_names_raise(family, options, message):
+    with pytest.raises(ValueError, match=message):
+        FACTORIES[family](**options)
+
+
+def test_other_options_that_raise():
+    with pytest.raises(ValueError, match='reset: expected "after" or "before", got \'middle\''):
+        cells.make_gru(reset="middle")
+    for projection in (0, -2):
+        with pytest.raises(ValueError, match=f"projection: expected a positive number of features, got {projection}"):
+            cells.make_lstm(projection=projection)
+    with pytest.raises(TypeError, match="activations"):
+        cells.make_lstm(activations="relu")
+
+
+@families
+@pytest.mark.parametrize(("sizes", "message"), [((0, 4), "in_features: .* got 0"), ((3, -1), "hidden_features: .* got -1")])
+def test_sizes_below_one_raise(family, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        init(FACTORIES[family](), *sizes)

@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 def make_train_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, loss: Loss) -> Callable[..., Any]:
     """Jitted `(state, totals, batch, seed) -> (state, totals)`; the old state and totals are given up to the new ones.
 
-    `totals` holds the metrics added up since it was last emptied ({} to begin with); the loss is among them.
+    `totals` holds the metrics added up since it was last emptied; {} is empty too, but compiles once more.
     """
 
     def step(state: TrainState, totals: Metrics, batch: Batch, seed: Array) -> tuple[TrainState, Metrics]:
@@ -59,14 +59,15 @@ def make_measure(measure: Measure) -> Callable[[Any, Iterable[Batch]], dict[str,
     """`(model, batches) -> {name: value}` over all batches of a split, jitted once for each shape."""
 
     @jax.jit
-    def add(graphdef_and_state: tuple[nnx.GraphDef, nnx.State], totals: Metrics, batch: Batch) -> Metrics:
-        return add_metrics(totals, measure(nnx.merge(*graphdef_and_state, copy=True), batch))
+    def of_batch(parts: tuple[nnx.GraphDef, nnx.State], batch: Batch) -> Metrics:
+        return measure(nnx.merge(*parts, copy=True), batch)
 
     def over(model: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        totals: Metrics = {}
         parts = nnx.split(model)
-        for batch in batches:
-            totals = add(parts, totals, batch)
+        totals: Metrics = {}
+        for batch in batches:  # added up on the host, in double precision
+            metrics = of_batch(parts, batch)
+            totals = add_metrics(totals, {name: Mean(float(m.total), float(m.count)) for name, m in metrics.items()})
         return {name: mean.value() for name, mean in totals.items()}
 
     return over
@@ -116,8 +117,8 @@ def fit(
     state = jax.tree.map(jnp.copy, state)
     train_step = make_train_step(graphdef, optimizer, loss)
     seed_array = jnp.uint32(seed)
-    totals: Metrics = {}
     done = int(state.step)
+    totals = _empty_totals(train_step, state, batches(min(done, steps - 1)), seed_array)
 
     def seconds() -> float:
         return before + time.perf_counter() - began
@@ -135,7 +136,7 @@ def fit(
             last = done == steps
             if last or done % log_every == 0:
                 values = {f"train/{name}": mean.value() for name, mean in totals.items()}
-                totals = {}
+                totals = jax.tree.map(jnp.zeros_like, totals)
                 progress.show(done, values["train/loss"])
                 if run is not None:
                     run.log(done, {**values, "seconds": seconds()})
@@ -160,6 +161,12 @@ def fit(
 def add_metrics(totals: Metrics, metrics: Metrics) -> Metrics:
     """The sums and counts of both; names that only `metrics` has are taken as they are."""
     return {name: totals[name] + mean if name in totals else mean for name, mean in metrics.items()}
+
+
+def _empty_totals(train_step: Any, state: TrainState, batch: Batch, seed: Array) -> Metrics:
+    """Zeros in the shape of the metrics of a step, so that one program serves the first step and all others."""
+    _, totals = jax.eval_shape(train_step, state, {}, batch, seed)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), totals)
 
 
 @contextlib.contextmanager
