@@ -15,7 +15,6 @@ true sum's, end symbol included, in the same decoding. There is no stand-in here
 
 import dataclasses
 import functools
-import json
 import math
 from typing import Any, Literal
 
@@ -206,7 +205,8 @@ def training_batch(config: Config, sums: Sums, step: int) -> dict[str, np.ndarra
     """The batch of a step: half of it uniform over all pairs, half with the number of digits drawn first."""
     rng = np.random.default_rng((config.seed, step))
     grown = 1.0 if not config.curriculum else min(1.0, step / (config.curriculum * config.steps))
-    longest = sums.digits if sums.fixed_width else max(1, math.ceil(grown * sums.digits))
+    # The square root: the more digits, the longer it stays with them.
+    longest = sums.digits if sums.fixed_width else max(1, math.ceil(grown**0.5 * sums.digits))
     half = config.batch_size // 2
     a, b = sums.draw(rng, 0, config.batch_size - half, longest)
     if sums.fixed_width:
@@ -370,7 +370,7 @@ def load(run: Run) -> tuple[Sums, Seq2Seq]:
 
 
 def evaluate(run: Run) -> None:
-    report(run, load(run)[1], json.loads((run.folder / "result.json").read_text())["seconds"])
+    report(run, load(run)[1], run.seconds())
 
 
 def predict(run: Run, inputs: list[str]) -> None:

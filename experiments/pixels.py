@@ -12,7 +12,6 @@ validation split; the test split is read once, after training.
 
 import dataclasses
 import functools
-import json
 from typing import Any, Literal
 
 import jax
@@ -212,7 +211,7 @@ def load(run: Run) -> tuple[SequenceClassifier, Splits]:
 
 def evaluate(run: Run) -> None:
     model, splits = load(run)
-    report(run, model, splits, json.loads((run.folder / "result.json").read_text())["seconds"])
+    report(run, model, splits, run.seconds())
 
 
 def predict(run: Run, inputs: list[str]) -> None:

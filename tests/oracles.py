@@ -20,6 +20,8 @@ from tests.samples import Gradients, weighted_sum
 from s2s_jax import cells
 from s2s_jax.types import LSTMState, Unrolled
 
+FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}
+
 
 def oracle(name: str) -> Any:
     """Imports an oracle. Where it is missing the test is skipped; in CI it fails, but for torch above Python 3.11."""
@@ -160,7 +162,7 @@ def _keras_layer(keras, cell, params, xs, state, lengths, weights, reverse) -> A
         return weighted_sum(done, weights), done
 
     args = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, xs, state))
-    gradients, done = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*args)
+    gradients, done = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True), compiler_options=FAST_TO_COMPILE)(*args)
     return jax.tree.map(np.asarray, Answer(done, Gradients(*gradients)))
 
 
@@ -295,7 +297,7 @@ def lstm_ref_stack(params, xs, states, lengths, weights, directions=("forward",)
 
     with jax.enable_x64(True):
         args = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, xs, states))
-        gradients, done = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*args)
+        gradients, done = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True), compiler_options=FAST_TO_COMPILE)(*args)
         return jax.tree.map(np.asarray, Answer(done, Gradients(*gradients)))
 
 

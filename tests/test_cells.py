@@ -29,7 +29,9 @@ forward_and_reverse = pytest.mark.parametrize("reverse", [False, True], ids=["fo
 def drawn(name, reverse, seed=0):
     """A sample of drawn shape. Seeded by the case, so that all oracles of one case share what is compiled."""
     rng = np.random.default_rng([sorted(LIBRARY_CELLS).index(name), reverse, seed])
-    batch_size, time, in_features, hidden_features = rng.integers((3, 3, 1, 3), (6, 10, 6, 7)).tolist()
+    batch_size, time, in_features, hidden_features = rng.integers((3, 3, 1, 3), (6, 9, 5, 6)).tolist()
+    if "norm" in name or "everything" in name:
+        in_features += 1  # the norm of x w with one feature is its sign, and what is left of the gradient is rounding
     return sample(name, batch_size, time, in_features, hidden_features, seed)
 
 
@@ -88,14 +90,18 @@ def test_agrees_with_the_plain_equations(name, reverse, dtype):
     assert_close(ours(name, reverse, dtype), plain_answer(name, reverse), TOLERANCE[dtype])
 
 
+@functools.cache
+def masked_answer(name):
+    given = drawn(name, False)
+    mask = 1.5 * np.random.default_rng(0).integers(0, 2, (len(given.xs), given.params.u.shape[0])).astype(np.float32)
+    want = oracles.plain(given.cell, *given[1:5], mask=mask), oracles.plain_gradients(given.cell, *given[1:6], mask=mask)
+    return given._replace(context=mask), want
+
+
 @pytest.mark.parametrize("name", ["rnn", "lstm", "lstm_everything", "gru", "gru_before"])
 def test_recurrent_dropout_mask_scales_h_in_the_matrix_product_only(name, dtype):
-    given = drawn(name, False, 1)
-    features = given.params.u.shape[0]
-    mask = 1.5 * np.random.default_rng(0).integers(0, 2, (len(given.xs), features)).astype(np.float32)
-    want = oracles.plain(given.cell, *given[1:5], mask=mask)
-    gradients = oracles.plain_gradients(given.cell, *given[1:6], mask=mask)
-    assert_close(run(given._replace(context=mask), dtype), (want, gradients), TOLERANCE[dtype])
+    given, want = masked_answer(name)
+    assert_close(run(given, dtype), want, TOLERANCE[dtype])
 
 
 def test_bias_inside_the_reset_gate_is_no_second_input_bias():

@@ -41,7 +41,7 @@ def test_reverse_sequence_turns_the_valid_part_alone(axes, lengths):
 @given(lengths=ragged)
 def test_double_sequence_says_the_valid_part_twice(axes, lengths):
     xs = numbered(axes)
-    xs[np.arange(TIME)[None] >= lengths[:, None]] = -1  # what is padding before is padding after, and nothing valid is seen in it
+    xs[np.arange(TIME)[None] >= lengths[:, None]] = -1  # padding before is padding after, nothing valid is seen in it
     doubled, doubled_lengths = masks.double_sequence(xs, lengths)
     np.testing.assert_array_equal(doubled_lengths, 2 * lengths)
     assert doubled.shape == (4, 2 * TIME, *axes)

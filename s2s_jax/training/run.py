@@ -122,6 +122,10 @@ class Run:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return list({(line["step"], tuple(line)): line for line in lines}.values())
 
+    def seconds(self) -> float:
+        """Seconds that training took, by the last line of the log."""
+        return max((line["seconds"] for line in self.history()), default=0.0)
+
     def figure(self, name: str, figure: Any) -> Path:
         """Writes a matplotlib figure to figures/<name>.png."""
         path = self.folder / "figures" / f"{name}.png"
@@ -143,7 +147,7 @@ class Run:
     ) -> dict[str, Any]:
         """Writes result.json. `data` is "real" or "generated"; `seconds` those of training, compiling included."""
         path = self.folder / "result.json"
-        reads = json.loads(path.read_text()).get("test_reads", 0) if path.exists() else 0
+        before = json.loads(path.read_text()) if path.exists() else {}
         result = {
             "experiment": self.task,
             "dataset": dataset,
@@ -155,10 +159,11 @@ class Run:
             "steps": self.config.steps,
             "examples": examples,
             "seconds": round(seconds, 1),
-            "test_reads": reads + 1,
+            "test_reads": before.get("test_reads", 0) + 1,
             "device": describe_device(),
             "versions": _versions(),
-            "command": " ".join(["python -m", f"experiments.{self.task}", *sys.argv[1:]]),
+            # Of the training: scoring the run again must not change it.
+            "command": before.get("command", " ".join(["python -m", f"experiments.{self.task}", *sys.argv[1:]])),
             **more,
         }
         path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")

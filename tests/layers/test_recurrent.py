@@ -1,5 +1,8 @@
 """The Flax layers against PyTorch and Keras with the same weights; merges, residual links, dropout, streaming, training."""
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from flax import nnx
 
 import s2s_jax
-from s2s_jax import layers
+from s2s_jax import cells, layers
 from s2s_jax.types import Cell, Unrolled
 from tests import oracles
 from tests.samples import (
@@ -47,19 +50,19 @@ def drawn_inputs(features=D, seed=1):
     return np.random.default_rng(seed).normal(size=(B, T, features)).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _values_and_gradients(graphdef, params, xs, states, lengths, weights):
+    def loss(params, xs, states):
+        done = nnx.merge(graphdef, params, copy=True)(xs, states, lengths=lengths)
+        return weighted_sum(done, weights), done
+
+    return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(params, xs, states)
+
+
 def values_and_gradients(layer, xs, states, lengths, weights):
     """Outputs and states, and the gradients of their weighted sum in params, inputs and states."""
     graphdef, params = nnx.split(layer)
-
-    @jax.jit
-    def both(params, xs, states, lengths):
-        def loss(params, xs, states):
-            done = nnx.merge(graphdef, params, copy=True)(xs, states, lengths=lengths)
-            return weighted_sum(done, weights), done
-
-        return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(params, xs, states)
-
-    (of_params, of_xs, of_states), done = both(params, xs, states, lengths)
+    (of_params, of_xs, of_states), done = _values_and_gradients(graphdef, params, xs, states, lengths, weights)
     return jax.tree.map(np.asarray, (done, Gradients(nnx.merge(graphdef, of_params).params(), of_xs, of_states)))
 
 
@@ -79,8 +82,9 @@ TORCH = {
 }
 
 
-@pytest.mark.parametrize("ragged", [True, False], ids=["ragged", "whole"])
-@pytest.mark.parametrize("name", TORCH)
+@pytest.mark.parametrize(
+    ("name", "ragged"), [(name, True) for name in TORCH] + [(f"{kind}_two_layers_both_ways", False) for kind in KINDS]
+)
 def test_agrees_with_pytorch(name, ragged, dtype):
     kind, options = TORCH[name]
     layer = drawn(KINDS[kind], D, H, param_dtype=dtype, **options)
@@ -93,26 +97,30 @@ def test_agrees_with_pytorch(name, ragged, dtype):
     assert_close(got, tuple(want), TOLERANCE[dtype])
 
 
+def plain_tanh(x):
+    """By its name, "tanh", Keras computes in float32 whatever it is given."""
+    return jnp.tanh(x)
+
+
 KERAS_MERGES = {"concat": "concat", "sum": "sum", "mean": "ave", "product": "mul"}
 
 
-@pytest.mark.parametrize("merge", KERAS_MERGES)
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_merges_agree_with_keras_bidirectional(kind, merge, float64):
+@pytest.mark.parametrize(("kind", "num_layers", "merge"), [("lstm", 1, merge) for merge in KERAS_MERGES] + [("gru", 2, "sum")])
+def test_merges_agree_with_keras_bidirectional(kind, num_layers, merge, float64):
     keras = oracles.oracle("keras")
-    layer = drawn(KINDS[kind], D, H, num_layers=2, bidirectional=True, merge=merge, param_dtype=float64)
+    layer = drawn(KINDS[kind], D, H, num_layers=num_layers, bidirectional=True, merge=merge, param_dtype=float64)
     xs, lengths = drawn_inputs().astype(float64), ragged_lengths(B, T)
     features = 2 * H if merge == "concat" else H
     assert layer.out_features == features
     weights = np.random.default_rng(9).normal(size=(B, T, features))
     mask = jnp.arange(T)[None] < lengths[:, None]
     theirs = []
-    for of_layer in range(2):
-        one = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[kind]
-        # JAX' own tanh: by name Keras computes it in float32.
-        one = one(H, activation=jnp.tanh, return_sequences=True, zero_output_for_mask=True, dtype=float64)
-        theirs.append(keras.layers.Bidirectional(one, merge_mode=KERAS_MERGES[merge], dtype=float64))
-        theirs[-1].build((B, T, D if of_layer == 0 else features))
+    with keras.saving.custom_object_scope({"plain_tanh": plain_tanh}):
+        for in_features in (D, features)[:num_layers]:
+            one = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[kind]
+            one = one(H, activation=plain_tanh, return_sequences=True, zero_output_for_mask=True, dtype=float64)
+            theirs.append(keras.layers.Bidirectional(one, merge_mode=KERAS_MERGES[merge], dtype=float64))
+            theirs[-1].build((B, T, in_features))
 
     @jax.jit
     def loss(params, xs):
@@ -163,20 +171,15 @@ def test_residual_adds_the_input_of_every_layer_but_the_first(options, in_featur
 
 
 def test_residual_needs_equal_widths():
-    layer = layers.LSTM(D, H, projection=2, num_layers=2, bidirectional=True, merge="none", residual=True, rngs=nnx.Rngs(0))
-    assert layer(drawn_inputs()).outputs.shape == (B, T, 2, 2)  # projected: 2 features into the second layer, and 2 out of it
-
-    def growing(params, x):
-        return jnp.concatenate([x, x], axis=-1)
-
-    wider = Cell(lambda key, d, h: {}, lambda p, b, t: jnp.zeros((b, 1), t), growing, lambda p, s, z, c: (s, z))
-    layer = layers.Recurrent(wider, D, H, num_layers=2, residual=True, rngs=nnx.Rngs(0)) if False else None
-    assert layer is None
+    wider = spying_cell(lambda z, context: jnp.concatenate([z, z], axis=-1))
+    layer = layers.Recurrent(wider, D, H, num_layers=2, residual=True, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="residual: layer 1 has 6 features in and 12 out"):
+        layer(drawn_inputs())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_reaches_nothing(kind):
-    layer = drawn(KINDS[kind], D, H, num_layers=2, bidirectional=True)
+    layer = drawn(KINDS[kind], D, H, num_layers=2)
     xs, states, lengths = drawn_inputs(), drawn_states(layer), ragged_lengths(B, T)
     weights = random_like(jax.eval_shape(layer, xs, states), 9, 1.0)
     want = values_and_gradients(layer, fill_padding(xs, lengths, 0.0), states, lengths, weights)
@@ -190,22 +193,251 @@ def test_padding_reaches_nothing(kind):
 # Dropout -----------------------------------------------------------------------------------------------------------------
 
 
-class Nothing(dict):
-    """Parameters of the two cells below."""
-
-
-def spying_cell(what):
-    """A cell whose output is its input ("inputs"), or the context that it was given ("context"): it shows the masks."""
-
-    class Params(tuple):
-        pass
-
-    def step(params, state, z, context):
-        return state, z if what == "inputs" else (jnp.zeros_like(state) if context is None else context)
-
+def spying_cell(shown):
+    """A cell that does nothing but show `shown(input, context)`, in which the masks can be seen."""
     return Cell(
-        lambda key, in_features, hidden_features: s2s_jax.cells.RNNParams(jnp.eye(in_features), jnp.eye(hidden_features), None),
+        lambda key, in_features, hidden_features: cells.RNNParams(jnp.eye(in_features), jnp.eye(hidden_features), None),
         lambda params, batch_size, dtype: jnp.zeros((batch_size, params.u.shape[0]), dtype),
         lambda params, x: x,
-        step,
+        lambda params, state, z, context: (state, shown(z, context)),
     )
+
+
+inputs_cell = spying_cell(lambda z, context: z)
+context_cell = spying_cell(lambda z, context: context if context is not None else jnp.zeros((z.shape[0], H)))
+
+
+def shown_masks(rate, key, num_layers=1, **options):
+    """What inputs of ones become, where the cell only hands them on: the product of all masks between input and output."""
+    layer = layers.Recurrent(inputs_cell, 40, 40, num_layers=num_layers, rngs=nnx.Rngs(0), **{**options, **rate})
+    return np.asarray(layer(jnp.ones((30, 20, 40)), key=key).outputs)
+
+
+def test_without_a_key_nothing_is_dropped():
+    rates = {"dropout": 0.5, "input_dropout": 0.4, "recurrent_dropout": 0.3}
+    dropping = layers.LSTM(D, H, num_layers=2, rngs=nnx.Rngs(3), **rates)
+    plain = layers.LSTM(D, H, num_layers=2, rngs=nnx.Rngs(3))
+    xs = drawn_inputs()
+    assert_close(dropping(xs), plain(xs), 0)
+    one, again, other = (dropping(xs, key=jax.random.key(k)).outputs for k in (0, 0, 1))
+    assert_close(one, again, 0)
+    assert np.any(np.asarray(one) != np.asarray(other))
+    assert np.any(np.asarray(one) != np.asarray(plain(xs).outputs))
+    assert_close(plain(xs, key=jax.random.key(0)), plain(xs), 0)
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.6])
+def test_dropout_keeps_the_stated_share_and_the_mean(rate):
+    seen = shown_masks({"dropout": rate}, jax.random.key(0), num_layers=2)
+    assert_close(np.unique(seen), np.array([0, 1 / (1 - rate)], np.float32), 1e-6)
+    # 24,000 draws: five standard deviations.
+    assert abs(np.mean(seen > 0) - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / seen.size)
+    assert len({tuple(row) for row in (seen > 0).reshape(-1, 40)}) == 30 * 20  # each position has a mask of its own
+
+
+@pytest.mark.parametrize(("num_layers", "masks"), [(1, 0), (2, 1), (3, 2)])
+def test_dropout_acts_between_layers_only(num_layers, masks):
+    seen = shown_masks({"dropout": 0.5}, jax.random.key(0), num_layers=num_layers)
+    assert set(np.unique(seen)) == ({0.0, 2.0**masks} if masks else {1.0})
+    assert abs(np.mean(seen > 0) - 0.5**masks) < 0.02
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_input_dropout_is_constant_in_time_and_differs_between_rows(num_layers):
+    seen = shown_masks({"input_dropout": 0.5}, jax.random.key(0), num_layers=num_layers)
+    assert set(np.unique(seen)) == {0.0, 2.0**num_layers}  # before every layer, the first one too
+    assert np.all(seen == seen[:, :1])
+    assert len({tuple(row) for row in seen[:, 0]}) == len(seen)
+    assert abs(np.mean(seen[:, 0] > 0) - 0.5**num_layers) < 5 * np.sqrt(0.25 / seen[:, 0].size)
+
+
+def test_dropout_and_input_dropout_together_multiply():
+    seen = shown_masks({"dropout": 0.5, "input_dropout": 0.75}, jax.random.key(0), num_layers=2)
+    assert set(np.unique(seen)) == {0.0, 2.0 * 4 * 4}
+
+
+def test_recurrent_dropout_mask_is_constant_in_time_and_differs_between_rows_layers_and_directions():
+    options = {"num_layers": 2, "bidirectional": True, "merge": "none", "recurrent_dropout": 0.25}
+    key, masks = jax.random.key(0), []
+    for layer in (1, 2):
+        options["num_layers"] = layer  # the outputs are those of the last layer
+        spy = layers.Recurrent(context_cell, H, H, rngs=nnx.Rngs(0), **options)
+        masks.append(np.asarray(spy(jnp.ones((50, T, H)), key=key).outputs))
+    for mask in masks:
+        assert_close(np.unique(mask), np.array([0, 1 / 0.75], np.float32), 1e-6)
+        assert np.all(mask == mask[:, :1])
+        assert abs(np.mean(mask[:, 0] > 0) - 0.75) < 5 * np.sqrt(0.75 * 0.25 / mask[:, 0].size)
+        assert len({tuple(row) for row in mask[:, 0, 0]}) > 10
+        assert np.any(mask[:, :, 0] != mask[:, :, 1])
+    assert np.any(masks[0] != masks[1])
+
+
+@pytest.mark.parametrize(("kind", "reverse"), [("rnn", False), ("lstm", False), ("gru", False), ("lstm", True)])
+def test_recurrent_dropout_agrees_with_a_numpy_loop(kind, reverse):
+    layer = drawn(KINDS[kind], D, H, reverse=reverse, recurrent_dropout=0.4)
+    spy = layers.Recurrent(context_cell, D, H, reverse=reverse, recurrent_dropout=0.4, rngs=nnx.Rngs(0))
+    xs, lengths, key = drawn_inputs(), ragged_lengths(B, T), jax.random.key(7)
+    # The same key draws the same masks, whatever the cell.
+    mask = np.asarray(spy(jnp.ones((B, T, D)), key=key).outputs)[:, 0]
+    ((params,),), ((state,),) = layer.params(), layer.initial_states(B)
+    want = oracles.plain(layer.cell, *jax.tree.map(np.asarray, (params, xs, state)), lengths, reverse=reverse, mask=mask)
+    done = layer(xs, lengths=lengths, key=key)
+    assert_close(Unrolled(done.outputs, done.state[0][0]), want, 1e-5)
+    assert np.any(np.asarray(done.outputs) != np.asarray(layer(xs, lengths=lengths).outputs))
+
+
+# One step at a time ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 3}, {"num_layers": 2, "residual": True}], ids=["one", "three", "residual"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_step_at_a_time_equals_the_sequence(kind, options):
+    layer = drawn(KINDS[kind], D, H, **options)
+    xs, states = drawn_inputs(), drawn_states(layer)
+    want = layer(xs, states)
+    ys, carried = [], states
+    for t in range(T):
+        y, carried = layer.step(xs[:, t], carried)
+        ys.append(y)
+    assert_equal((jnp.stack(ys, axis=1), carried), tuple(want))
+    # And without states a step starts where a call without states does; the end of one part is the start of the next.
+    assert_equal(layer.step(xs[:, 0]).outputs, layer(xs).outputs[:, 0])
+    first = layer(xs[:, :2])
+    assert_equal(layer(xs[:, 2:], first.state).state, layer(xs).state)
+    assert_equal(layer(xs, layer.initial_states(B)), layer(xs))
+
+
+# Errors ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_features": 0}, "in_features: expected a positive number, got 0"),
+        ({"hidden_features": -1}, "hidden_features: expected a positive number, got -1"),
+        ({"num_layers": 0}, "num_layers: expected a positive number, got 0"),
+        ({"dropout": 1.0}, r"dropout: expected a rate in \[0, 1\), got 1.0"),
+        ({"dropout": -0.1}, r"^dropout: expected a rate in \[0, 1\), got -0.1"),
+        ({"input_dropout": 1.5}, "input_dropout: expected a rate"),
+        ({"recurrent_dropout": float("nan")}, "recurrent_dropout: expected a rate"),
+        ({"merge": "add"}, "merge: expected one of concat, sum, mean, product, none, got 'add'"),
+        ({"bidirectional": True, "reverse": True}, "reverse: expected False with bidirectional=True"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    sizes = {"in_features": D, "hidden_features": H}
+    with pytest.raises(ValueError, match=message):
+        layers.GRU(rngs=nnx.Rngs(0), **{**sizes, **options})
+
+
+def test_unknown_options_and_backends_are_refused():
+    with pytest.raises(TypeError, match="dropuot"):
+        layers.LSTM(D, H, dropuot=0.5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="backend: expected one of auto, scan"):
+        layers.LSTM(D, H, backend="cuda", rngs=nnx.Rngs(0))(drawn_inputs())
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"reverse": True}], ids=str)
+def test_a_step_needs_a_layer_that_runs_forward(options):
+    layer = layers.GRU(D, H, rngs=nnx.Rngs(0), **options)
+    with pytest.raises(ValueError, match="step: expected a layer that runs forward only"):
+        layer.step(jnp.zeros((B, D)))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda layer: layer(jnp.zeros((B, T, D + 1))), ValueError, "xs: expected 3 features"),
+        (lambda layer: layer(jnp.zeros((B, T))), ValueError, r"xs: expected \[B, T, D\]"),
+        (lambda layer: layer(jnp.zeros((B, T, D), int)), TypeError, "xs: expected floating point"),
+        (lambda layer: layer(jnp.zeros((B, T, D)), lengths=np.array([1, 2, T + 1, 0])), ValueError, "got 6 in row 2"),
+        (lambda layer: layer(jnp.zeros((B, T, D)), lengths=np.array([1, -2, 1, 0])), ValueError, "got -2 in row 1"),
+        (lambda layer: layer(jnp.zeros((B, T, D)), layer.initial_states(B + 1)), ValueError, r"state\[0\]\[0\]"),
+        (lambda layer: layer(jnp.zeros((B, T, D)), layer.initial_states(B)[:1]), ValueError, "states: expected 2 layers"),
+        (lambda layer: layer(jnp.zeros((B, T, D)), layer.initial_states(B, jnp.bfloat16)), TypeError, "expected dtype float32"),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(layers.LSTM(D, H, num_layers=2, rngs=nnx.Rngs(0)))
+
+
+# A cell of one's own, and training -----------------------------------------------------------------------------------------
+
+
+class LeakyParams(NamedTuple):
+    w: jax.Array
+    leak: jax.Array
+
+
+def init_leaky(key, in_features, hidden_features):
+    return LeakyParams(jax.random.normal(key, (in_features, hidden_features)), jnp.linspace(0.1, 0.9, hidden_features))
+
+
+def leaky_step(params, h, z, context):
+    h = params.leak * h + (1 - params.leak) * z
+    return h, jnp.tanh(h)
+
+
+leaky = Cell(
+    init_leaky,
+    lambda params, batch_size, dtype: jnp.zeros((batch_size, params.leak.shape[0]), dtype),
+    lambda params, x: x @ params.w,
+    leaky_step,
+)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_users_own_cell_gets_lengths_layers_and_both_directions(num_layers):
+    layer = layers.Recurrent(leaky, D, H, num_layers=num_layers, bidirectional=True, rngs=nnx.Rngs(0))
+    xs, lengths = drawn_inputs(), ragged_lengths(B, T)
+    want = xs.astype(np.float64)
+    for of_layer in layer.params():
+        outputs = np.zeros((B, T, 2 * H))
+        for d, p in enumerate(of_layer):
+            for b in range(B):
+                h = np.zeros(H)
+                for t in range(lengths[b])[:: 1 - 2 * d]:
+                    h = p.leak * h + (1 - p.leak) * (want[b, t] @ np.asarray(p.w))
+                    outputs[b, t, d * H : (d + 1) * H] = np.tanh(h)
+        want = outputs
+    assert layer.out_features == 2 * H
+    assert_close(layer(xs, lengths=lengths).outputs, want, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_trains_in_plain_jax_and_compiles_once(kind):
+    layer = KINDS[kind](D, H, num_layers=2, dropout=0.1, recurrent_dropout=0.1, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(layer)
+    optimizer = optax.adam(3e-2)
+    xs, lengths = drawn_inputs(), ragged_lengths(B, T)
+    wanted = np.tanh(drawn_inputs(H, seed=8)) * (np.arange(T)[None] < lengths[:, None])[..., None]
+    traced = []
+
+    @jax.jit
+    def train_step(params, opt_state, lengths, key):
+        traced.append(1)
+
+        def loss(params):
+            outputs = nnx.merge(graphdef, params, copy=True)(xs, lengths=lengths, key=key).outputs
+            return jnp.mean((outputs - wanted) ** 2)
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(gradients, opt_state)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    opt_state, values = optimizer.init(params), []
+    for k in range(60):
+        params, opt_state, value = train_step(params, opt_state, lengths, jax.random.key(k))
+        values.append(float(value))
+    assert np.mean(values[-5:]) < 0.6 * np.mean(values[:5])
+    assert len(traced) == 1
+    assert train_step._cache_size() == 1
+    # The layer itself was not touched.
+    assert_close(nnx.state(layer), nnx.split(KINDS[kind](D, H, num_layers=2, rngs=nnx.Rngs(0)))[1], 0)
+
+
+def test_fresh_parameters_differ_between_layers_and_directions():
+    layer = layers.LSTM(H, H, num_layers=2, bidirectional=True, merge="sum", rngs=nnx.Rngs(0))
+    drawn_weights = [np.asarray(p.w) for of_layer in layer.params() for p in of_layer]
+    assert len({w.tobytes() for w in drawn_weights}) == 4

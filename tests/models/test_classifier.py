@@ -1,0 +1,83 @@
+"""The sequence classifier: what is pooled, and that padding is not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from s2s_jax import cells
+from s2s_jax.models import SequenceClassifier
+from tests.samples import assert_close, assert_equal, fill_padding, ragged_lengths, random_like
+
+B, T, D, H, CLASSES = 4, 6, 3, 5, 7
+LENGTHS = ragged_lengths(B, T)
+XS = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
+
+
+def drawn(**options):
+    graphdef, params = nnx.split(SequenceClassifier(D, H, CLASSES, rngs=nnx.Rngs(0), **options))
+    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_like(params, 1)))
+
+
+@pytest.mark.parametrize("ragged", [True, False], ids=["ragged", "whole"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both ways"])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("cell", [cells.lstm, cells.make_lstm(projection=2), cells.gru], ids=["lstm", "projected", "gru"])
+def test_pools_as_by_hand(cell, pooling, bidirectional, ragged):
+    model = drawn(cell=cell, pooling=pooling, bidirectional=bidirectional, num_layers=2)
+    lengths = LENGTHS if ragged else np.full(B, T)
+    outputs = np.asarray(model.recurrent(XS, lengths=lengths).outputs)
+    features = outputs.shape[-1] // (2 if bidirectional else 1)
+    pooled = np.zeros((B, outputs.shape[-1]))
+    for b, n in enumerate(lengths):
+        if n and pooling == "mean":
+            pooled[b] = outputs[b, :n].mean(0)
+        elif n:
+            pooled[b, :features] = outputs[b, n - 1, :features]
+            pooled[b, features:] = outputs[b, 0, features:]  # where the backward direction ends
+    want = pooled @ np.asarray(model.output.kernel[...]) + np.asarray(model.output.bias[...])
+    assert_close(model(XS, LENGTHS if ragged else None), want, 1e-5)
+
+
+def test_last_is_the_final_state_and_length_zero_gives_the_bias():
+    model = drawn(pooling="last", bidirectional=True)
+    states = model.recurrent(XS, lengths=LENGTHS).state[-1]
+    logits = model(XS, LENGTHS)
+    assert_close(logits, model.output(jnp.concatenate([state.h for state in states], axis=-1)), 1e-5)
+    assert_close(logits[LENGTHS == 0], model.output.bias[...][None], 1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_padding_reaches_neither_logits_nor_gradients(pooling):
+    graphdef, params = nnx.split(drawn(pooling=pooling, bidirectional=True, num_layers=2))
+
+    @jax.jit
+    def run(params, xs, lengths):
+        def loss(params, xs):
+            logits = nnx.merge(graphdef, params, copy=True)(xs, lengths)
+            return jnp.sum(logits**2), logits
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, xs)
+
+    (of_params, of_xs), logits = run(params, XS, LENGTHS)
+    assert_equal(run(params, fill_padding(XS, LENGTHS, np.nan), LENGTHS), ((of_params, of_xs), logits))
+    wider = fill_padding(np.pad(XS, ((0, 0), (0, 3), (0, 0))), LENGTHS, np.nan)
+    (of_params_wider, of_xs_wider), logits_wider = run(params, wider, LENGTHS)
+    assert_close((of_params_wider, of_xs_wider[:, :T], logits_wider), (of_params, of_xs, logits), 1e-5)
+
+
+def test_a_key_turns_dropout_on():
+    model, plain = drawn(dropout=0.5), drawn()
+    assert_close(model(XS, LENGTHS), plain(XS, LENGTHS), 0)
+    one, again, other = (np.asarray(model(XS, LENGTHS, key=jax.random.key(k))) for k in (0, 0, 1))
+    assert_close(one, again, 0)
+    assert np.any(one != other)
+    assert_close(plain(XS, LENGTHS, key=jax.random.key(0)), plain(XS, LENGTHS), 0)
+    # What is pooled is dropped too, and a sequence of length 0 has nothing to drop.
+    assert_close(one[LENGTHS == 0], model.output.bias[...][None], 1e-6)
+
+
+def test_an_unknown_pooling_is_refused():
+    with pytest.raises(ValueError, match="pooling: expected \"last\" or \"mean\", got 'max'"):
+        SequenceClassifier(D, H, CLASSES, pooling="max", rngs=nnx.Rngs(0))
