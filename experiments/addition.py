@@ -47,7 +47,7 @@ SPLIT_SEED = 1  # one split for all runs, whatever their seed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(RunConfig):
-    steps: int = 6000
+    steps: int = 4000
     task: Literal["decimal", "binary"] = "decimal"
     """What is added up."""
     digits: int = 3
@@ -72,9 +72,9 @@ class Config(RunConfig):
     """Probability of reading the true symbol before in training."""
     curriculum: float = 0.0
     """Share of the steps over which the greatest number of digits grows from 1 to DIGITS."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Sums in a step."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     """Peak of the schedule."""
     test_examples: int = 1000
     """Test sums."""

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.samples import Gradients, weighted_sum
 
 from s2s_jax import cells
 from s2s_jax.types import LSTMState, Unrolled
+from tests.samples import Gradients, weighted_sum
 
 FAST_TO_COMPILE = {"xla_backend_optimization_level": 0}
 

@@ -125,5 +125,3 @@ def test_traced_lengths_are_clipped():
     with jax.enable_x64(True):  # before the cast, or 2 ** 32 + 1 would be 1
         wide = jax.jit(lambda lengths: masks.check_lengths(lengths, 3, 6))(np.array([2**32 + 1, -(2**32) + 1, 3]))
     np.testing.assert_array_equal(wide, [6, 0, 3])
-
-

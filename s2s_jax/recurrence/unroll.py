@@ -281,9 +281,7 @@ def _run_checked(
 
 def _check_state(state: State, expected: State, where: str) -> None:
     if jax.tree.structure(state) != jax.tree.structure(expected):
-        raise ValueError(
-            f"state{where}: expected {jax.tree.structure(expected)}, got {jax.tree.structure(state)} ({type(state).__name__})"
-        )
+        raise ValueError(f"state{where}: expected {_described(expected)}, got {_described(state)}")
     paths = jax.tree.leaves_with_path(expected)
     for (path, want), leaf in zip(paths, jax.tree.leaves(state), strict=True):
         name = f"state{where}{jax.tree_util.keystr(path)}"
@@ -291,6 +289,11 @@ def _check_state(state: State, expected: State, where: str) -> None:
             raise ValueError(f"{name}: expected shape {want.shape}, got {leaf.shape}")
         if leaf.dtype != want.dtype:
             raise TypeError(f"{name}: expected dtype {want.dtype}, got {leaf.dtype}")
+
+
+def _described(tree: Any) -> str:
+    """A pytree with dtype and shape in place of each array."""
+    return str(jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)).replace("'", "")
 
 
 def _merged(outputs: list[Any], merge: str) -> Any:

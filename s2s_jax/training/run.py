@@ -227,7 +227,7 @@ def main(
     predict: Callable[[Run, list[str]], None],
     arguments: list[str] | None = None,
 ) -> None:
-    """`[train|evaluate|predict] [--flags]`; train if nothing is said. `predict` takes its inputs before the flags."""
+    """`[train|evaluate|predict] [--flags] [inputs of predict]`; train if nothing is said."""
     import tyro
 
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -239,10 +239,11 @@ def main(
             config = tyro.cli(config_type, args=rest, prog=program, description=description)
             train(Run.begin(task, config))
             return
-        inputs = []
-        while rest and not rest[0].startswith("--"):
-            inputs.append(rest.pop(0))
-        run = Run.finished(task, config_type, tyro.cli(FinishedRun, args=rest, prog=f"{program} {command}"))
+        where, inputs = tyro.cli(FinishedRun, args=rest, prog=f"{program} {command}", return_unknown_args=True)
+        unknown = [text for text in inputs if text.startswith("-") or command == "evaluate"]
+        if unknown:
+            raise ValueError(f"{command}: unknown argument {unknown[0]}; see --help")
+        run = Run.finished(task, config_type, where)
         if command == "predict":
             predict(run, inputs)
         else:

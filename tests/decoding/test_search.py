@@ -124,7 +124,9 @@ def test_equals_the_best_of_all_sequences_where_steps_are_independent():
     found = search(table, end=99)
     logs = log_softmax(table)
     for b in range(6):
-        score, best = max((sum(logs[b, t, s] for t, s in enumerate(text)), text) for text in itertools.product(range(V), repeat=4))
+        score, best = max(
+            (sum(logs[b, t, s] for t, s in enumerate(text)), text) for text in itertools.product(range(V), repeat=4)
+        )
         assert tuple(found.tokens[b].tolist()) == best
         assert abs(float(found.scores[b]) - score) < 1e-5
 

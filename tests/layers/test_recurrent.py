@@ -162,9 +162,7 @@ def test_residual_adds_the_input_of_every_layer_but_the_first(options, in_featur
     xs, lengths = drawn_inputs(in_features), ragged_lengths(B, T)
     want = jnp.asarray(xs)
     for k, of_layer in enumerate(layer.params()):
-        ys = [
-            s2s_jax.unroll(layer.cell, p, want, lengths=lengths, reverse=d == 1).outputs for d, p in enumerate(of_layer)
-        ]
+        ys = [s2s_jax.unroll(layer.cell, p, want, lengths=lengths, reverse=d == 1).outputs for d, p in enumerate(of_layer)]
         merged = jnp.concatenate(ys, axis=-1) if layer.merge == "concat" else sum(ys)
         want = merged + want if k else merged
     assert_equal(layer(xs, lengths=lengths).outputs, want)
@@ -289,7 +287,9 @@ def test_recurrent_dropout_agrees_with_a_numpy_loop(kind, reverse):
 # One step at a time ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"num_layers": 3}, {"num_layers": 2, "residual": True}], ids=["one", "three", "residual"])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 3}, {"num_layers": 2, "residual": True}], ids=["one", "three", "residual"]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_step_at_a_time_equals_the_sequence(kind, options):
     layer = drawn(KINDS[kind], D, H, **options)

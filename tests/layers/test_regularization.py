@@ -56,7 +56,12 @@ def test_batch_norm_agrees_with_pytorch_on_the_valid_positions(mask, training, d
     norm = torch.nn.BatchNorm1d(F, eps=1e-4, momentum=0.1, dtype=torch.float64).train(training)
     x.requires_grad_()
     with torch.no_grad():
-        for theirs, ours in ((norm.weight, scale), (norm.bias, bias), (norm.running_mean, old_mean), (norm.running_var, old_var)):
+        for theirs, ours in (
+            (norm.weight, scale),
+            (norm.bias, bias),
+            (norm.running_mean, old_mean),
+            (norm.running_var, old_var),
+        ):
             theirs.copy_(ours)
     normalised = norm(x[valid])
     (normalised * weights[valid]).sum().backward()
@@ -162,7 +167,10 @@ def test_half_precision_is_normalised_in_float32():
     [
         (lambda: BatchNorm(0), "features: expected a positive number, got 0"),
         (lambda: BatchNorm(F)(jnp.zeros((B, T, F + 1))), r"x: expected 3 features, got shape \(5, 6, 4\)"),
-        (lambda: BatchNorm(F)(jnp.zeros((B, T, F)), mask=jnp.ones((B, T + 1), bool)), r"mask: expected shape \(5, 6\), got \(5, 7\)"),
+        (
+            lambda: BatchNorm(F)(jnp.zeros((B, T, F)), mask=jnp.ones((B, T + 1), bool)),
+            r"mask: expected shape \(5, 6\), got \(5, 7\)",
+        ),
         (lambda: Dropout(1.0), "rate: expected a rate in"),
         (lambda: Dropout(-0.5), "rate: expected a rate in"),
         (lambda: GaussianNoise(-1.0), "stddev: expected a number that is not negative, got -1"),

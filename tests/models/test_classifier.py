@@ -79,5 +79,5 @@ def test_a_key_turns_dropout_on():
 
 
 def test_an_unknown_pooling_is_refused():
-    with pytest.raises(ValueError, match="pooling: expected \"last\" or \"mean\", got 'max'"):
+    with pytest.raises(ValueError, match='pooling: expected "last" or "mean", got \'max\''):
         SequenceClassifier(D, H, CLASSES, pooling="max", rngs=nnx.Rngs(0))

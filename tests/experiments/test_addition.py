@@ -1,0 +1,362 @@
+"""Addition: how sums are written and split, and a tiny run from the command line to its last file."""
+
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import addition
+from experiments.__main__ import listed
+from experiments.addition import Config, Sums, training_batch
+from s2s_jax.data.vocabulary import END, PAD
+from s2s_jax.training.run import main
+
+LAYOUTS = {
+    "decimal 1": {"digits": 1},
+    "decimal 3": {"digits": 3},
+    "decimal 5": {"digits": 5},
+    "decimal 9": {"digits": 9},
+    "binary 1": {"task": "binary", "digits": 1},
+    "binary 6": {"task": "binary", "digits": 6},
+    "binary 30": {"task": "binary", "digits": 30},
+    "binary 6 paired": {"task": "binary", "digits": 6, "layout": "paired"},
+    "binary 30 paired": {"task": "binary", "digits": 30, "layout": "paired"},
+}
+layouts = pytest.mark.parametrize("name", LAYOUTS)
+
+
+def slow_encoding(a, b, digits, task="decimal", layout="sequence"):
+    """Source and target symbols of one sum, by way of strings."""
+    if task == "binary":
+        x, y, z = f"{a:0{digits}b}", f"{b:0{digits}b}", f"{a + b:0{digits + 1}b}"
+    else:
+        x, y, z = str(a), str(b), str(a + b)
+    if layout == "paired":
+        source = [3 + int(i + j, 2) for i, j in zip(x, y, strict=True)]
+    else:
+        plus = 3 + (2 if task == "binary" else 10)
+        source = [3 + int(i) for i in x] + [plus] + [3 + int(i) for i in y]
+    return source, [3 + int(i) for i in z] + [END]
+
+
+@layouts
+def test_encodes_as_strings_do(name):
+    options = LAYOUTS[name]
+    sums = Sums(Config(**options))
+    limit = sums.base**sums.digits
+    rng = np.random.default_rng(0)
+    # Every number of digits, and the ends of each.
+    edges = sorted(
+        {0, 1, limit - 1, *(sums.base**k - d for k in range(sums.digits + 1) for d in (0, 1) if sums.base**k - d < limit)}
+    )
+    pairs = [*itertools.product(edges[:12] + edges[-3:], repeat=2), *rng.integers(limit, size=(200, 2)).tolist()]
+    a, b = np.array(pairs).T
+    got = sums.encode(a, b)
+    assert {key: value.dtype for key, value in got.items()} == dict.fromkeys(got, np.int32)
+    for row, (x, y) in enumerate(pairs):
+        source, target = slow_encoding(x, y, **options)
+        assert got["source_lengths"][row] == len(source)
+        assert got["source"][row].tolist() == source + [PAD] * (got["source"].shape[1] - len(source))
+        assert got["target"][row].tolist() == target + [PAD] * (got["target"].shape[1] - len(target))
+    assert got["source"].max() < len(sums.source_alphabet)
+    assert got["target"].max() < len(sums.target_alphabet)
+
+
+def test_encodes_for_fewer_digits_without_losing_any():
+    sums = Sums(Config(digits=5))
+    a, b = np.array([0, 7, 99, 50]), np.array([99, 8, 99, 3])
+    narrow, wide = sums.encode(a, b, 2), sums.encode(a, b)
+    for key in ("source", "target"):
+        assert narrow[key].shape[1] < wide[key].shape[1]
+        np.testing.assert_array_equal(narrow[key], wide[key][:, : narrow[key].shape[1]])
+        assert not np.any(wide[key][:, narrow[key].shape[1] :])
+
+
+def test_the_alphabets_write_the_symbols_that_are_read():
+    sums = Sums(Config())
+    encoded = sums.encode(np.array([535]), np.array([61]))
+    assert sums.source_alphabet.decode(encoded["source"][0]) == "535+61"
+    assert sums.target_alphabet.decode(encoded["target"][0]) == "596"
+
+
+# The split -----------------------------------------------------------------------------------------------------------------
+
+
+@layouts
+def test_both_orders_of_a_pair_are_on_one_side_for_good(name):
+    sums, again = Sums(Config(**LAYOUTS[name])), Sums(Config(**LAYOUTS[name], seed=99, steps=3))
+    a, b = np.random.default_rng(0).integers(sums.base**sums.digits, size=(2, 2000))
+    np.testing.assert_array_equal(sums.split_of(a, b), sums.split_of(b, a))
+    np.testing.assert_array_equal(sums.split_of(a, b), again.split_of(a, b))
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("decimal 3", 0.1),
+        ("decimal 5", 0.1),
+        ("decimal 9", 0.1),
+        ("binary 6", 0.5),
+        ("binary 30", 0.5),
+        ("binary 6 paired", 0.5),
+    ],
+)
+def test_the_stated_share_is_held_out(name, share):
+    sums = Sums(Config(**LAYOUTS[name]))
+    limit = sums.base**sums.digits
+    if limit <= 2**10:  # all unordered pairs
+        a, b = np.triu_indices(limit)
+        tolerance = 1.5 / len(a)
+    else:
+        a, b = np.random.default_rng(0).integers(limit, size=(2, 100_000))
+        tolerance = 5 * np.sqrt(share * (1 - share) / len(a))
+    split = sums.split_of(a, b)
+    assert abs(np.mean(split == 2) - share) <= tolerance
+    assert 0.01 < np.mean(split == 1) / np.mean(split != 2) < 0.03
+
+
+@pytest.mark.parametrize("digits", [3, 5])
+def test_held_out_pairs_follow_no_linear_pattern(digits):
+    """In every place, each pair of digits is held out about as often as any other, and so is every sum and difference."""
+    sums = Sums(Config(digits=digits))
+    a, b = np.random.default_rng(1).integers(10**digits, size=(2, 400_000))
+    held = sums.split_of(a, b) == 2
+
+    def shares(label, count):
+        each = np.bincount(label, minlength=count)
+        return np.bincount(label[held], minlength=count)[each > 500] / each[each > 500], each[each > 500]
+
+    labels = [(a // 10**i % 10 * 10 + b // 10**j % 10, 100) for i in range(digits) for j in range(digits)]
+    labels += [((a + b) % modulus, modulus) for modulus in (7, 10, 64)] + [((a - b) % modulus, modulus) for modulus in (9, 10)]
+    labels += [((a * b) % 10, 10), ((a ^ b) % 16, 16)]
+    for label, count in labels:
+        share, each = shares(label, count)
+        # Pairs of digits of equal numbers are drawn in both orders, hence the factor of two in the variance.
+        assert np.all(np.abs(share - 0.1) < 6 * np.sqrt(2 * 0.09 / each)), f"{share.min():.3f} to {share.max():.3f}"
+
+
+def decoded_pairs(sums, batch):
+    """The pairs of a batch, read back from its symbols."""
+    texts = [sums.source_alphabet.decode(row) for row in batch["source"]]
+    if sums.paired:
+        bits = [[format(int(symbol), "02b") for symbol in text] for text in texts]
+        texts = ["".join(pair[0] for pair in row) + "+" + "".join(pair[1] for pair in row) for row in bits]
+    return np.array([[int(part, sums.base) for part in text.split("+")] for text in texts]).T
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"digits": 2},
+        {"digits": 3},
+        {"digits": 4, "curriculum": 0.5},
+        {"task": "binary", "digits": 6},
+        {"task": "binary", "digits": 6, "layout": "paired"},
+    ],
+    ids=str,
+)
+def test_training_never_sees_a_validation_or_test_pair(options):
+    config = Config(**options, batch_size=128, steps=100)
+    sums = Sums(config)
+    held = {(x, y) for split in (1, 2) for x, y in zip(*(n.tolist() for n in sums.sample(split, 20_000)), strict=True)}
+    for step in range(0, 100, 2):
+        batch = training_batch(config, sums, step)
+        a, b = decoded_pairs(sums, batch)
+        assert not held & set(zip(a.tolist(), b.tolist(), strict=True))
+        assert not held & set(zip(b.tolist(), a.tolist(), strict=True))
+        assert np.all(sums.split_of(a, b) == 0)
+        again = training_batch(config, sums, step)
+        assert all(np.array_equal(batch[key], again[key]) for key in batch)
+    assert np.any(batch["source"] != training_batch(config, sums, step + 1)["source"])
+
+
+def test_the_curriculum_grows_to_all_digits():
+    config = Config(digits=4, curriculum=0.5, batch_size=64, steps=100)
+    sums = Sums(config)
+    longest = [int(decoded_pairs(sums, training_batch(config, sums, step)).max()) for step in range(0, 100, 5)]
+    digits = [len(str(n)) for n in longest]
+    assert digits[0] == 1
+    assert digits == sorted(digits)
+    assert set(digits[10:]) == {4}
+
+
+@pytest.mark.parametrize("name", ["decimal 1", "decimal 3", "decimal 5", "binary 6", "binary 30 paired"])
+def test_samples_are_different_pairs_of_their_split_and_always_the_same(name):
+    sums = Sums(Config(**LAYOUTS[name]))
+    for split in (1, 2):
+        a, b = sums.sample(split, 500)
+        assert len(set(zip(a.tolist(), b.tolist(), strict=True))) == len(a)
+        assert np.all(sums.split_of(a, b) == split)
+        again = sums.sample(split, 500)
+        assert np.array_equal(a, again[0])
+        assert np.array_equal(b, again[1])
+        if name in ("decimal 5", "binary 30 paired"):
+            assert len(a) == 500
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"digits": 0}, "digits: expected 1 to 9, got 0"),
+        ({"digits": 10}, "digits: expected 1 to 9, got 10"),
+        ({"task": "binary", "digits": 31}, "digits: expected 1 to 30, got 31"),
+    ],
+)
+def test_numbers_of_digits_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Sums(Config(**options))
+
+
+# Tiny runs -----------------------------------------------------------------------------------------------------------------
+
+FUNCTIONS = {"train": addition.train, "evaluate": addition.evaluate, "predict": addition.predict}
+SMALL = ["--steps", "20", "--digits", "2", "--hidden-features", "8", "--embedding-features", "4", "--batch-size", "16"]
+SMALL += ["--test-examples", "30", "--checkpoint-every", "10", "--evaluate-every", "10"]
+REQUIRED = {
+    *("experiment", "dataset", "data", "split", "metrics", "published", "seed", "steps", "examples", "seconds", "test_reads"),
+    *("device", "versions", "command"),
+}
+
+
+def call(*arguments):
+    """As `python -m experiments.addition` with these arguments does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["addition.py", *map(str, arguments)])
+        main("addition", Config, **FUNCTIONS)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder of runs with one finished run, "tiny". Not to be changed; see `own`."""
+    folder = tmp_path_factory.mktemp("runs")
+    call(*SMALL, "--runs-dir", folder, "--name", "tiny")
+    return folder
+
+
+@pytest.fixture
+def own(finished, tmp_path):
+    """A copy of that folder, for tests that write into it."""
+    return shutil.copytree(finished, tmp_path / "moved")
+
+
+def test_a_run_leaves_all_its_files(finished):
+    folder = finished / "addition" / "tiny"
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "checkpoints", "metrics.jsonl", "figures", "weights.safetensors", "result.json"} <= names
+    assert {path.name for path in (folder / "figures").iterdir()} == {"learning_curve.png", "exact_match_by_digits.png"}
+    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in (folder / "figures").iterdir())
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["digits"], config["steps"], config["seed"]) == (2, 20, 0)
+    result = json.loads((folder / "result.json").read_text())
+    assert result.keys() >= REQUIRED
+    assert (result["experiment"], result["dataset"], result["data"]) == ("addition", "decimal2", "real")
+    assert (result["seed"], result["steps"], result["examples"], result["test_reads"]) == (0, 20, 320, 1)
+    assert set(result["metrics"]) == {"exact_match", "character_accuracy"}
+    assert all(0 <= value <= 1 for value in result["metrics"].values())
+    assert result["command"].startswith("python -m experiments.addition --steps 20 --digits 2")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/loss", "validation/exact_match", "validation/character_accuracy"} <= {key for line in lines for key in line}
+    assert [line["step"] for line in lines if "validation/exact_match" in line] == [10, 20]
+
+
+def test_evaluate_reads_the_test_sums_again_and_counts_it(own, capsys):
+    path = own / "addition" / "tiny" / "result.json"
+    before = json.loads(path.read_text())
+    call("evaluate", "--runs-dir", own, "--name", "tiny")
+    after = json.loads(path.read_text())
+    assert after["test_reads"] == 2
+    for key in ("metrics", "seed", "steps", "examples", "split"):
+        assert after[key] == before[key]
+    printed = capsys.readouterr().out
+    assert f"exact match {after['metrics']['exact_match']:.4f}" in printed
+    assert sum(line.endswith(" right") or "WRONG, it is" in line for line in printed.splitlines()) == 10
+
+
+def test_evaluate_keeps_what_tells_of_the_training(own, monkeypatch):
+    """A card's command has to make the run again, and its seconds are those of the hardware that it names."""
+    path = own / "addition" / "tiny" / "result.json"
+    before = json.loads(path.read_text())
+    monkeypatch.setattr("s2s_jax.training.run.describe_device", lambda: "another machine")
+    call("evaluate", "--runs-dir", own, "--name", "tiny")
+    after = json.loads(path.read_text())
+    assert {key: after[key] for key in ("command", "device", "seconds")} == {
+        key: before[key] for key in ("command", "device", "seconds")
+    }
+
+
+def test_predict_works_from_the_folder_alone(own, capsys):
+    folder = own / "addition" / "tiny"
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "metrics.jsonl").unlink()
+    call("predict", "53+6", "7 + 8", "--runs-dir", own, "--name", "tiny")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" = ")[0].strip() for line in lines] == ["53+6", "7+8"]
+    for line, truth in zip(lines, ("59", "15"), strict=True):
+        answer = line.split(" = ")[1].split()[0]
+        assert (answer == truth) == line.endswith(" right")
+        assert line.endswith((" right", f"WRONG, it is {truth}"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "5x+6"], "expected a sum like .535.61., got '5x"),
+        (["predict", "5"], "got '5'"),
+        (["predict", "5+"], "got '5"),
+        (["predict", "1+2+3"], "got '1"),
+        (["predict", "123+4"], "expected numbers of at most 2 digits, as trained"),
+        (["predict"], "expected at least one sum"),
+    ],
+)
+def test_what_cannot_be_added_up_is_refused(finished, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        call(*arguments, "--runs-dir", finished, "--name", "tiny")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--stepz", "3"], ["evaluate", "--steps", "3"], ["predict", "1+2", "--digits", "2"]], ids=" ".join
+)
+def test_an_unknown_flag_is_an_error(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(*arguments)
+    assert stopped.value.code not in (0, None)
+    flag = next(text for text in arguments if text.startswith("--"))
+    assert flag in str(stopped.value.code) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_run_that_is_not_there_is_an_error(tmp_path, command):
+    with pytest.raises(SystemExit, match=r"expected a finished run with weights.safetensors, found none; train it first"):
+        call(command, *(["1+2"] if command == "predict" else []), "--runs-dir", tmp_path)
+
+
+def test_another_configuration_in_the_same_folder_is_an_error(finished):
+    with pytest.raises(SystemExit, match=r"holds a run with .*hidden_features 8 \(now 9\).*--name"):
+        call(*SMALL, "--hidden-features", "9", "--runs-dir", finished, "--name", "tiny")
+
+
+def test_the_other_decoder_in_binary_and_paired(tmp_path, capsys):
+    options = ["--decoder", "repeat_vector", "--task", "binary", "--layout", "paired", "--digits", "3", "--cell", "gru"]
+    options += ["--runs-dir", tmp_path]
+    call(*SMALL, *options)
+    result = json.loads((tmp_path / "addition" / "default" / "result.json").read_text())
+    assert (result["dataset"], result["published"]) == ("binary3", {})
+    capsys.readouterr()
+    call("predict", "011+1", "--runs-dir", tmp_path)
+    assert capsys.readouterr().out.strip().startswith("011+001 = ")
+
+
+def test_the_list_names_every_experiment_and_its_commands():
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-m", "experiments"], cwd=root, capture_output=True, text=True, check=True)
+    assert {"addition", "pixels", "report"} <= set(listed())
+    for name, (sentence, commands) in listed().items():
+        assert f"{name}: {sentence}" in done.stdout
+        assert commands
+        assert all(command in done.stdout for command in commands)
+    assert "python -m experiments.addition predict 535+61" in done.stdout

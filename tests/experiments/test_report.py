@@ -1,0 +1,86 @@
+"""The table of results: from cards only, of real data only."""
+
+import json
+import statistics
+
+import pytest
+
+from experiments import report
+
+
+def result(seed=0, accuracy=0.99, data="real", **more):
+    return {
+        **{"experiment": "pixels", "dataset": "mnist", "data": data, "split": "test, all 10000", "seed": seed, "steps": 10},
+        **{"metrics": {"accuracy": accuracy, "loss": 0.05}, "published": {"accuracy": 0.989, "source": "a paper"}},
+        **{
+            "examples": 80,
+            "seconds": 12.3,
+            "test_reads": 1,
+            "device": "cpu",
+            "versions": {},
+            "command": "python -m experiments.pixels",
+        },
+        **more,
+    }
+
+
+def card(folder, name, **values):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result(**values)))
+
+
+def cells_of(table, metric):
+    """The cells of each row of a metric."""
+    rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in table.splitlines() if line.startswith("|")]
+    header = rows[0]
+    return [dict(zip(header, row, strict=True)) for row in rows[2:] if row[4] == metric]
+
+
+def test_mean_and_deviation_over_seeds(tmp_path):
+    values = [0.991, 0.9935, 0.9897]
+    for seed, value in enumerate(values):
+        card(tmp_path / "results", f"pixels-mnist-rows-lstm-seed{seed}", seed=seed, accuracy=value, seconds=10.0 * (seed + 1))
+    card(tmp_path / "results", "pixels-mnist-permuted-gru-seed0", accuracy=0.95, published={})
+    table = report.table(tmp_path / "results")
+    one, three = cells_of(table, "accuracy")
+    assert (one["what"], one["ours"], one["published"], one["seeds"]) == ("permuted-gru", "0.9500", "", "0")
+    assert three["what"] == "rows-lstm"
+    assert three["ours"] == f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f} (n=3)"
+    assert (three["published"], three["seeds"], three["training, s"]) == ("0.989 (a paper)", "0, 1, 2", "20")
+    assert three["command"] == "`python -m experiments.pixels`"
+    assert len(cells_of(table, "loss")) == 2
+
+
+def test_generated_data_is_refused(tmp_path):
+    card(tmp_path / "results", "pixels-mnist-rows-seed0", data="generated")
+    with pytest.raises(ValueError, match=r"pixels-mnist-rows-seed0.json: expected real data, got generated"):
+        report.table(tmp_path / "results")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "result.json").write_text(json.dumps(result(data="generated")))
+    with pytest.raises(ValueError, match=r"result.json: expected real data, got generated"):
+        report.keep(run, "rows", tmp_path / "cards")
+    assert not (tmp_path / "cards").exists()
+
+
+def test_a_card_is_a_copy_under_its_name(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    text = json.dumps(result(seed=3), indent=2) + "\n"
+    (run / "result.json").write_text(text)
+    results = tmp_path / "results"
+    report.main(report.Config(keep=run, what="rows-lstm", results=results))
+    assert (results / "pixels-mnist-rows-lstm-seed3.json").read_text() == text
+    (row,) = cells_of((tmp_path / "RESULTS.md").read_text(), "accuracy")
+    assert (row["task"], row["data"], row["what"], row["seeds"]) == ("pixels", "mnist", "rows-lstm", "3")
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"result.json: expected the result of a finished run, found none"):
+        report.keep(tmp_path, "rows", tmp_path / "results")
+    with pytest.raises(ValueError, match="what: expected a name"):
+        report.main(report.Config(keep=tmp_path, results=tmp_path / "results"))
+
+
+def test_an_empty_folder_gives_an_empty_table(tmp_path):
+    assert report.table(tmp_path).endswith(report.HEADER)
