@@ -50,6 +50,11 @@ def test_double_sequence_says_the_valid_part_twice(axes, lengths):
         np.testing.assert_array_equal(y[2 * length :], -1)
 
 
+def test_doubled_lengths_need_not_fit_the_dtype_of_the_lengths():
+    _, doubled_lengths = masks.double_sequence(np.zeros((2, 200), np.float32), np.array([200, 3], np.uint8))
+    np.testing.assert_array_equal(doubled_lengths, [400, 6])
+
+
 @trailing_axes
 def test_without_lengths_all_is_valid(axes):
     xs = numbered(axes)

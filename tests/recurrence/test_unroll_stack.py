@@ -112,9 +112,18 @@ def layer_by_layer(given, directions=FORWARD, merge="concat", residual=False, ma
 
 STACKS = [
     pytest.param(name, layers, directions, id=f"{name}-{layers}-{'-'.join(directions)}")
-    for name in ("rnn", "lstm", "lstm_projection", "gru")
-    for layers, directions in ((1, BOTH), (3, FORWARD), (2, BOTH))
-] + [pytest.param("rnn_relu", 2, BOTH, id="rnn_relu-2-both"), pytest.param("gru_no_bias", 2, BOTH, id="gru_no_bias-2-both")]
+    for name, layers, directions in (
+        ("rnn", 2, BOTH),
+        ("rnn_relu", 3, FORWARD),
+        ("lstm", 1, BOTH),
+        ("lstm", 3, FORWARD),
+        ("lstm", 2, BOTH),
+        ("lstm_projection", 2, BOTH),
+        ("gru", 3, FORWARD),
+        ("gru", 2, BOTH),
+        ("gru_no_bias", 1, BOTH),
+    )
+]
 
 
 @functools.cache
