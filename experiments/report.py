@@ -38,6 +38,7 @@ def keep(run: Path, what: str, results: Path) -> Path:
     Raises:
       FileNotFoundError: the run has no result.
       ValueError: it was trained or scored on generated data.
+      FileExistsError: there is a card of that name already, of another run.
     """
     path = run / "result.json"
     if not path.exists():
@@ -45,6 +46,8 @@ def keep(run: Path, what: str, results: Path) -> Path:
     result = json.loads(path.read_text())
     _check(result, str(path))
     card = results / f"{result['experiment']}-{result['dataset']}-{what}-seed{result['seed']}.json"
+    if card.exists() and card.read_text() != path.read_text():
+        raise FileExistsError(f"{card}: is the card of another run, which stays; give this one another --what")
     results.mkdir(exist_ok=True)
     card.write_text(path.read_text())
     return card
@@ -54,7 +57,7 @@ def table(results: Path) -> str:
     """RESULTS.md from all cards of a folder.
 
     Raises:
-      ValueError: a card of generated data.
+      ValueError: a card of generated data, or cards of one row that differ in more than the seed.
     """
     rows = collections.defaultdict(list)
     for path in sorted(results.glob("*.json")):
@@ -74,11 +77,14 @@ def _lines(name: str, cards: list[dict[str, Any]]) -> list[str]:
     first = cards[0]
     what = name.removeprefix(f"{first['experiment']}-{first['dataset']}-")
     seconds = statistics.mean(card["seconds"] for card in cards)
-    source = first["published"].get("source", "")
+    for field in ("split", "steps", "device"):
+        if len({card[field] for card in cards}) > 1:
+            raise ValueError(f"{name}: expected one {field} in all its cards, got {sorted({card[field] for card in cards})}")
     lines = []
     for metric in first["metrics"]:
         ours = _spread([card["metrics"][metric] for card in cards])
-        published = f"{first['published'][metric]} ({source})" if metric in first["published"] else ""
+        of_metric = [entry for entry in first["published"] if entry["metric"] == metric]
+        published = "; ".join(f"{entry['value']} ({entry['how']}; {entry['source']})" for entry in of_metric)
         cells = [first["experiment"], first["dataset"], what, first["split"], metric, ours, published]
         cells += [", ".join(str(card["seed"]) for card in cards), f"{seconds:.0f}", first["device"], f"`{first['command']}`"]
         lines.append("| " + " | ".join(cells) + " |\n")
@@ -110,5 +116,5 @@ if __name__ == "__main__":
 
     try:
         main(tyro.cli(Config, prog="python -m experiments.report"))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
         sys.exit(f"python -m experiments.report: {error}")

@@ -58,11 +58,13 @@ class GRUParams(NamedTuple):
 
 
 class RNNSpec(NamedTuple):
+    gates = 1
     activation: Activation = "tanh"
     bias: bool = True
 
 
 class LSTMSpec(NamedTuple):
+    gates = 4
     projection: int | None = None
     peepholes: bool = False
     layer_norm: bool = False
@@ -71,6 +73,7 @@ class LSTMSpec(NamedTuple):
 
 
 class GRUSpec(NamedTuple):
+    gates = 3
     reset: str = "after"
     activation: Activation = "tanh"
     bias: bool = True
@@ -141,7 +144,7 @@ def make_lstm(
       kernel_init, recurrent_init, bias_init: see `make_rnn`.
 
     Raises:
-      ValueError: an unknown name, or a projection that is not positive.
+      ValueError: an unknown name, or a projection that is not positive (in `init`: above hidden_features).
     """
     _check_activation(activation)
     if projection is not None and projection < 1:
@@ -207,6 +210,8 @@ def _make_lstm(spec: LSTMSpec, forget_bias: float, initializers: _Initializers) 
 
     def init(key: Array, in_features: int, hidden_features: int) -> LSTMParams:
         state_features = spec.projection or hidden_features
+        if state_features > hidden_features:
+            raise ValueError(f"projection: expected at most hidden_features = {hidden_features}, got {state_features}")
         keys = jax.random.split(key, 3)
         w, u, b = _init_gates(keys[0], in_features, state_features, hidden_features, 4, initializers)
         b = b.at[hidden_features : 2 * hidden_features].add(forget_bias)

@@ -1,12 +1,14 @@
 """Lengths and masks of right-padded sequences. A mask is a bool array, True = valid, everywhere."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
 
-def check_lengths(lengths: Int[Array, " B"], batch_size: int, time: int, name: str = "lengths") -> Int[Array, " B"]:
+def check_lengths(lengths: Any, batch_size: int, time: int, name: str = "lengths") -> Int[Array, " B"]:
     """Returns `lengths` as int32 [B] within 0..time.
 
     Concrete lengths outside that range are an error; traced ones cannot be looked at and are clipped into it.
@@ -15,7 +17,8 @@ def check_lengths(lengths: Int[Array, " B"], batch_size: int, time: int, name: s
       TypeError: lengths are not integers.
       ValueError: wrong shape, or a concrete length that is negative or above `time`.
     """
-    lengths = jnp.asarray(lengths) if not isinstance(lengths, (jax.Array, np.ndarray)) else lengths
+    if not isinstance(lengths, jax.Array):
+        lengths = np.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"{name}: expected integers [B], got dtype {lengths.dtype}")
     if lengths.shape != (batch_size,):
@@ -26,8 +29,32 @@ def check_lengths(lengths: Int[Array, " B"], batch_size: int, time: int, name: s
         if wrong.size:
             row = int(wrong[0])
             raise ValueError(f"{name}: expected values from 0 to T = {time}, got {int(values[row])} in row {row}")
-    # Clipped before the cast: a large unsigned or 64-bit value must not wrap round.
-    return jnp.clip(lengths, 0, time).astype(jnp.int32)
+    # Clipped in their own dtype, before the cast: neither a 64-bit length nor T itself (300 as uint8) may wrap round.
+    lengths = jnp.maximum(lengths, 0)
+    if time < jnp.iinfo(lengths.dtype).max:
+        lengths = jnp.minimum(lengths, time)
+    return lengths.astype(jnp.int32)
+
+
+def check_ids(ids: Any, vocabulary_size: int, name: str, mask: Any = None) -> None:
+    """Raises where concrete ids, at the positions where `mask` is True, are outside 0..V-1; traced ones cannot be looked at.
+
+    Raises:
+      TypeError: ids are not integers.
+      ValueError: an id outside the vocabulary.
+    """
+    if not isinstance(ids, jax.Array):
+        ids = np.asarray(ids)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"{name}: expected integers, got dtype {ids.dtype}")
+    if isinstance(ids, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+        return
+    values = np.asarray(ids)
+    wrong = (values < 0) | (values >= vocabulary_size)
+    if mask is not None:
+        wrong &= np.asarray(mask)
+    if wrong.any():
+        raise ValueError(f"{name}: expected ids from 0 to {vocabulary_size - 1}, got {int(values[wrong][0])}")
 
 
 def length_mask(lengths: Int[Array, " B"], time: int) -> Bool[Array, "B T"]:
@@ -41,9 +68,10 @@ def where_valid(valid: Bool[Array, " B"], x: Shaped[Array, "B ..."], otherwise: 
 
 
 def reverse_sequence(xs: Shaped[Array, "B T ..."], lengths: Int[Array, " B"] | None = None) -> Shaped[Array, "B T ..."]:
-    """Each row's valid part back to front; the padding stays where it is."""
+    """Each row's valid part back to front; the padding stays where it is. Lengths as in `check_lengths`."""
     if lengths is None:
         return jnp.flip(xs, axis=1)
+    lengths = check_lengths(lengths, xs.shape[0], xs.shape[1])
     t = jnp.arange(xs.shape[1])[None, :]
     return _take(xs, jnp.where(t < lengths[:, None], lengths[:, None] - 1 - t, t))
 
@@ -54,6 +82,7 @@ def double_sequence(
     """Each row's valid part twice in a row, [B, 2T], and the doubled lengths (Zaremba & Sutskever, arXiv 1410.4615, 3.3)."""
     if lengths is None:
         return jnp.concatenate([xs, xs], axis=1), None
+    lengths = check_lengths(lengths, xs.shape[0], xs.shape[1])
     t = jnp.arange(2 * xs.shape[1])[None, :]
     wrapped = t % jnp.maximum(lengths, 1)[:, None]
     # The padding of the result is the padding of the source, so that nothing valid is seen in it.

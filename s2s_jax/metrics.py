@@ -22,16 +22,18 @@ class Mean(NamedTuple):
 
 def mean_over(values: Float[Array, "*N"], mask: Bool[Array, "*N"] | None = None) -> Mean:
     """Sum and number of the values where `mask` is True."""
-    values = jnp.asarray(values, jnp.float32)
+    values = jnp.asarray(values)
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if mask is None:
-        return Mean(jnp.sum(values), jnp.float32(values.size))
+        return Mean(jnp.sum(values), jnp.asarray(values.size, values.dtype))
     if mask.shape != values.shape:
         raise ValueError(f"mask: expected shape {values.shape}, got {mask.shape}")
-    return Mean(jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask, dtype=jnp.float32))
+    return Mean(jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask, dtype=values.dtype))
 
 
 def token_accuracy(predicted: Int[Array, "B T"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Mean:
     """Share of valid positions where the predicted symbol is the target's: accuracy per symbol."""
+    _check_shapes(predicted, targets)
     return mean_over(predicted == targets, mask)
 
 
@@ -41,5 +43,14 @@ def exact_match(
     mask: Bool[Array, "B T"],
     rows: Bool[Array, " B"] | None = None,
 ) -> Mean:
-    """Share of rows whose valid positions are all right: accuracy per sequence. `rows` says which rows count."""
-    return mean_over(jnp.all((predicted == targets) | ~mask, axis=-1), rows)
+    """Share of rows whose valid positions are all right: accuracy per sequence.
+
+    `rows` says which rows count; without it, those with a valid position.
+    """
+    _check_shapes(predicted, targets)
+    return mean_over(jnp.all((predicted == targets) | ~mask, axis=-1), jnp.any(mask, axis=-1) if rows is None else rows)
+
+
+def _check_shapes(predicted: Array, targets: Array) -> None:
+    if predicted.shape != targets.shape:
+        raise ValueError(f"predicted: expected the shape of targets, {targets.shape}, got {predicted.shape}")

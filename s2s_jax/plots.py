@@ -12,7 +12,7 @@ def learning_curve(history: Sequence[dict[str, float]], metrics: Sequence[str], 
       metrics: names of the validation metrics to draw, fractions from 0 to 1.
       title: over the figure.
     """
-    figure, (above, below) = _pyplot().subplots(2, 1, sharex=True, figsize=(7, 5.5), layout="constrained")
+    figure, ((above,), (below,)) = _subplots(2, 1, (7, 5.5), sharex=True)
     steps, losses = _series(history, "train/loss")
     above.plot(steps, losses, color="tab:gray", label="training")
     validation_steps, validation_losses = _series(history, "validation/loss")
@@ -31,7 +31,7 @@ def learning_curve(history: Sequence[dict[str, float]], metrics: Sequence[str], 
 
 def bars(labels: Sequence[str], values: Sequence[float], *, xlabel: str, ylabel: str, title: str) -> Any:
     """A bar for each label, with its value written over it; values are fractions from 0 to 1."""
-    figure, axes = _pyplot().subplots(figsize=(max(4.0, 0.9 * len(labels) + 2), 3.6), layout="constrained")
+    figure, ((axes,),) = _subplots(1, 1, (max(4.0, 0.9 * len(labels) + 2), 3.6))
     drawn = axes.bar(labels, values, color="tab:blue", width=0.6)
     axes.bar_label(drawn, [f"{value:.1%}" for value in values], padding=2)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, 1.12))
@@ -43,9 +43,7 @@ def bars(labels: Sequence[str], values: Sequence[float], *, xlabel: str, ylabel:
 def images(pictures: Sequence[Any], titles: Sequence[str], *, title: str, columns: int = 8) -> Any:
     """Grey pictures [H, W] in rows, each with a title of its own."""
     rows = max(1, -(-len(pictures) // columns))
-    figure, axes = _pyplot().subplots(
-        rows, columns, figsize=(1.15 * columns, 1.4 * rows + 0.5), squeeze=False, layout="constrained"
-    )
+    figure, axes = _subplots(rows, columns, (1.15 * columns, 1.4 * rows + 0.5))
     for axis in axes.flat:
         axis.axis("off")
     for axis, picture, text in zip(axes.flat, pictures, titles, strict=False):
@@ -66,10 +64,9 @@ def _quiet(*axes: Any) -> None:
         axis.grid(axis="y", alpha=0.3)
 
 
-def _pyplot() -> Any:
-    import matplotlib  # when first used: slow to import
+def _subplots(rows: int, columns: int, figsize: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+    """A figure of its own: pyplot would keep it, and choose a backend for the whole program."""
+    from matplotlib.figure import Figure  # when first used: slow to import
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)

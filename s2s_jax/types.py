@@ -18,7 +18,8 @@ class Cell(NamedTuple):
       init: `(key, in_features, hidden_features) -> params`, a NamedTuple of arrays.
       initial_state: `(params, batch_size, dtype) -> state`, an array or a NamedTuple of arrays [B, ...].
       project: `(params, x) -> z`, the part that needs no state; `x` is [B, D], one position of the input.
-      step: `(params, state, z, context) -> (state, y)`, the serial part; rows of the batch do not mix.
+      step: `(params, state, z, context) -> (state, y)`, the serial part; rows of the batch do not mix. `context` is what
+        was given to `unroll`; layers with recurrent dropout give a mask [B, H].
       spec: hashable description that a backend matches on; None for a cell of your own.
     """
 

@@ -106,7 +106,7 @@ def test_lengths_of_any_integer_kind(lengths):
         (np.array([2**32, 1, 1], np.int64), ValueError, r"got 4294967296 in row 0"),
         ([1, 7, 2], ValueError, r"got 7 in row 1"),
         (np.array([1.0, 2.0, 3.0]), TypeError, r"lengths: expected integers \[B\], got dtype float64"),
-        ([1.0, 2.0, 3.0], TypeError, r"lengths: expected integers \[B\], got dtype float32"),
+        ([1.0, 2.0, 3.0], TypeError, r"lengths: expected integers \[B\], got dtype float64"),
         (np.array([True, True, False]), TypeError, r"lengths: expected integers \[B\], got dtype bool"),
         (np.array([1, 2]), ValueError, r"lengths: expected shape \[B\] = \(3,\), got \(2,\)"),
         (np.array([[1, 2, 3]]), ValueError, r"lengths: expected shape \[B\] = \(3,\), got \(1, 3\)"),

@@ -82,7 +82,14 @@ def load_mnist(folder: str | Path, split: str) -> LabelledImages:
 
 def drawn_digits(count: int, seed: int) -> LabelledImages:
     """A stand-in for MNIST: digits of a 5 x 7 pixel font, shifted, scaled, slanted, blurred and noisy, 28 x 28."""
+    if count < 1:
+        raise ValueError(f"count: expected at least one picture, got {count}")
     rng = np.random.default_rng(seed)
+    parts = [_draw(min(1000, count - start), rng) for start in range(0, count, 1000)]  # not all at once: memory
+    return LabelledImages(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _draw(count: int, rng: np.random.Generator) -> LabelledImages:
     labels = rng.integers(10, size=count)
     width, height = rng.uniform(2.2, 3.4, (2, count))
     slant = rng.uniform(-0.35, 0.35, count)

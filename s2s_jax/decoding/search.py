@@ -1,5 +1,6 @@
 """Search: the most probable outputs of a decoder step, on the device."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from s2s_jax.masks import where_valid
+from s2s_jax.sharding import varying_as
 from s2s_jax.types import Context, DecoderStep, Params, State
 
 
@@ -36,20 +38,33 @@ def greedy(
     """Takes the most probable symbol at each step, in one `lax.while_loop` that ends when every row has ended.
 
     Args:
-      step: `(params, context, state, tokens) -> (state, logits, aux)`; see `s2s_jax.DecoderStep`.
+      step: `(params, context, state, tokens) -> (state, logits, aux)`; see `s2s_jax.DecoderStep`. Made once, not anew for
+        each call: it is compiled for this very function.
       params, context, state: what `step` takes; leaves of `state` have a leading batch axis.
       start, end, pad: symbols.
       max_length: steps at most, end symbol included.
 
     Raises:
-      ValueError: `max_length` below 1, or a state without arrays.
+      ValueError: `max_length` below 1, a state without arrays, or a start or end symbol outside the vocabulary.
     """
     if max_length < 1:
         raise ValueError(f"max_length: expected a positive number, got {max_length}")
     leaves = jax.tree.leaves(state)
     if not leaves:
         raise ValueError("state: expected arrays with a leading batch axis, got none")
-    batch_size = leaves[0].shape[0]
+    first = jax.ShapeDtypeStruct((leaves[0].shape[0],), jnp.int32)
+    vocabulary_size = jax.eval_shape(step, params, context, state, first)[1].shape[-1]
+    for name, symbol in (("start", start), ("end", end)):
+        if not 0 <= symbol < vocabulary_size:
+            raise ValueError(f"{name}: expected a symbol from 0 to {vocabulary_size - 1}, got {symbol}")
+    return _greedy(step, params, context, state, start, end, max_length, pad)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+def _greedy(
+    step: DecoderStep, params: Params, context: Context, state: State, start: int, end: int, max_length: int, pad: int
+) -> Found:
+    batch_size = jax.tree.leaves(state)[0].shape[0]
 
     def more(carry: tuple[Array, State, Array, Found]) -> Array:
         t, _, _, found = carry
@@ -78,4 +93,5 @@ def greedy(
         jnp.zeros(batch_size, bool),
     )
     first = jnp.full(batch_size, start, jnp.int32)
+    _, state, first, nothing = varying_as((jnp.int32(0), state, first, nothing), (params, context))
     return jax.lax.while_loop(more, advance, (jnp.int32(0), state, first, nothing))[3]

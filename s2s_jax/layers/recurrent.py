@@ -3,7 +3,7 @@
 A dropout key is an argument of the call: with a key the layer drops, without one it does not (evaluation).
 """
 
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,38 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from s2s_jax import cells
+from s2s_jax.recurrence.scan import cast_floating
 from s2s_jax.recurrence.unroll import MERGES, unroll_stack
 from s2s_jax.types import Cell, Inputs, Params, State, Unrolled
 
 
 class _Parameters(nnx.Module):
-    """The parameters of one cell: an `nnx.Param` for each field of the NamedTuple, under the field's own name."""
+    """The parameters of one cell: an `nnx.Param` for each floating leaf, under the field's own name."""
 
     def __init__(self, params: Any):
-        self._type: Any = type(params)
-        for name, value in params._asdict().items():
-            setattr(self, name, None if value is None else nnx.Param(value))
+        paths, self._structure = jax.tree_util.tree_flatten_with_path(params)
+        self._names = tuple(jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in paths)
+        for name, (_, leaf) in zip(self._names, paths, strict=True):
+            setattr(self, name, nnx.Param(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else nnx.Variable(leaf))
 
     def __call__(self) -> Params:
-        fields = (getattr(self, name) for name in self._type._fields)
-        return self._type(*(None if field is None else field[...] for field in fields))
+        return jax.tree.unflatten(self._structure, [getattr(self, name)[...] for name in self._names])
+
+
+class RecurrentOptions(TypedDict, total=False):
+    """The options of `Recurrent` that `RNN`, `LSTM` and `GRU` hand on."""
+
+    num_layers: int
+    bidirectional: bool
+    reverse: bool
+    merge: str
+    residual: bool
+    dropout: float
+    input_dropout: float
+    recurrent_dropout: float
+    remat: int | None
+    backend: str
+    param_dtype: Any
 
 
 class Recurrent(nnx.Module):
@@ -94,7 +111,7 @@ class Recurrent(nnx.Module):
         self.in_features = []
         for _ in range(num_layers):
             params = [cell.init(rngs.params(), features, hidden_features) for _ in self.directions]
-            params = [jax.tree.map(lambda p: p.astype(param_dtype), p) for p in params]
+            params = [cast_floating(p, param_dtype) for p in params]
             layers.append(nnx.List(_Parameters(p) for p in params))
             self.in_features.append(features)
             self.state_features = _output_features(cell, params[0], features)
@@ -161,7 +178,10 @@ class Recurrent(nnx.Module):
     def _dropout_masks(self, xs: Inputs, key: Array | None) -> tuple[Any, Any]:
         if key is None or not (self.dropout or self.input_dropout or self.recurrent_dropout):
             return None, None
-        batch_size, time = jax.tree.leaves(xs)[0].shape[:2]
+        shape = jnp.shape(xs)
+        if len(shape) != 3 or shape[-1] != self.in_features[0]:
+            raise ValueError(f"xs: expected [B, T, {self.in_features[0]}], got {shape}")
+        batch_size, time, _ = shape
         masks: list[Array | None] = []
         contexts: list[list[Array | None]] = []
         for layer, features in enumerate(self.in_features):
@@ -189,10 +209,21 @@ class RNN(Recurrent):
         *,
         activation: cells.Activation = "tanh",
         bias: bool = True,
+        kernel_init: cells.Initializer = "glorot_uniform",
+        recurrent_init: cells.Initializer = "orthogonal",
+        bias_init: cells.Initializer = "zeros",
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: Unpack[RecurrentOptions],
     ):
-        super().__init__(cells.make_rnn(activation=activation, bias=bias), in_features, hidden_features, rngs=rngs, **options)
+        super().__init__(
+            cells.make_rnn(
+                activation=activation, bias=bias, kernel_init=kernel_init, recurrent_init=recurrent_init, bias_init=bias_init
+            ),
+            in_features,
+            hidden_features,
+            rngs=rngs,
+            **options,
+        )
 
 
 class LSTM(Recurrent):
@@ -209,8 +240,11 @@ class LSTM(Recurrent):
         activation: cells.Activation = "tanh",
         bias: bool = True,
         forget_bias: float = 1.0,
+        kernel_init: cells.Initializer = "glorot_uniform",
+        recurrent_init: cells.Initializer = "orthogonal",
+        bias_init: cells.Initializer = "zeros",
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: Unpack[RecurrentOptions],
     ):
         cell = cells.make_lstm(
             projection=projection,
@@ -219,6 +253,9 @@ class LSTM(Recurrent):
             activation=activation,
             bias=bias,
             forget_bias=forget_bias,
+            kernel_init=kernel_init,
+            recurrent_init=recurrent_init,
+            bias_init=bias_init,
         )
         super().__init__(cell, in_features, hidden_features, rngs=rngs, **options)
 
@@ -234,10 +271,20 @@ class GRU(Recurrent):
         reset: str = "after",
         activation: cells.Activation = "tanh",
         bias: bool = True,
+        kernel_init: cells.Initializer = "glorot_uniform",
+        recurrent_init: cells.Initializer = "orthogonal",
+        bias_init: cells.Initializer = "zeros",
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: Unpack[RecurrentOptions],
     ):
-        cell = cells.make_gru(reset=reset, activation=activation, bias=bias)
+        cell = cells.make_gru(
+            reset=reset,
+            activation=activation,
+            bias=bias,
+            kernel_init=kernel_init,
+            recurrent_init=recurrent_init,
+            bias_init=bias_init,
+        )
         super().__init__(cell, in_features, hidden_features, rngs=rngs, **options)
 
 

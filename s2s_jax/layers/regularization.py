@@ -47,10 +47,9 @@ class BatchNorm(nnx.Module):
       features: size of the last axis.
       momentum: share of the old running statistics that is kept.
       epsilon: added to the variance.
-      rngs: unused so far; every module here takes it.
     """
 
-    def __init__(self, features: int, *, momentum: float = 0.99, epsilon: float = 1e-3, rngs: nnx.Rngs | None = None):
+    def __init__(self, features: int, *, momentum: float = 0.99, epsilon: float = 1e-3):
         if features < 1:
             raise ValueError(f"features: expected a positive number, got {features}")
         self.momentum = momentum

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from s2s_jax import cells
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
-from s2s_jax.masks import length_mask
+from s2s_jax.masks import check_lengths, length_mask
 from s2s_jax.types import Cell
 
 
@@ -63,24 +63,24 @@ class SequenceClassifier(nnx.Module):
         self, xs: Float[Array, "B T D"], lengths: Int[Array, " B"] | None = None, *, key: Array | None = None
     ) -> Float[Array, "B classes"]:
         """Logits of each class; a key turns dropout on. A sequence of length 0 gives the bias of the last layer."""
+        batch_size, time = xs.shape[:2]
+        lengths = check_lengths(jnp.full(batch_size, time) if lengths is None else lengths, batch_size, time)
         key_recurrent, key_pooled = (None, None) if key is None else jax.random.split(key)
         outputs, _ = self.recurrent(xs, lengths=lengths, key=key_recurrent)
         pooled = self._mean(outputs, lengths) if self.pooling == "mean" else self._last(outputs, lengths)
         return self.output(self.dropout(pooled, key=key_pooled))
 
-    def _mean(self, outputs: Array, lengths: Array | None) -> Array:
-        if lengths is None:
-            return outputs.mean(axis=1)
-        return outputs.sum(axis=1) / jnp.maximum(lengths, 1)[:, None].astype(outputs.dtype)
+    def _mean(self, outputs: Array, lengths: Array) -> Array:
+        total = jnp.sum(outputs, axis=1, dtype=jnp.promote_types(outputs.dtype, jnp.float32))
+        return (total / jnp.maximum(lengths, 1)[:, None]).astype(outputs.dtype)
 
-    def _last(self, outputs: Array, lengths: Array | None) -> Array:
-        time = outputs.shape[1]
-        if lengths is None:
-            last = outputs[:, -1]
-        else:  # the outputs at one position of each row; exactly zero where a row has none
-            at_last = length_mask(lengths, time) & ~length_mask(lengths - 1, time)
-            last = jnp.sum(outputs * at_last[..., None], axis=1)
+    def _last(self, outputs: Array, lengths: Array) -> Array:
+        """Sums with one position at most in each row, so that a row (or a batch) without any gives zeros."""
+        time, features = outputs.shape[1], self.recurrent.state_features
+        valid = length_mask(lengths, time)
+        last = valid & ~length_mask(lengths - 1, time)
+        forward = jnp.sum(outputs[..., :features] * last[..., None], axis=1)
         if len(self.recurrent.directions) == 1:
-            return last
-        features = self.recurrent.state_features
-        return jnp.concatenate([last[:, :features], outputs[:, 0, features:]], axis=-1)
+            return forward
+        first = valid & (jnp.arange(time) == 0)
+        return jnp.concatenate([forward, jnp.sum(outputs[..., features:] * first[..., None], axis=1)], axis=-1)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from s2s_jax import cells
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
-from s2s_jax.masks import double_sequence
+from s2s_jax.masks import check_ids, check_lengths, double_sequence, length_mask
 from s2s_jax.types import Cell, Context, DecoderOutput, DecoderStep, Params, State
 
 
@@ -38,6 +38,9 @@ class Encoder(nnx.Module):
       reverse_source: reads from the last valid symbol to the first (Sutskever et al., section 3.3).
       double_source: reads the source twice in a row (Zaremba & Sutskever, arXiv 1410.4615, section 3.3).
       rngs: key `params` draws the parameters.
+
+    Raises:
+      ValueError: both `reverse_source` and `bidirectional`.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class Encoder(nnx.Module):
         recurrent_dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
+        if reverse_source and bidirectional:
+            raise ValueError("reverse_source: expected False with bidirectional=True, which reads from both ends")
         self.double_source = double_source
         self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs)
         self.dropout = Dropout(dropout)
@@ -64,7 +69,7 @@ class Encoder(nnx.Module):
             hidden_features,
             num_layers=num_layers,
             bidirectional=bidirectional,
-            reverse=reverse_source and not bidirectional,
+            reverse=reverse_source,
             merge="sum",
             dropout=dropout,
             recurrent_dropout=recurrent_dropout,
@@ -74,7 +79,11 @@ class Encoder(nnx.Module):
     def __call__(
         self, source: Int[Array, "B S"], lengths: Int[Array, " B"] | None = None, *, key: Array | None = None
     ) -> Encoded:
-        """Encodes symbols [B, S]; a key turns dropout on."""
+        """Encodes symbols [B, S]; a key turns dropout on. Concrete ids outside the vocabulary are a ValueError."""
+        if lengths is not None:
+            lengths = check_lengths(lengths, *source.shape, name="source_lengths")
+        mask = None if lengths is None else length_mask(lengths, source.shape[1])
+        check_ids(source, self.embedding.num_embeddings, "source", mask)
         if self.double_source:
             source, lengths = double_sequence(source, lengths)
         key_embedding, key_recurrent = (None, None) if key is None else jax.random.split(key)
@@ -120,6 +129,7 @@ class AutoregressiveDecoder(nnx.Module):
 
     def __call__(self, context: Context, state: State, tokens: Int[Array, "B T"], *, key: Array | None = None) -> DecoderOutput:
         """Logits [B, T, V] for the symbols after each of `tokens`; a key turns dropout on."""
+        check_ids(tokens, self.embedding.num_embeddings, "tokens")
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         embedded = self.dropout(self.embedding(tokens), key=keys[0])
         hidden, state = self.recurrent(embedded, state, key=keys[1])
@@ -244,7 +254,7 @@ class Seq2Seq(nnx.Module):
         target_inputs: Int[Array, "B T"],
         *,
         key: Array | None = None,
-        teacher_forcing: float = 1.0,
+        teacher_forcing: float | Array = 1.0,
     ) -> Float[Array, "B T V"]:
         """Logits for the symbol after each of `target_inputs` (start symbol first).
 
@@ -254,16 +264,18 @@ class Seq2Seq(nnx.Module):
           key: turns dropout on, and draws which inputs are the model's own when `teacher_forcing` is below 1.
           teacher_forcing: probability, for each row and step by itself, of reading the true symbol before; otherwise the
             model's most probable one is read (scheduled sampling, Bengio et al., arXiv 1506.03099). The decoder then goes
-            step by step, and all its dropout masks are constant in time.
+            step by step, and all its dropout masks are constant in time. A traced probability may change from step to step
+            of the training without compiling anew.
 
         Raises:
           ValueError: `teacher_forcing` outside 0..1, or below 1 without a key.
         """
-        if not 0 <= teacher_forcing <= 1:
+        fixed = isinstance(teacher_forcing, int | float)
+        if fixed and not 0 <= teacher_forcing <= 1:
             raise ValueError(f"teacher_forcing: expected a probability, got {teacher_forcing}")
         key_encoder, key_decoder, key_choice = (None,) * 3 if key is None else jax.random.split(key, 3)
         context, state = self.start(source, source_lengths, key=key_encoder)
-        if teacher_forcing == 1:
+        if (fixed and teacher_forcing == 1) or target_inputs.shape[1] == 0:
             return self.decoder(context, state, target_inputs, key=key_decoder).logits
         if key_decoder is None or key_choice is None:
             raise ValueError("key: expected one with teacher_forcing below 1, got None")
@@ -286,13 +298,17 @@ def decoder_step(model: Seq2Seq) -> tuple[DecoderStep, Params]:
     A step is the decoder's own call on a sequence of length one, so that search and training cannot differ.
     """
     graphdef, params = nnx.split(model.decoder)
+    return _step_of(graphdef), params
 
+
+@functools.lru_cache(maxsize=64)  # one function for one structure, so that search compiles once for it
+def _step_of(graphdef: nnx.GraphDef) -> DecoderStep:
     def step(params: Params, context: Context, state: State, tokens: Int[Array, " B"]) -> DecoderOutput:
         decoder = nnx.merge(graphdef, params, copy=True)
         state, logits, aux = decoder(context, state, tokens[:, None])
         return DecoderOutput(state, logits[:, 0], aux)
 
-    return step, params
+    return step
 
 
 def _hidden(state: State) -> Array:

@@ -53,7 +53,8 @@ def unroll(
       state: the initial state; None for `cell.initial_state`. In float32 if `xs` is narrower, else in the dtype of `xs`.
       lengths: how many steps of each row are valid; the rest is padding on the right. At a padded step the state stays and
         the output is exactly zero, and nothing that stands there (NaN too) reaches an output or a gradient. So `state` is
-        the state after the last valid step, and length 0 gives the initial state back.
+        the state after the last valid step, and length 0 gives the initial state back. A cell of your own sees zeros in
+        place of the padding and must have finite derivatives there.
       context: a pytree with a leading batch axis, the same at each step. For the cells in `s2s_jax.cells`: None, or a
         recurrent dropout mask [B, H].
       reverse: runs from the last valid step to the first; outputs stay at the position of their input.
@@ -138,11 +139,13 @@ def unroll_stack(
         raise ValueError("params: expected at least one layer, got none")
     for name, value in (("cells", cells), ("states", states), ("contexts", contexts), ("dropout_masks", dropout_masks)):
         if value is not None and len(value) != layers:
-            raise ValueError(f"{name}: expected {layers} layers (as params), got {len(value)}")
+            indexed = "" if name in ("cells", "dropout_masks") else f", indexed {name}[layer][direction]"
+            raise ValueError(f"{name}: expected {layers} layers{indexed}, got {type(value).__name__} of {len(value)}")
     for name, value in (("params", params), ("states", states), ("contexts", contexts)):
-        for layer, of_layer in enumerate(value or ()):
-            if len(of_layer) != len(directions):
-                raise ValueError(f"{name}[{layer}]: expected {len(directions)} directions, got {len(of_layer)}")
+        for layer, of_layer in enumerate(() if value is None else value):
+            if not isinstance(of_layer, Sequence) or len(of_layer) != len(directions):
+                got = len(of_layer) if isinstance(of_layer, Sequence) else type(of_layer).__name__
+                raise ValueError(f"{name}[{layer}]: expected a sequence of {len(directions)} directions, got {got}")
     lengths = _checked_lengths(xs, lengths)
     nothing = ((None,) * len(directions),) * layers
     return _run_stack(
@@ -264,6 +267,8 @@ def _run_checked(
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
     if len(dtypes) > 1:
         raise TypeError(f"params{where}: expected one floating dtype, got {', '.join(sorted(dtypes))}")
+    if cell.spec is not None:
+        _check_builtin(cell, params, context, xs.shape[-1], batch_size, where)
     for leaf in jax.tree.leaves(context):
         if leaf.ndim < 1 or leaf.shape[0] != batch_size:
             raise ValueError(f"context{where}: expected leaves with a leading batch axis of {batch_size}, got {leaf.shape}")
@@ -277,6 +282,24 @@ def _run_checked(
         cell, params, xs, state, lengths, context, reverse=how.reverse, remat=how.remat, history=how.history
     )
     return done, state
+
+
+def _check_builtin(cell: Cell, params: Params, context: Context, in_features: int, batch_size: int, where: str) -> None:
+    """A cell of this package knows what its parameters and its context look like."""
+    spec: Any = cell.spec
+    u: Any = getattr(params, "u", None)
+    if getattr(u, "ndim", 0) != 2 or in_features != params.w.shape[0]:
+        if u is not None and params.w.ndim == 2 and u.ndim == 2:
+            raise ValueError(f"xs: expected {params.w.shape[0]} features (the rows of params{where}.w), got {in_features}")
+        raise ValueError(f"params{where}: expected what init of a cell with {spec} gives, got {_described(params)}")
+    hidden_features = u.shape[1] // spec.gates
+    expected = jax.eval_shape(lambda key: cell.init(key, in_features, hidden_features), jax.random.key(0))
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (expected, params)]
+    if jax.tree.structure(expected) != jax.tree.structure(params) or shapes[0] != shapes[1]:
+        raise ValueError(f"params{where}: expected {shapes[0]}, got {shapes[1]}")
+    mask_shape = (batch_size, u.shape[0])
+    if context is not None and jnp.shape(context) != mask_shape:
+        raise ValueError(f"context{where}: expected None or a recurrent dropout mask {mask_shape}, got {_described(context)}")
 
 
 def _check_state(state: State, expected: State, where: str) -> None:

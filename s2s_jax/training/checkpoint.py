@@ -27,7 +27,7 @@ class Checkpoints:
         """Writes `tree` as the checkpoint of `step`; one that is there already stays."""
         if self._manager.latest_step() == step:
             return
-        leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
+        leaves = {name: np.asarray(_as_numbers(leaf)) for name, leaf in named_leaves(tree).items()}
         self._manager.save(step, args=self._ocp.args.StandardSave(leaves))
 
     def restore_latest(self, like: Any) -> Any | None:
@@ -41,15 +41,31 @@ class Checkpoints:
             return None
         stored = self._manager.item_metadata(step)
         stored = {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in dict(stored).items()}
-        expected = {name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in named_leaves(like).items()}
+        wanted = named_leaves(like)
+        numbers = {name: jax.eval_shape(_as_numbers, leaf) for name, leaf in wanted.items()}
+        expected = {name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in numbers.items()}
         _check_same(expected, stored, f"checkpoint of step {step}")
         abstract = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in expected.items()}
         leaves = self._manager.restore(step, args=self._ocp.args.StandardRestore(abstract))
-        return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in expected])
+        restored = [_as_key(leaves[name], leaf) if _is_key(leaf) else leaves[name] for name, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(like), restored)
 
     def close(self) -> None:
         """Waits for what is still being written."""
         self._manager.close()
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_numbers(leaf: Any) -> Any:
+    """Random keys (of `nnx.Rngs`, say) have no dtype of NumPy; what they are made of has."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _as_key(numbers: Any, like: Any) -> Any:
+    return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(like))
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

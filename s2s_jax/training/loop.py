@@ -34,7 +34,8 @@ class Trained(NamedTuple):
 def make_train_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, loss: Loss) -> Callable[..., Any]:
     """Jitted `(state, totals, batch, seed) -> (state, totals)`; the old state and totals are given up to the new ones.
 
-    `totals` holds the metrics added up since it was last emptied; {} is empty too, but compiles once more.
+    `totals` holds the metrics added up since it was last emptied ({} is empty too, but compiles once more): those of
+    `loss`, and its value as "loss" if it is not among them.
     """
 
     def step(state: TrainState, totals: Metrics, batch: Batch, seed: Array) -> tuple[TrainState, Metrics]:
@@ -45,18 +46,25 @@ def make_train_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformat
             value, metrics = loss(model, batch, key)
             return value, (metrics, nnx.state(model, nnx.Not(nnx.Param)))
 
-        (_, (metrics, rest)), gradients = jax.value_and_grad(run, has_aux=True)(state.params)
+        (value, (metrics, rest)), gradients = jax.value_and_grad(run, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         state = TrainState(state.step + 1, params, rest, opt_state)
-        metrics = {**metrics, "gradient_norm": Mean(optax.tree.norm(gradients), jnp.float32(1))}
+        metrics = {
+            "loss": Mean(value, jnp.ones_like(value)),
+            **metrics,
+            "gradient_norm": Mean(optax.tree.norm(gradients), jnp.float32(1)),
+        }
         return state, add_metrics(totals, metrics)
 
     return jax.jit(step, donate_argnums=(0, 1))
 
 
 def make_measure(measure: Measure) -> Callable[[Any, Iterable[Batch]], dict[str, float]]:
-    """`(model, batches) -> {name: value}` over all batches of a split, jitted once for each shape."""
+    """`(model, batches) -> {name: value}` over all batches of a split, jitted once for each shape.
+
+    What it returns raises a ValueError where there are no batches.
+    """
 
     @jax.jit
     def of_batch(parts: tuple[nnx.GraphDef, nnx.State], batch: Batch) -> Metrics:
@@ -68,6 +76,8 @@ def make_measure(measure: Measure) -> Callable[[Any, Iterable[Batch]], dict[str,
         for batch in batches:  # added up on the host, in double precision
             metrics = of_batch(parts, batch)
             totals = add_metrics(totals, {name: Mean(float(m.total), float(m.count)) for name, m in metrics.items()})
+        if not totals:
+            raise ValueError("batches: expected at least one, got none")
         return {name: mean.value() for name, mean in totals.items()}
 
     return over
@@ -102,13 +112,18 @@ def fit(
       log_every: steps between two lines of the log.
 
     Raises:
-      ValueError: the run's checkpoint is of another model.
+      ValueError: the run's checkpoint is of another model; a number out of its range.
       KeyboardInterrupt: after the state was saved.
     """
+    for name, number in (("steps", steps), ("log_every", log_every)):
+        if number < 1:
+            raise ValueError(f"{name}: expected a positive number, got {number}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: expected a number from 0 to 2**32 - 1, got {seed}")
     began = time.perf_counter()
     graphdef, state = initial_train_state(model, optimizer)
     before = 0.0  # seconds that earlier sittings of this run took
-    checkpoints = run.checkpoints() if run is not None and checkpoint_every else None
+    checkpoints = run.checkpoints() if run is not None and (checkpoint_every or run.has_checkpoints()) else None
     if checkpoints is not None:
         restored = checkpoints.restore_latest({"state": state, "seconds": jnp.float32(0)})
         if restored is not None:
@@ -139,7 +154,7 @@ def fit(
                 totals = jax.tree.map(jnp.zeros_like, totals)
                 progress.show(done, values["train/loss"])
                 if run is not None:
-                    run.log(done, {**values, "seconds": seconds()})
+                    run.log(done, {**values, "steps_per_second": progress.rate(done), "seconds": seconds()})
             if evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0)):
                 values = {f"validation/{name}": value for name, value in evaluate(model_of(graphdef, state)).items()}
                 progress.say(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
@@ -147,20 +162,21 @@ def fit(
                     run.log(done, {**values, "seconds": seconds()})
             if checkpoint_every and (last or done % checkpoint_every == 0):
                 save()
-        if done < steps:
+        if interrupted:
             save()
             if checkpoints is not None:
                 progress.say(f"Stopped at step {done} and saved. The same command goes on from there.")
     if checkpoints is not None:
         checkpoints.close()
-    if done < steps:
+    if interrupted:
         raise KeyboardInterrupt
     return Trained(model_of(graphdef, state), state, seconds())
 
 
 def add_metrics(totals: Metrics, metrics: Metrics) -> Metrics:
-    """The sums and counts of both; names that only `metrics` has are taken as they are."""
-    return {name: totals[name] + mean if name in totals else mean for name, mean in metrics.items()}
+    """The sums and counts of both; a name that only one of them has is taken as it is."""
+    both = {name: totals[name] + mean if name in totals else mean for name, mean in metrics.items()}
+    return {**totals, **both}
 
 
 def _empty_totals(train_step: Any, state: TrainState, batch: Batch, seed: Array) -> Metrics:

@@ -1,16 +1,22 @@
 """A run: its folder, its logs, its result, and the command line that all experiments share."""
 
 import dataclasses
+import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from s2s_jax.training.checkpoint import Checkpoints, named_variables
+from s2s_jax.training.state import count_parameters
 
 COMMANDS = ("train", "evaluate", "predict")
 
@@ -30,7 +36,14 @@ class RunConfig:
     data_dir: Path | None = None
     """Folder of the real data; the variable S2S_DATA_DIR if not given."""
     checkpoint_every: int = 1000
-    """Steps between two checkpoints."""
+    """Steps between two checkpoints; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("seed", "checkpoint_every") else 1
+            if type(value) is int and value < least:
+                raise ValueError(f"{field.name}: expected at least {least}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +86,7 @@ class Run:
                     f"{run.folder} holds a run with {changes}. Give this one another --name, or delete that folder."
                 )
         run.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=2) + "\n")
+        _write_json(path, wanted)
         return run
 
     @classmethod
@@ -91,20 +104,36 @@ class Run:
         values["data_dir"] = where.data_dir or (Path(values["data_dir"]) if values["data_dir"] else None)
         return cls(task, config_type(**values))
 
+    def trained_on(self, dataset: str, data: str) -> None:
+        """Writes down which data the run is about, `data` being "real" or "generated"; later sittings must use the same.
+
+        Raises:
+          ValueError: it was other data before.
+        """
+        path = self.folder / "data.json"
+        now = {"dataset": dataset, "data": data}
+        if path.exists() and (before := json.loads(path.read_text())) != now:
+            raise ValueError(f"{self.folder}: expected its own data, {before}, got {now}; see data_dir")
+        _write_json(path, now)
+
+    def has_checkpoints(self) -> bool:
+        """Whether an earlier sitting left any."""
+        return (self.folder / "checkpoints").exists()
+
     @property
     def weights(self) -> Path:
         return self.folder / "weights.safetensors"
 
-    def checkpoints(self) -> Any:
-        """The run's `Checkpoints`."""
-        from s2s_jax.training.checkpoint import Checkpoints
-
+    def checkpoints(self) -> Checkpoints:
+        """Those of the run; new ones go there."""
         return Checkpoints(self.folder / "checkpoints")
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Appends a line to metrics.jsonl, and to the TensorBoard log where tensorboardX is installed."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        with (self.folder / "metrics.jsonl").open("a+b") as file:
+            if file.tell() and not _ends_a_line(file):  # a kill tore the last line
+                file.write(b"\n")
+            file.write((json.dumps({"step": step, **values}) + "\n").encode())
         if self._board is None:
             try:
                 from tensorboardX import SummaryWriter
@@ -117,9 +146,17 @@ class Run:
                 self._board.add_scalar(name, value, step)
 
     def history(self) -> list[dict[str, float]]:
-        """All lines of metrics.jsonl; of two for the same step and names, the later one counts."""
+        """All lines of metrics.jsonl; of two for the same step and names, the later one counts.
+
+        A line that a kill tore is passed over with a warning that names it.
+        """
         path = self.folder / "metrics.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = []
+        for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                warnings.warn(f"{path}:{number}: passed over, not a whole line", stacklevel=2)
         return list({(line["step"], tuple(line)): line for line in lines}.values())
 
     def seconds(self) -> float:
@@ -136,37 +173,47 @@ class Run:
     def finish(
         self,
         *,
-        dataset: str,
-        data: str,
         split: str,
         metrics: dict[str, float],
-        published: dict[str, Any],
+        published: list[dict[str, Any]],
         examples: int,
         seconds: float,
         **more: Any,
     ) -> dict[str, Any]:
-        """Writes result.json. `data` is "real" or "generated"; `seconds` those of training, compiling included."""
+        """Writes result.json.
+
+        Args:
+          split: what was scored.
+          metrics: by name; accuracies and error rates are fractions from 0 to 1.
+          published: for comparison; each with `metric`, `value`, `how` and `source`.
+          examples: how many training saw.
+          seconds: of training, compiling and validation included.
+          more: anything else worth keeping.
+
+        What tells of the training (seconds, device, versions, command) is kept when the run is scored again.
+        """
         path = self.folder / "result.json"
         before = json.loads(path.read_text()) if path.exists() else {}
+        training = {
+            "seconds": round(seconds, 1),
+            "device": describe_device(),
+            "versions": _versions(),
+            "command": " ".join(["python -m", f"experiments.{self.task}", *sys.argv[1:]]),
+        }
         result = {
             "experiment": self.task,
-            "dataset": dataset,
-            "data": data,
+            **json.loads((self.folder / "data.json").read_text()),
             "split": split,
             "metrics": metrics,
             "published": published,
             "seed": self.config.seed,
             "steps": self.config.steps,
             "examples": examples,
-            "seconds": round(seconds, 1),
             "test_reads": before.get("test_reads", 0) + 1,
-            "device": describe_device(),
-            "versions": _versions(),
-            # Of the training: scoring the run again must not change it.
-            "command": before.get("command", " ".join(["python -m", f"experiments.{self.task}", *sys.argv[1:]])),
+            **{name: before.get(name, value) for name, value in training.items()},
             **more,
         }
-        path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        _write_json(path, result)
         return result
 
 
@@ -199,10 +246,14 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def rate(self, done: int) -> float:
+        """Steps a second since the beginning of this sitting."""
+        return (done - self._done_before) / (time.perf_counter() - self._began)
+
     def show(self, done: int, loss: float) -> None:
         """Tells how many steps are done and the mean loss since the last call."""
         now = time.perf_counter()
-        rate = (done - self._done_before) / (now - self._began)
+        rate = self.rate(done)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, loss=f"{loss:.4f}", rate=f"{rate:.1f}")
         elif now - self._said >= self._between or done == self._steps:
@@ -255,14 +306,11 @@ def main(
 
 
 def summary(model: Any) -> str:
-    """The parameters of a model, a line each: name, shape, number; and their sum."""
-    from s2s_jax.training.checkpoint import named_variables
-
+    """The arrays of a model, a line each: name, shape, number; and how many of the numbers are trained."""
     rows = [(name, variable[...].shape) for name, variable in named_variables(model).items()]
     width = max(len(name) for name, _ in rows)
-    size = {name: int(jax.numpy.prod(jax.numpy.array(shape))) for name, shape in rows}
-    lines = [f"{name:<{width}}  {shape!s:<14} {size[name]:>10,}" for name, shape in rows]
-    return "\n".join([*lines, f"{'parameters':<{width}}  {'':<14} {sum(size.values()):>10,}"])
+    lines = [f"{name:<{width}}  {shape!s:<14} {math.prod(shape):>10,}" for name, shape in rows]
+    return "\n".join([*lines, f"{'parameters':<{width}}  {'':<14} {count_parameters(model):>10,}"])
 
 
 def describe_device() -> str:
@@ -283,13 +331,28 @@ def describe_device() -> str:
 _PLACES = ("runs_dir", "data_dir", "checkpoint_every")
 
 
+def _write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: a kill leaves the file as it was."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def _ends_a_line(file: Any) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
 def _as_json(config: RunConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("s2s-jax", "jax", "flax", "optax", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    versions = {"python": platform.python_version()}
+    for name in ("s2s-jax", "jax", "flax", "optax", "numpy"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from the source, not installed
+            versions[name] = "not installed"
+    return versions

@@ -31,6 +31,7 @@ from tests.samples import (
     fill_padding,
     ragged_lengths,
     random_like,
+    random_params,
     rows,
     run,
     sample,
@@ -482,7 +483,7 @@ def test_lengths_take_at_most_three_mebibytes_more(name):
         return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
     without = temporary(None)
-    assert without <= 32 + 3  # the input, time-major, and what one step needs: no history of states
+    assert without <= 2 * 32 + 3  # input and output, time-major, and what one step needs: no history of states
     assert temporary(jax.ShapeDtypeStruct((64,), jnp.int32)) <= without + 3
 
 
@@ -568,6 +569,7 @@ def wrong(name, error, message, **changes):
 
 XS = np.zeros((B, T, 3), np.float32)
 HIDDEN = np.zeros((B, H), np.float32)
+MASK = r"None or a recurrent dropout mask \(4, 4\)"
 ERRORS = [
     *[
         wrong(name, error, message, xs=xs)
@@ -611,8 +613,12 @@ ERRORS = [
     ),
     wrong("lstm", ValueError, r"state\.c: expected shape \(4, 4\), got \(4, 3\)", state=LSTMState(HIDDEN, HIDDEN[:, :3])),
     wrong("lstm_projection", ValueError, r"state\.h: expected shape \(4, 2\), got \(4, 4\)", state=LSTMState(HIDDEN, HIDDEN)),
-    wrong("gru", ValueError, r"context: expected leaves with a leading batch axis of 4, got \(3, 4\)", context=HIDDEN[:3]),
-    wrong("gru", ValueError, r"context: expected leaves with a leading batch axis of 4, got \(\)", context=np.float32(1)),
+    wrong("gru", ValueError, rf"context: expected {MASK}, got float32\[3, 4\]", context=HIDDEN[:3]),
+    wrong("gru", ValueError, rf"context: expected {MASK}, got float32\[4, 5\]", context=np.zeros((B, 5), np.float32)),
+    wrong("gru", ValueError, rf"context: expected {MASK}, got float32\[\]", context=np.float32(1)),
+    wrong("counting", ValueError, r"context: expected .* batch axis of 4, got \(3, 4\)", context={"memory": HIDDEN[:3]}),
+    wrong("gru", ValueError, r"params: expected .*GRU.*, got RNNParams\(w=\(3, 4\)", params=random_params(cells.rnn)),
+    wrong("lstm", ValueError, r"params: expected .*LSTM.*, got GRUParams", params=random_params(cells.gru)),
 ]
 
 

@@ -365,15 +365,15 @@ ERRORS = [
     ({"directions": ()}, ValueError, r"directions: expected a selection of \('forward', 'backward'\), got \(\)"),
     ({"directions": ("forward", "forward")}, ValueError, r"directions: .* got \('forward', 'forward'\)"),
     ({"directions": ("up",)}, ValueError, r"directions: .* got \('up',\)"),
-    ({"directions": ("forward",)}, ValueError, r"params\[0\]: expected 1 directions, got 2"),
+    ({"directions": ("forward",)}, ValueError, r"params\[0\]: expected a sequence of 1 directions, got 2"),
     ({"merge": "max"}, ValueError, r"merge: expected one of concat, sum, mean, product, none, got 'max'"),
     ({"params": []}, ValueError, r"params: expected at least one layer, got none"),
-    ({"cells": (cells.gru,)}, ValueError, r"cells: expected 2 layers \(as params\), got 1"),
-    ({"states": [[None, None]]}, ValueError, r"states: expected 2 layers \(as params\), got 1"),
-    ({"states": [[None, None], [None]]}, ValueError, r"states\[1\]: expected 2 directions, got 1"),
-    ({"contexts": [[None, None]] * 3}, ValueError, r"contexts: expected 2 layers \(as params\), got 3"),
-    ({"contexts": [[None], [None]]}, ValueError, r"contexts\[0\]: expected 2 directions, got 1"),
-    ({"dropout_masks": [None]}, ValueError, r"dropout_masks: expected 2 layers \(as params\), got 1"),
+    ({"cells": (cells.gru,)}, ValueError, r"cells: expected 2 layers, got tuple of 1"),
+    ({"states": [[None, None]]}, ValueError, r"states: expected 2 layers, indexed states\[layer\]\[direction\], got list of 1"),
+    ({"states": [[None, None], [None]]}, ValueError, r"states\[1\]: expected a sequence of 2 directions, got 1"),
+    ({"contexts": [[None, None]] * 3}, ValueError, r"contexts: expected 2 layers, indexed contexts.*, got list of 3"),
+    ({"contexts": [[None], [None]]}, ValueError, r"contexts\[0\]: expected a sequence of 2 directions, got 1"),
+    ({"dropout_masks": [None]}, ValueError, r"dropout_masks: expected 2 layers, got list of 1"),
     (
         {"dropout_masks": [np.ones((B, T, D + 1), np.float32), None]},
         ValueError,
@@ -408,7 +408,7 @@ ERRORS = [
     (
         {"contexts": [[None, np.ones((3, H), np.float32)], [None, None]]},
         ValueError,
-        r"context\[0\]\[1\]: expected leaves with a leading batch axis of 4, got \(3, 4\)",
+        r"context\[0\]\[1\]: expected None or a recurrent dropout mask \(4, 4\), got float32\[3, 4\]",
     ),
 ]  # fmt: skip
 
