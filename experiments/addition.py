@@ -348,8 +348,8 @@ def examples(sums: Sums, model: Seq2Seq, a: np.ndarray, b: np.ndarray) -> list[s
     return lines
 
 
-def by_digits(sums: Sums, model: Seq2Seq, each: int = 200) -> dict[int, float]:
-    """Exact match on up to `each` test sums for each number of digits of the longer number."""
+def by_digits(sums: Sums, model: Seq2Seq, each: int = 200) -> dict[str, float]:
+    """Exact match on up to `each` test sums for each number of digits of the longer number, and how many there are."""
     values = {}
     for digits in range(1, sums.digits + 1):
         rng = np.random.default_rng(digits)
@@ -357,18 +357,17 @@ def by_digits(sums: Sums, model: Seq2Seq, each: int = 200) -> dict[int, float]:
         chosen = np.flatnonzero(np.maximum(a, b) >= (sums.base ** (digits - 1) if digits > 1 else 0))
         pairs = np.unique(np.stack([a[chosen], b[chosen]]), axis=1)
         pairs = pairs[:, rng.permutation(pairs.shape[1])[:each]]
-        values[digits] = score(sums, model, *pairs)["exact_match"]
+        values[f"{digits}\nn = {pairs.shape[1]}"] = score(sums, model, *pairs)["exact_match"]
     return values
 
 
-def draw(run: Run, exact: dict[int, float]) -> None:
+def draw(run: Run, exact: dict[str, float]) -> None:
     config: Any = run.config
     title = f"Addition, {config.task}, up to {config.digits} {'bits' if config.task == 'binary' else 'digits'}"
     names = ["exact_match", "character_accuracy"]
     run.figure("learning_curve", plots.learning_curve(run.history(), names, title))
-    labels = [str(digits) for digits in exact]
     figure = plots.bars(
-        labels,
+        list(exact),
         list(exact.values()),
         xlabel="digits of the longer number",
         ylabel="exact match",
@@ -380,6 +379,7 @@ def draw(run: Run, exact: dict[int, float]) -> None:
 def load(run: Run) -> tuple[Sums, Seq2Seq]:
     config: Any = run.config
     sums = Sums(config)
+    run.trained_on(f"{config.task}{config.digits}", "real")
     model = build_model(config, sums)
     checkpoint.load_weights(run.weights, model)
     return sums, model

@@ -16,12 +16,11 @@ def cross_entropy(logits: Float[Array, "*N V"], targets: Int[Array, "*N"], mask:
     """
     if logits.shape[:-1] != targets.shape:
         raise ValueError(f"targets: expected shape {logits.shape[:-1]}, got {targets.shape}")
+    if mask is not None and mask.shape != targets.shape:
+        raise ValueError(f"mask: expected shape {targets.shape}, got {mask.shape}")
     check_ids(targets, logits.shape[-1], "targets", mask)
     if mask is not None:
-        if mask.shape != targets.shape:
-            raise ValueError(f"mask: expected shape {targets.shape}, got {mask.shape}")
-        targets = jnp.where(mask, targets, 0)
         # Zeroed before the logarithm: what stands in the padding must not reach the gradient, NaN neither.
-        logits = jnp.where(mask[..., None], logits, 0)
+        logits, targets = jnp.where(mask[..., None], logits, 0), jnp.where(mask, targets, 0)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), targets)
     return mean_over(loss, mask)

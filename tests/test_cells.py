@@ -29,7 +29,7 @@ forward_and_reverse = pytest.mark.parametrize("reverse", [False, True], ids=["fo
 def drawn(name, reverse, seed=0):
     """A sample of drawn shape. Seeded by the case, so that all oracles of one case share what is compiled."""
     rng = np.random.default_rng([sorted(LIBRARY_CELLS).index(name), reverse, seed])
-    batch_size, time, in_features, hidden_features = rng.integers((3, 3, 1, 3), (6, 9, 5, 6)).tolist()
+    batch_size, time, in_features, hidden_features = rng.integers((3, 3, 1, 4), (6, 9, 5, 6)).tolist()
     if "norm" in name or "everything" in name:
         in_features += 1  # the norm of x w with one feature is its sign, and what is left of the gradient is rounding
     return sample(name, batch_size, time, in_features, hidden_features, seed)

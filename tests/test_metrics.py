@@ -19,8 +19,9 @@ def test_accuracy_of_symbols_and_exact_match_are_different_things():
     assert (float(rows.total), float(rows.count)) == (2, 3)
 
 
-def test_a_row_without_a_valid_symbol_counts_only_where_rows_are_not_given():
-    assert exact_match(PREDICTED, TARGETS, MASK).count == 4
+def test_a_row_without_a_valid_symbol_is_neither_right_nor_wrong():
+    rows = exact_match(PREDICTED, TARGETS, MASK)
+    assert (float(rows.total), float(rows.count)) == (2, 3)
 
 
 @pytest.mark.parametrize("metric", [token_accuracy, exact_match])
@@ -60,6 +61,12 @@ def test_nothing_counted_is_nan_and_not_zero():
 def test_without_a_mask_all_values_count():
     assert mean_over(np.array([[1, 2], [3, 6]])).value() == 3
     assert mean_over(np.array([True, False, False, True])).value() == 0.5
+
+
+@pytest.mark.parametrize("metric", [token_accuracy, exact_match])
+def test_predictions_of_another_shape_are_refused(metric):
+    with pytest.raises(ValueError, match=r"predicted: expected the shape of targets, \(4, 4\), got \(4, 1\)"):
+        metric(PREDICTED[:, :1], TARGETS, MASK)
 
 
 @pytest.mark.parametrize(

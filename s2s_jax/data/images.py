@@ -1,6 +1,7 @@
 """Pictures: idx files (the format of MNIST), and digits that are drawn where there are none."""
 
 import gzip
+import math
 import os
 import zlib
 from pathlib import Path
@@ -43,7 +44,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     if len(raw) < start:
         raise ValueError(f"{path}: expected {rank} sizes of 4 bytes, got {len(raw) - 4} bytes")
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    expected = math.prod(shape) * dtype.itemsize  # Python's own integers: sizes of a damaged file overflow 64 bits
     if len(raw) - start != expected:
         raise ValueError(f"{path}: expected {expected} bytes of values for shape {shape}, got {len(raw) - start}")
     return np.frombuffer(raw, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
@@ -75,7 +76,9 @@ def load_mnist(folder: str | Path, split: str) -> LabelledImages:
     images, labels = (read_idx(_plain_or_gzipped(Path(folder) / name)) for name in (images_name, labels_name))
     if images.shape != (count, 28, 28):
         raise ValueError(f"{images_name}: expected shape {(count, 28, 28)}, got {images.shape}")
-    if labels.shape != (count,) or labels.max() > 9:
+    if labels.shape != (count,):
+        raise ValueError(f"{labels_name}: expected {count} labels from 0 to 9, got {labels.shape}")
+    if labels.max() > 9:
         raise ValueError(f"{labels_name}: expected {count} labels from 0 to 9, got {labels.shape} up to {labels.max()}")
     return LabelledImages(images, labels.astype(np.int32))
 

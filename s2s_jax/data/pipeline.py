@@ -26,6 +26,7 @@ class ShuffledBatches:
     def __init__(self, arrays: Any, batch_size: int, seed: int = 0):
         self._arrays = arrays
         self._count = _count(arrays)
+        _check_batch_size(batch_size)
         self._batch_size = batch_size
         self._seed = seed
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)
@@ -50,11 +51,17 @@ def evaluation_batches(arrays: Any, batch_size: int) -> Iterator[tuple[Any, np.n
     The last batch is filled up with copies of the first example, where the mask is False.
     """
     count = _count(arrays)
+    _check_batch_size(batch_size)
     for start in range(0, count, batch_size):
         rows = np.arange(start, start + batch_size)
         counts = rows < count
         chosen = np.where(counts, rows, 0)
         yield jax.tree.map(lambda array, chosen=chosen: array[chosen], arrays), counts
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
 
 
 def _epochs(places: np.ndarray, count: int) -> range:

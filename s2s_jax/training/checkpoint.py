@@ -21,7 +21,9 @@ class Checkpoints:
 
         self._ocp = ocp
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        # With the handler named, a fresh process can look at what is in a checkpoint before it restores it.
+        handler = ocp.StandardCheckpointHandler()
+        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options, item_handlers=handler)
 
     def save(self, step: int, tree: Any) -> None:
         """Writes `tree` as the checkpoint of `step`; one that is there already stays."""

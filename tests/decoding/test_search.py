@@ -119,16 +119,16 @@ def test_one_step_at_most(text):
 
 
 def test_equals_the_best_of_all_sequences_where_steps_are_independent():
-    """There the most probable sequence is the most probable symbol of each step. No end symbol among them, as 99 is none."""
+    """There the most probable sequence is the most probable symbol of each step; the end symbol never is one of them."""
     table = np.random.default_rng(0).normal(size=(6, 4, V)).astype(np.float32)
-    found = search(table, end=99)
+    table[..., END] = -5
+    found = search(table)
     logs = log_softmax(table)
     for b in range(6):
-        score, best = max(
-            (sum(logs[b, t, s] for t, s in enumerate(text)), text) for text in itertools.product(range(V), repeat=4)
-        )
+        scores = {text: sum(logs[b, t, s] for t, s in enumerate(text)) for text in itertools.product(range(V), repeat=4)}
+        best = max(scores, key=scores.get)
         assert tuple(found.tokens[b].tolist()) == best
-        assert abs(float(found.scores[b]) - score) < 1e-5
+        assert abs(float(found.scores[b]) - scores[best]) < 1e-5
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -179,13 +179,15 @@ def test_scores_of_half_precision_logits_add_up_in_float32():
 
 
 @pytest.mark.parametrize(
-    ("state", "max_length", "message"),
+    ("state", "options", "message"),
     [
-        (jnp.zeros(1, jnp.int32), 0, "max_length: expected a positive number, got 0"),
-        (jnp.zeros(1, jnp.int32), -3, "max_length: expected a positive number, got -3"),
-        ((), 4, "state: expected arrays with a leading batch axis, got none"),
+        (jnp.zeros(1, jnp.int32), {"max_length": 0}, "max_length: expected a positive number, got 0"),
+        (jnp.zeros(1, jnp.int32), {"max_length": -3}, "max_length: expected a positive number, got -3"),
+        ((), {}, "state: expected arrays with a leading batch axis, got none"),
+        (jnp.zeros(1, jnp.int32), {"start": V}, "start: expected a symbol from 0 to 4, got 5"),
+        (jnp.zeros(1, jnp.int32), {"end": -1}, "end: expected a symbol from 0 to 4, got -1"),
     ],
 )
-def test_bad_input_is_named(state, max_length, message):
+def test_bad_input_is_named(state, options, message):
     with pytest.raises(ValueError, match=message):
-        greedy(markov_step, np.zeros((V, V)), None, state, start=START, end=END, max_length=max_length)
+        greedy(markov_step, jnp.zeros((V, V)), None, state, **{"start": START, "end": END, "max_length": 4, **options})

@@ -90,7 +90,7 @@ def test_a_run_on_drawn_digits_says_so(few, tmp_path, capsys):
     assert "20 test pictures (generated): accuracy" in printed
     folder = tmp_path / "pixels" / "default"
     result = json.loads((folder / "result.json").read_text())
-    assert (result["data"], result["dataset"], result["published"]) == ("generated", "drawn digits", {})
+    assert (result["data"], result["dataset"], result["published"]) == ("generated", "drawn-digits", [])
     assert (result["split"], result["examples"], result["test_reads"]) == ("test, all 20", 48, 1)
     assert set(result["metrics"]) == {"loss", "accuracy"}
     assert {path.name for path in (folder / "figures").iterdir()} == {"learning_curve.png", "errors.png"}

@@ -7,11 +7,13 @@ import pytest
 
 from experiments import report
 
+PUBLISHED = [{"metric": "accuracy", "value": 0.989, "how": "LSTM", "source": "a paper"}]
+
 
 def result(seed=0, accuracy=0.99, data="real", **more):
     return {
         **{"experiment": "pixels", "dataset": "mnist", "data": data, "split": "test, all 10000", "seed": seed, "steps": 10},
-        **{"metrics": {"accuracy": accuracy, "loss": 0.05}, "published": {"accuracy": 0.989, "source": "a paper"}},
+        **{"metrics": {"accuracy": accuracy, "loss": 0.05}, "published": PUBLISHED},
         **{
             "examples": 80,
             "seconds": 12.3,
@@ -40,13 +42,13 @@ def test_mean_and_deviation_over_seeds(tmp_path):
     values = [0.991, 0.9935, 0.9897]
     for seed, value in enumerate(values):
         card(tmp_path / "results", f"pixels-mnist-rows-lstm-seed{seed}", seed=seed, accuracy=value, seconds=10.0 * (seed + 1))
-    card(tmp_path / "results", "pixels-mnist-permuted-gru-seed0", accuracy=0.95, published={})
+    card(tmp_path / "results", "pixels-mnist-permuted-gru-seed0", accuracy=0.95, published=[])
     table = report.table(tmp_path / "results")
     one, three = cells_of(table, "accuracy")
     assert (one["what"], one["ours"], one["published"], one["seeds"]) == ("permuted-gru", "0.9500", "", "0")
     assert three["what"] == "rows-lstm"
     assert three["ours"] == f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f} (n=3)"
-    assert (three["published"], three["seeds"], three["training, s"]) == ("0.989 (a paper)", "0, 1, 2", "20")
+    assert (three["published"], three["seeds"], three["training, s"]) == ("0.989 (LSTM; a paper)", "0, 1, 2", "20")
     assert three["command"] == "`python -m experiments.pixels`"
     assert len(cells_of(table, "loss")) == 2
 
@@ -73,6 +75,26 @@ def test_a_card_is_a_copy_under_its_name(tmp_path):
     assert (results / "pixels-mnist-rows-lstm-seed3.json").read_text() == text
     (row,) = cells_of((tmp_path / "RESULTS.md").read_text(), "accuracy")
     assert (row["task"], row["data"], row["what"], row["seeds"]) == ("pixels", "mnist", "rows-lstm", "3")
+
+
+def test_a_card_is_not_overwritten_by_another_run(tmp_path):
+    for number, seconds in enumerate((1.0, 1.0, 2.0)):
+        run = tmp_path / f"run{number}"
+        run.mkdir()
+        (run / "result.json").write_text(json.dumps(result(seconds=seconds)))
+    report.keep(tmp_path / "run0", "rows", tmp_path / "results")
+    report.keep(tmp_path / "run1", "rows", tmp_path / "results")  # the same once more
+    with pytest.raises(FileExistsError, match=r"pixels-mnist-rows-seed0.json: is the card of another run"):
+        report.keep(tmp_path / "run2", "rows", tmp_path / "results")
+    assert json.loads((tmp_path / "results" / "pixels-mnist-rows-seed0.json").read_text())["seconds"] == 1
+
+
+@pytest.mark.parametrize(("field", "other"), [("split", "test, half"), ("steps", 11), ("device", "gpu")])
+def test_cards_of_one_row_differ_in_the_seed_only(tmp_path, field, other):
+    card(tmp_path / "results", "pixels-mnist-rows-seed0", seed=0)
+    card(tmp_path / "results", "pixels-mnist-rows-seed1", **{"seed": 1, field: other})
+    with pytest.raises(ValueError, match=f"pixels-mnist-rows: expected one {field} in all its cards"):
+        report.table(tmp_path / "results")
 
 
 def test_bad_input_is_named(tmp_path):

@@ -332,7 +332,7 @@ def test_truncated_back_propagation(name):
 )
 def test_forward_mode_and_second_derivatives(name, remat, float64):
     """Along a random direction: forward against reverse mode, each over each, and all against finite differences."""
-    given = sample(name, 2, 4, 2, 3)
+    given = sample(name, 2, 4, 2, 4)
     lengths, reverse = np.array([4, 2]), name.startswith("gru")
     integers = {"steps": given.state["steps"]} if name == "counting" else {}
     floating = {"h": given.state["h"]} if integers else given.state
