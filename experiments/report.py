@@ -73,21 +73,23 @@ def table(results: Path) -> str:
     return f"# Results\n\n{made}{read}\n{HEADER}" + "".join(lines)
 
 
-def _lines(name: str, cards: list[dict[str, Any]]) -> list[str]:
+def _lines(row: str, cards: list[dict[str, Any]]) -> list[str]:
     first = cards[0]
-    what = name.removeprefix(f"{first['experiment']}-{first['dataset']}-")
+    what = row.removeprefix(f"{first['experiment']}-{first['dataset']}-")
     seconds = statistics.mean(card["seconds"] for card in cards)
     for field in ("split", "steps", "device"):
         if len({card[field] for card in cards}) > 1:
-            raise ValueError(f"{name}: expected one {field} in all its cards, got {sorted({card[field] for card in cards})}")
+            raise ValueError(f"{row}: expected one {field} in all its cards, got {sorted({card[field] for card in cards})}")
     lines = []
     for metric in first["metrics"]:
         ours = _spread([card["metrics"][metric] for card in cards])
         of_metric = [entry for entry in first["published"] if entry["metric"] == metric]
         published = "; ".join(f"{entry['value']} ({entry['how']}; {entry['source']})" for entry in of_metric)
-        cells = [first["experiment"], first["dataset"], what, first["split"], metric, ours, published]
-        cells += [", ".join(str(card["seed"]) for card in cards), f"{seconds:.0f}", first["device"], f"`{first['command']}`"]
-        lines.append("| " + " | ".join(cells) + " |\n")
+        run = [", ".join(str(card["seed"]) for card in cards), f"{seconds:.0f}", first["device"], f"`{first['command']}`"]
+        name = [first["experiment"], first["dataset"], what, first["split"]]
+        if lines:  # said in the line above
+            name, run = [""] * len(name), [""] * len(run)
+        lines.append("| " + " | ".join([*name, metric, ours, published, *run]) + " |\n")
     return lines
 
 

@@ -232,15 +232,15 @@ def _make_lstm(spec: LSTMSpec, forget_bias: float, initializers: _Initializers) 
     def project(params: LSTMParams, x: Array) -> Array:
         if params.norm_w is None:
             return _project(params, x)
-        z = _layer_norm(_project(params._replace(b=None), x)) * params.norm_w
-        return z if params.b is None else z + params.b
+        z = _layer_norm(_project(params._replace(b=None), x)) * params.norm_w[None]
+        return z if params.b is None else z + params.b[None]
 
     def step(params: LSTMParams, state: LSTMState, z: Array, mask: Array | None) -> tuple[LSTMState, Array]:
         recurrent = _dot(_masked(state.h, mask), params.u)
         if params.norm_u is not None:
-            recurrent = _layer_norm(recurrent) * params.norm_u
+            recurrent = _layer_norm(recurrent) * params.norm_u[None]
         i, f, g, o = jnp.split(z + recurrent, 4, axis=-1)
-        peepholes = None if params.peephole is None else jnp.split(params.peephole, 3)
+        peepholes = None if params.peephole is None else jnp.split(params.peephole[None], 3, axis=-1)
         if peepholes is not None:
             i, f = i + peepholes[0] * state.c, f + peepholes[1] * state.c
         c = jax.nn.sigmoid(f) * state.c + jax.nn.sigmoid(i) * activation(g)
@@ -248,7 +248,7 @@ def _make_lstm(spec: LSTMSpec, forget_bias: float, initializers: _Initializers) 
             o = o + peepholes[2] * c
         shown = c
         if params.norm_c is not None and params.norm_b is not None:
-            shown = _layer_norm(c) * params.norm_c + params.norm_b
+            shown = _layer_norm(c) * params.norm_c[None] + params.norm_b[None]
         h = jax.nn.sigmoid(o) * activation(shown)
         if params.projection is not None:
             h = _dot(h, params.projection)
@@ -279,7 +279,7 @@ def _make_gru(spec: GRUSpec, initializers: _Initializers) -> Cell:
             rz = jax.nn.sigmoid((z + recurrent)[..., : 2 * features])
             inner = recurrent[..., 2 * features :]
             if params.b_n is not None:
-                inner = inner + params.b_n
+                inner = inner + params.b_n[None]
             r, update = jnp.split(rz, 2, axis=-1)
             n = activation(z[..., 2 * features :] + r * inner)
         else:
@@ -299,7 +299,7 @@ def _project(params: Any, x: Array) -> Array:
     if x.shape[-1] != params.w.shape[0]:
         raise ValueError(f"xs: expected {params.w.shape[0]} features (the rows of params.w), got {x.shape[-1]}")
     z = _dot(x, params.w)
-    return z if params.b is None else z + params.b
+    return z if params.b is None else z + params.b[None]
 
 
 def _dot(x: Array, w: Array) -> Array:

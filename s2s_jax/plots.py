@@ -23,7 +23,7 @@ def learning_curve(history: Sequence[dict[str, float]], metrics: Sequence[str], 
     for name in metrics:
         steps, values = _series(history, f"validation/{name}")
         below.plot(steps, values, marker="o", markersize=3, label=name.replace("_", " "))
-    below.set(xlabel="step", ylabel="validation, fraction", ylim=(None, 1.005))
+    below.set(xlabel="step", ylabel="validation, fraction")
     below.legend(frameon=False, loc="lower right")
     _quiet(above, below)
     return figure

@@ -274,6 +274,8 @@ def test_other_options_that_raise():
     for projection in (0, -2):
         with pytest.raises(ValueError, match=f"projection: expected a positive number of features, got {projection}"):
             cells.make_lstm(projection=projection)
+    with pytest.raises(ValueError, match="projection: expected at most hidden_features = 4, got 5"):
+        init(cells.make_lstm(projection=5), 3, 4)
     with pytest.raises(TypeError, match="activations"):
         cells.make_lstm(activations="relu")
 
