@@ -86,7 +86,7 @@ class Config(RunConfig):
     """Peak of the schedule."""
     test_examples: int | None = None
     """Test sums; if not given 1,000, and all that are held out in the binary task."""
-    evaluate_every: int = 1000
+    evaluate_every: int = 500
     """Steps between two looks at validation sums."""
 
 
