@@ -33,7 +33,7 @@ def card(folder, name, **values):
 
 def cells_of(table, metric):
     """The cells of each row of a metric."""
-    rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in table.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table.splitlines() if line.startswith("|")]
     header = rows[0]
     return [dict(zip(header, row, strict=True)) for row in rows[2:] if row[4] == metric]
 
