@@ -1,6 +1,7 @@
 """Lists the experiments: what stands in the first lines of their own docstrings."""
 
 import ast
+import sys
 from pathlib import Path
 
 
@@ -16,5 +17,7 @@ def listed() -> dict[str, tuple[str, list[str]]]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(f"python -m experiments takes no argument; did you mean python -m experiments.{' '.join(sys.argv[1:])}")
     for name, (sentence, commands) in listed().items():
         print(f"{name}: {sentence}", *(f"    {command}" for command in commands), "", sep="\n")

@@ -55,7 +55,7 @@ SPLIT_SEED = 1  # one split for all runs, whatever their seed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(RunConfig):
-    steps: int = 4000
+    steps: int = 4500
     task: Literal["decimal", "binary"] = "decimal"
     """What is added up."""
     digits: int = 3
@@ -219,17 +219,20 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 
 
 def training_batch(config: Config, sums: Sums, step: int) -> dict[str, np.ndarray]:
-    """The batch of a step: half of it uniform over all pairs, half with the number of digits drawn first."""
+    """The batch of a step: uniform over all pairs of numbers up to the longest so far, and some sums of shorter ones.
+
+    The shorter ones are half of the batch with a curriculum, lest they be forgotten, and a quarter without.
+    """
     rng = np.random.default_rng((config.seed, step))
     grown = 1.0 if not config.curriculum else min(1.0, step / (config.curriculum * config.steps))
     # The square root: the more digits, the longer it stays with them.
     longest = sums.digits if sums.fixed_width else max(1, math.ceil(grown**0.5 * sums.digits))
-    half = config.batch_size // 2
-    a, b = sums.draw(rng, 0, config.batch_size - half, longest)
+    shorter = config.batch_size // (2 if config.curriculum or sums.fixed_width else 4)
+    a, b = sums.draw(rng, 0, config.batch_size - shorter, longest)
     if sums.fixed_width:
-        short_a, short_b = sums.draw(rng, 0, half)
+        short_a, short_b = sums.draw(rng, 0, shorter)
     else:
-        short_a, short_b = sums.draw(rng, 0, half, int(rng.integers(1, longest + 1)))
+        short_a, short_b = sums.draw(rng, 0, shorter, int(rng.integers(1, longest + 1)))
     return sums.encode(np.concatenate([a, short_a]), np.concatenate([b, short_b]), longest)
 
 
@@ -327,7 +330,9 @@ def report(run: Run, model: Seq2Seq, seconds: float) -> None:
         seconds=seconds,
         parameters=count_parameters(model),
     )
-    print(f"\n{seconds:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}.")
+    print(
+        f"\n{result['seconds']:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}."
+    )
 
 
 def score(sums: Sums, model: Seq2Seq, a: np.ndarray, b: np.ndarray) -> dict[str, float]:

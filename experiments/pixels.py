@@ -182,7 +182,7 @@ def report(run: Run, model: SequenceClassifier, splits: Splits, seconds: float) 
         seconds=seconds,
         parameters=count_parameters(model),
     )
-    print(f"{seconds:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}.")
+    print(f"{result['seconds']:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}.")
 
 
 def classify(config: Config, model: SequenceClassifier, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

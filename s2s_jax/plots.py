@@ -62,6 +62,7 @@ def _quiet(*axes: Any) -> None:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
+        axis.set_axisbelow(True)
 
 
 def _subplots(rows: int, columns: int, figsize: tuple[float, float], **options: Any) -> tuple[Any, Any]:

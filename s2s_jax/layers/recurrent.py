@@ -58,7 +58,8 @@ class Recurrent(nnx.Module):
       residual: adds a layer's input to its output, from the second layer on.
       dropout: rate on the outputs of each layer but the last, drawn anew at each position.
       input_dropout: rate on the inputs of each layer, one mask for all time steps (variational: arXiv 1512.05287).
-      recurrent_dropout: rate on the recurrent state where it enters a matrix product, one mask for all time steps.
+      recurrent_dropout: rate on the recurrent state where it enters a matrix product, one mask for all time steps. A cell
+        of your own gets that mask as `context`, and has to apply it itself.
       remat, backend: see `s2s_jax.unroll`.
       param_dtype: dtype of the parameters. The dtype of the computation is that of the input.
       rngs: key `params` draws the parameters.
@@ -86,6 +87,8 @@ class Recurrent(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if not isinstance(cell, Cell):
+            raise TypeError(f"cell: expected a Cell such as s2s_jax.cells.lstm, got {cell!r}")
         for name, value in (("in_features", in_features), ("hidden_features", hidden_features), ("num_layers", num_layers)):
             if value < 1:
                 raise ValueError(f"{name}: expected a positive number, got {value}")

@@ -77,7 +77,8 @@ class Run:
         run = cls(task, config)
         path = run.folder / "config.json"
         wanted = _as_json(config)
-        if path.exists():
+        left = ("metrics.jsonl", "checkpoints", "weights.safetensors")
+        if path.exists() and any((run.folder / name).exists() for name in left):  # something was trained here
             there = json.loads(path.read_text())
             different = [name for name in wanted | there if wanted.get(name) != there.get(name) and name not in _PLACES]
             if different:
@@ -290,7 +291,13 @@ def main(
             config = tyro.cli(config_type, args=rest, prog=program, description=description)
             train(Run.begin(task, config))
             return
-        where, inputs = tyro.cli(FinishedRun, args=rest, prog=f"{program} {command}", return_unknown_args=True)
+        description = {
+            "evaluate": "Scores the test split again with a finished run.",
+            "predict": f"{program} predict INPUT ... [--flags]: what the inputs are, the head of the experiment's file says.",
+        }[command]
+        where, inputs = tyro.cli(
+            FinishedRun, args=rest, prog=f"{program} {command}", description=description, return_unknown_args=True
+        )
         unknown = [text for text in inputs if text.startswith("-") or command == "evaluate"]
         if unknown:
             raise ValueError(f"{command}: unknown argument {unknown[0]}; see --help")
