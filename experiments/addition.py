@@ -376,7 +376,7 @@ def draw(run: Run, exact: dict[str, float]) -> None:
         list(exact.values()),
         xlabel="digits of the longer number",
         ylabel="exact match",
-        title=f"{title}: unseen sums exactly right",
+        title=f"{title}:\nunseen sums exactly right",
     )
     run.figure("exact_match_by_digits", figure)
 
