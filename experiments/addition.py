@@ -45,7 +45,7 @@ PUBLISHED = {
         {
             "metric": "teacher_forced_accuracy",
             "value": 0.99,
-            "how": "with a curriculum, both numbers of 9 digits",
+            "how": "with a curriculum",
             "source": "Zaremba & Sutskever, arXiv 1410.4615",
         }
     ],
