@@ -5,7 +5,7 @@
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -92,8 +92,40 @@ class Encoder(nnx.Module):
         return Encoded(outputs, states, lengths)
 
 
-class AutoregressiveDecoder(nnx.Module):
-    """Reads the symbol before, starting from the encoder's final states with the start symbol; one context-free state.
+class DecoderOptions(TypedDict, total=False):
+    """The options of a decoder that its recurrent stack takes; see `Recurrent`."""
+
+    cell: Cell
+    num_layers: int
+    dropout: float
+    recurrent_dropout: float
+
+
+class _Decoder(nnx.Module):
+    """What both forms end in: dropout, a recurrent stack and an output layer."""
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        in_features: int,
+        hidden_features: int,
+        *,
+        rngs: nnx.Rngs,
+        **options: Unpack[DecoderOptions],
+    ):
+        recurrent: dict[str, Any] = {"cell": cells.lstm, **options}
+        self.dropout = Dropout(options.get("dropout", 0.0))
+        self.recurrent = Recurrent(in_features=in_features, hidden_features=hidden_features, rngs=rngs, **recurrent)
+        self.output = nnx.Linear(self.recurrent.out_features, vocabulary_size, rngs=rngs)
+
+    def _unfold(self, inputs: Float[Array, "B T F"], state: State, key: Array | None) -> DecoderOutput:
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        hidden, state = self.recurrent(self.dropout(inputs, key=keys[0]), state, key=keys[1])
+        return DecoderOutput(state, self.output(self.dropout(hidden, key=keys[2])), ())
+
+
+class AutoregressiveDecoder(_Decoder):
+    """Reads the symbol before, starting from the encoder's final states with the start symbol; no context.
 
     Arguments as those of `Encoder`; as many layers, hidden features and the same cell as the encoder whose states it takes.
     """
@@ -104,24 +136,11 @@ class AutoregressiveDecoder(nnx.Module):
         embedding_features: int,
         hidden_features: int,
         *,
-        cell: Cell = cells.lstm,
-        num_layers: int = 1,
-        dropout: float = 0.0,
-        recurrent_dropout: float = 0.0,
         rngs: nnx.Rngs,
+        **options: Unpack[DecoderOptions],
     ):
         self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs)
-        self.dropout = Dropout(dropout)
-        self.recurrent = Recurrent(
-            cell,
-            embedding_features,
-            hidden_features,
-            num_layers=num_layers,
-            dropout=dropout,
-            recurrent_dropout=recurrent_dropout,
-            rngs=rngs,
-        )
-        self.output = nnx.Linear(self.recurrent.out_features, vocabulary_size, rngs=rngs)
+        super().__init__(vocabulary_size, embedding_features, hidden_features, rngs=rngs, **options)
 
     def start(self, encoded: Encoded) -> tuple[Context, State]:
         """Context and state before the first symbol: no context, and the encoder's final states, directions added up."""
@@ -130,41 +149,14 @@ class AutoregressiveDecoder(nnx.Module):
     def __call__(self, context: Context, state: State, tokens: Int[Array, "B T"], *, key: Array | None = None) -> DecoderOutput:
         """Logits [B, T, V] for the symbols after each of `tokens`; a key turns dropout on."""
         check_ids(tokens, self.embedding.num_embeddings, "tokens")
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        embedded = self.dropout(self.embedding(tokens), key=keys[0])
-        hidden, state = self.recurrent(embedded, state, key=keys[1])
-        return DecoderOutput(state, self.output(self.dropout(hidden, key=keys[2])), ())
+        return self._unfold(self.embedding(tokens), state, key)
 
 
-class RepeatVectorDecoder(nnx.Module):
+class RepeatVectorDecoder(_Decoder):
     """Reads the encoder's final output anew at each step, from a state of zeros. The tokens only say how many steps.
 
-    Arguments as those of `AutoregressiveDecoder`, and `context_features`, the width of the encoder's final output.
+    Arguments as those of `AutoregressiveDecoder`; `in_features` is the width of the encoder's final output.
     """
-
-    def __init__(
-        self,
-        vocabulary_size: int,
-        context_features: int,
-        hidden_features: int,
-        *,
-        cell: Cell = cells.lstm,
-        num_layers: int = 1,
-        dropout: float = 0.0,
-        recurrent_dropout: float = 0.0,
-        rngs: nnx.Rngs,
-    ):
-        self.dropout = Dropout(dropout)
-        self.recurrent = Recurrent(
-            cell,
-            context_features,
-            hidden_features,
-            num_layers=num_layers,
-            dropout=dropout,
-            recurrent_dropout=recurrent_dropout,
-            rngs=rngs,
-        )
-        self.output = nnx.Linear(self.recurrent.out_features, vocabulary_size, rngs=rngs)
 
     def start(self, encoded: Encoded) -> tuple[Context, State]:
         """Context, the hidden output of the encoder's last layer [B, H], and a state of zeros."""
@@ -173,11 +165,8 @@ class RepeatVectorDecoder(nnx.Module):
 
     def __call__(self, context: Context, state: State, tokens: Int[Array, "B T"], *, key: Array | None = None) -> DecoderOutput:
         """Logits [B, T, V]; a key turns dropout on."""
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        batch_size, time = tokens.shape
-        repeated = jnp.broadcast_to(context[:, None], (batch_size, time, context.shape[-1]))
-        hidden, state = self.recurrent(self.dropout(repeated, key=keys[0]), state, key=keys[1])
-        return DecoderOutput(state, self.output(self.dropout(hidden, key=keys[2])), ())
+        repeated = jnp.broadcast_to(context[:, None], (*tokens.shape, context.shape[-1]))
+        return self._unfold(repeated, state, key)
 
 
 class Seq2Seq(nnx.Module):

@@ -283,7 +283,7 @@ def test_train_steps_lower_for_every_platform(name):
     else:
         decoder = "repeat_vector" if "repeat_vector" in name else "autoregressive"
         config = addition.Config(hidden_features=8, batch_size=4, decoder=decoder)
-        sums = addition.Sums(config)
+        sums = addition.sums_of(config)
         model, loss = addition.build_model(config, sums), functools.partial(addition.loss, config)
         batch = addition.training_batch(config, sums, 0)
     graphdef, state = initial_train_state(model, optimizer)
