@@ -17,6 +17,7 @@ the true ones before. There is no stand-in here: the sums are the data set. Hard
 import dataclasses
 import functools
 import math
+import re
 from typing import Any, Literal
 
 import jax
@@ -161,8 +162,8 @@ def measure(model: Seq2Seq, batch: tuple[dict[str, Any], Any]) -> dict[str, Mean
     }
 
 
-def train(run: Run) -> None:
-    config: Any = run.config
+def train(run: Run[Config]) -> None:
+    config = run.config
     sums = sums_of(config)
     run.trained_on(f"{config.task}{config.digits}", "real")
     model = build_model(config, sums)
@@ -187,9 +188,9 @@ def train(run: Run) -> None:
     report(run, trained.model, trained.seconds)
 
 
-def report(run: Run, model: Seq2Seq, seconds: float) -> None:
+def report(run: Run[Config], model: Seq2Seq, seconds: float) -> None:
     """Scores the test sums, prints ten of them, draws the figures, and writes result.json."""
-    config: Any = run.config
+    config = run.config
     sums = sums_of(config)
     a, b = sums.sample(2, config.test_examples)
     metrics = score(sums, model, a, b)
@@ -242,8 +243,8 @@ def by_digits(sums: Sums, model: Seq2Seq, each: int = 200) -> dict[str, float]:
     return values
 
 
-def draw(run: Run, exact: dict[str, float]) -> None:
-    config: Any = run.config
+def draw(run: Run[Config], exact: dict[str, float]) -> None:
+    config = run.config
     title = f"Addition, {config.task}, up to {config.digits} {'bits' if config.task == 'binary' else 'digits'}"
     names = ["exact_match", "character_accuracy"]
     run.figure("learning_curve", plots.learning_curve(run.history(), names, title))
@@ -257,8 +258,8 @@ def draw(run: Run, exact: dict[str, float]) -> None:
     run.figure("exact_match_by_digits", figure)
 
 
-def load(run: Run) -> tuple[Sums, Seq2Seq]:
-    config: Any = run.config
+def load(run: Run[Config]) -> tuple[Sums, Seq2Seq]:
+    config = run.config
     sums = sums_of(config)
     run.trained_on(f"{config.task}{config.digits}", "real")
     model = build_model(config, sums)
@@ -266,15 +267,16 @@ def load(run: Run) -> tuple[Sums, Seq2Seq]:
     return sums, model
 
 
-def evaluate(run: Run) -> None:
+def evaluate(run: Run[Config]) -> None:
     report(run, load(run)[1], run.seconds())
 
 
-def predict(run: Run, inputs: list[str]) -> None:
+def predict(run: Run[Config], inputs: list[str]) -> None:
     sums, model = load(run)
     if not inputs:
         raise ValueError('expected at least one sum, like "535+61"')
-    a, b = np.array([sums.parse(text) for text in inputs]).T
+    questions = re.sub(r"\s*\+\s*", "+", " ".join(inputs)).split()  # 535 + 61 comes as three inputs
+    a, b = np.array([sums.parse(text) for text in questions]).T
     print("\n".join(examples(sums, model, a, b)))
 
 

@@ -140,8 +140,8 @@ def measure(config: Config, model: SequenceClassifier, batch: Any) -> dict[str, 
     return {"loss": cross_entropy(logits, labels, counts), "accuracy": mean_over(logits.argmax(-1) == labels, counts)}
 
 
-def train(run: Run) -> None:
-    config: Any = run.config
+def train(run: Run[Config]) -> None:
+    config = run.config
     splits = Splits(config)
     if splits.origin == "generated":
         print("No data folder given: trains on generated digits, whose figures say nothing about MNIST.")
@@ -166,9 +166,9 @@ def train(run: Run) -> None:
     report(run, trained.model, splits, trained.seconds)
 
 
-def report(run: Run, model: SequenceClassifier, splits: Splits, seconds: float) -> None:
+def report(run: Run[Config], model: SequenceClassifier, splits: Splits, seconds: float) -> None:
     """Scores the whole test split, draws the figures, and writes result.json."""
-    config: Any = run.config
+    config = run.config
     test = splits["test"]
     metrics = make_measure(functools.partial(measure, config))(model, evaluation_batches(test, 1000))
     guesses, _ = classify(config, model, test.images)
@@ -193,8 +193,8 @@ def classify(config: Config, model: SequenceClassifier, images: np.ndarray) -> t
     return probabilities.argmax(-1), probabilities.max(-1)
 
 
-def draw(run: Run, splits: Splits, guesses: np.ndarray) -> None:
-    config: Any = run.config
+def draw(run: Run[Config], splits: Splits, guesses: np.ndarray) -> None:
+    config = run.config
     test = splits["test"]
     title = f"{'MNIST' if splits.origin == 'real' else 'Generated'} digits by {config.order}, {config.cell}"
     run.figure("learning_curve", plots.learning_curve(run.history(), ["accuracy"], title))
@@ -204,8 +204,8 @@ def draw(run: Run, splits: Splits, guesses: np.ndarray) -> None:
     run.figure("errors", plots.images([test.images[i] for i in wrong], titles, title=heading))
 
 
-def load(run: Run) -> tuple[SequenceClassifier, Splits]:
-    config: Any = run.config
+def load(run: Run[Config]) -> tuple[SequenceClassifier, Splits]:
+    config = run.config
     model = build_model(config)
     checkpoint.load_weights(run.weights, model)
     splits = Splits(config)
@@ -213,18 +213,18 @@ def load(run: Run) -> tuple[SequenceClassifier, Splits]:
     return model, splits
 
 
-def evaluate(run: Run) -> None:
+def evaluate(run: Run[Config]) -> None:
     model, splits = load(run)
     report(run, model, splits, run.seconds())
 
 
-def predict(run: Run, inputs: list[str]) -> None:
+def predict(run: Run[Config], inputs: list[str]) -> None:
     model, splits = load(run)
     test = splits["test"]
     if not inputs or not all(text.isdigit() and int(text) < len(test.labels) for text in inputs):
         raise ValueError(f"expected numbers of test pictures from 0 to {len(test.labels) - 1}, got {inputs}")
     chosen = np.array([int(text) for text in inputs])
-    guesses, sure = classify(run.config, model, test.images[chosen])  # type: ignore[arg-type]
+    guesses, sure = classify(run.config, model, test.images[chosen])
     for number, guess, share in zip(chosen, guesses, sure, strict=True):
         print(f"picture {number}: read as {guess} ({share:.1%}), is {test.labels[number]}")
 

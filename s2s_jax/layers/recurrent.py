@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from s2s_jax import cells
-from s2s_jax.recurrence.scan import cast_floating
+from s2s_jax.recurrence.scan import cast_floating, check_step
 from s2s_jax.recurrence.unroll import MERGES, unroll_stack
 from s2s_jax.types import Cell, Inputs, Params, State, Unrolled
 
@@ -300,7 +300,10 @@ def _output_features(cell: Cell, params: Params, in_features: int) -> int:
     """How wide the outputs of a cell are: its own business, so it is asked."""
 
     def outputs(params: Params, x: Array) -> Any:
-        return cell.step(params, cell.initial_state(params, 1, x.dtype), cell.project(params, x), None)[1]
+        state = cell.initial_state(params, 1, x.dtype)
+        return check_step(cell.step(params, state, cell.project(params, x), None), state)[1]
 
-    x = jax.ShapeDtypeStruct((1, in_features), jnp.float32)
-    return jax.eval_shape(outputs, params, x).shape[-1]
+    y = jax.eval_shape(outputs, params, jax.ShapeDtypeStruct((1, in_features), jnp.float32))
+    if jax.tree.structure(y) != jax.tree.structure(0) or y.ndim != 2:
+        raise ValueError(f"cell.step: expected one array y [B, H] in a layer, got {y}")
+    return y.shape[-1]

@@ -44,7 +44,7 @@ def run(
             # Zeroed, and not only selected away behind the step: NaN * 0 in the gradient of a select is NaN.
             x = jax.tree.map(lambda leaf: where_valid(valid, leaf, jnp.zeros((), leaf.dtype)), x)
         # The input product stays inside the loop: [T, B, 4H] at once would be the largest array of the pass.
-        new, y = cell.step(cast, state, cell.project(cast, x), context)
+        new, y = check_step(cell.step(cast, state, cell.project(cast, x), context), state)
         new = jax.tree.map(lambda a, b: a.astype(b.dtype), new, state)
         y = cast_floating(y, dtype)
         if valid is not None:
@@ -62,6 +62,25 @@ def run(
     else:
         state, emitted = _scan_in_chunks(advance, state, at, remat, reverse)
     return TimeMajor(emitted[0], state, emitted[1])
+
+
+def check_step(returned: Any, state: State) -> tuple[State, Any]:
+    """What a cell's step returned, if it can be carried on from `state`; a cell of a user's own may get that wrong."""
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise TypeError(f"cell.step: expected a tuple of two, (state, y), got {_shapes(returned)}")
+    new, y = returned
+    if jax.tree.structure(new) != jax.tree.structure(state) or _shapes(new) != _shapes(state):
+        raise ValueError(f"cell.step: expected a state of {_shapes(state)} as it was given, got {_shapes(new)}")
+    batch_sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((new, y))}
+    if len(batch_sizes) > 1 or () in batch_sizes:
+        raise ValueError(
+            f"cell.step: expected state and y with the same leading batch axis, got {_shapes(new)} and {_shapes(y)}"
+        )
+    return new, y
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(jnp.shape, tree)
 
 
 def _scan_in_chunks(advance: Any, state: State, at: Any, size: int, reverse: bool) -> tuple[State, Any]:

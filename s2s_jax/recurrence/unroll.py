@@ -275,6 +275,9 @@ def _run_checked(
     dtype = jnp.promote_types(scan.compute_dtype(xs, params), jnp.float32)
     if state is None:
         state = cell.initial_state(params, batch_size, dtype)
+        for leaf in jax.tree.leaves(state):
+            if jnp.shape(leaf)[:1] != (batch_size,):
+                raise ValueError(f"cell.initial_state: expected leaves [{batch_size}, ...], got {_described(state)}")
     else:
         expected = jax.eval_shape(lambda params: cell.initial_state(params, batch_size, dtype), params)
         _check_state(state, expected, where)

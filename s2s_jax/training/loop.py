@@ -143,7 +143,9 @@ def fit(
             checkpoints.save(done, {"state": state, "seconds": jnp.float32(seconds())})
 
     with Progress(steps, done) as progress, _interrupts() as interrupted:
-        if done:
+        if done == steps:
+            progress.say(f"Trained already, {done} steps; nothing is left to do.")
+        elif done:
             progress.say(f"Goes on from the checkpoint of step {done}.")
         while done < steps and not interrupted:
             state, totals = train_step(state, totals, batches(done), seed_array)
@@ -157,7 +159,8 @@ def fit(
                     run.log(done, {**values, "steps_per_second": progress.rate(done), "seconds": seconds()})
             if evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0)):
                 values = {f"validation/{name}": value for name, value in evaluate(model_of(graphdef, state)).items()}
-                progress.say(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+                told = ", ".join(f"{name.split('/')[1].replace('_', ' ')} {value:.4g}" for name, value in values.items())
+                progress.say(f"step {done}/{steps}  validation: {told}")
                 if run is not None:
                     run.log(done, {**values, "seconds": seconds()})
             if checkpoint_every and (last or done % checkpoint_every == 0):

@@ -1,7 +1,9 @@
 """A run: its folder, its logs, its result, and the command line that all experiments share."""
 
 import dataclasses
+import difflib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -11,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 
@@ -58,17 +60,20 @@ class FinishedRun:
     """Folder of the real data, if it moved since training."""
 
 
-class Run:
+ConfigType = TypeVar("ConfigType", bound=RunConfig)
+
+
+class Run(Generic[ConfigType]):
     """A folder `runs/<task>/<name>/`: config.json, checkpoints/, metrics.jsonl, figures/, weights.safetensors, result.json."""
 
-    def __init__(self, task: str, config: RunConfig):
+    def __init__(self, task: str, config: ConfigType):
         self.task = task
         self.config = config
         self.folder = config.runs_dir / task / config.name
         self._board: Any = None
 
     @classmethod
-    def begin(cls, task: str, config: RunConfig) -> "Run":
+    def begin(cls, task: str, config: ConfigType) -> "Run[ConfigType]":
         """Makes the folder, or goes on in it.
 
         Raises:
@@ -91,7 +96,7 @@ class Run:
         return run
 
     @classmethod
-    def finished(cls, task: str, config_type: type[RunConfig], where: FinishedRun) -> "Run":
+    def finished(cls, task: str, config_type: type[ConfigType], where: FinishedRun) -> "Run[ConfigType]":
         """The run of that name, with the configuration that it was trained with.
 
         Raises:
@@ -109,8 +114,10 @@ class Run:
         """Writes down which data the run is about, `data` being "real" or "generated"; later sittings must use the same.
 
         Raises:
-          ValueError: it was other data before.
+          ValueError: it was other data before, or `data` is neither.
         """
+        if data not in ("real", "generated"):
+            raise ValueError(f'data: expected "real" or "generated", got {data!r}')
         path = self.folder / "data.json"
         now = {"dataset": dataset, "data": data}
         if path.exists() and (before := json.loads(path.read_text())) != now:
@@ -192,18 +199,24 @@ class Run:
           more: anything else worth keeping.
 
         What tells of the training (seconds, device, versions, command) is kept when the run is scored again.
+
+        Raises:
+          FileNotFoundError: `trained_on` has not been called for this run.
         """
+        data = self.folder / "data.json"
+        if not data.exists():
+            raise FileNotFoundError(f"{data}: expected what the run was trained on; call run.trained_on before run.finish")
         path = self.folder / "result.json"
         before = json.loads(path.read_text()) if path.exists() else {}
         training = {
             "seconds": round(seconds, 1),
             "device": describe_device(),
             "versions": _versions(),
-            "command": " ".join(["python -m", f"experiments.{self.task}", *sys.argv[1:]]),
+            "command": " ".join([_program(), *sys.argv[1:]]),
         }
         result = {
             "experiment": self.task,
-            **json.loads((self.folder / "data.json").read_text()),
+            **json.loads(data.read_text()),
             "split": split,
             "metrics": metrics,
             "published": published,
@@ -272,20 +285,20 @@ class Progress:
 
 def main(
     task: str,
-    config_type: type[RunConfig],
+    config_type: type[ConfigType],
     *,
-    train: Callable[[Run], None],
-    evaluate: Callable[[Run], None],
-    predict: Callable[[Run, list[str]], None],
+    train: Callable[[Run[ConfigType]], None],
+    evaluate: Callable[[Run[ConfigType]], None],
+    predict: Callable[[Run[ConfigType], list[str]], None],
     arguments: list[str] | None = None,
 ) -> None:
     """`[train|evaluate|predict] [--flags] [inputs of predict]`; train if nothing is said."""
-    import tyro
-
     arguments = sys.argv[1:] if arguments is None else arguments
-    command, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in COMMANDS else ("train", arguments)
-    program = f"python -m experiments.{task}"
+    program = _program()
     try:
+        import tyro
+
+        command, rest = _command(arguments)
         if command == "train":
             description = f"Also: {program} evaluate, {program} predict (each has its own --help)."
             config = tyro.cli(config_type, args=rest, prog=program, description=description)
@@ -308,16 +321,42 @@ def main(
             evaluate(run)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{program}: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"{program}: {error}; the experiments need more than the package: pip install -e '.[experiments]'")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
+def _command(arguments: list[str]) -> tuple[str, list[str]]:
+    """Which of the commands is meant, and the arguments after it."""
+    if not arguments or arguments[0].startswith("-"):
+        for before, text in itertools.pairwise(arguments):
+            if text in COMMANDS and not before.startswith("-"):  # not the value of a flag
+                raise ValueError(f"{text}: the command comes first, before all flags")
+        return "train", arguments
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"expected {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]} first, or flags only, got {command!r}{hint}")
+    return command, rest
+
+
+def _program() -> str:
+    """How the running program was started, as one would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    return f"python {Path(sys.argv[0]).name}"
+
+
 def summary(model: Any) -> str:
-    """The arrays of a model, a line each: name, shape, number; and how many of the numbers are trained."""
+    """A table of a model's arrays (name, shape, how many numbers), and how many of the numbers are trained."""
     rows = [(name, variable[...].shape) for name, variable in named_variables(model).items()]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {shape!s:<14} {math.prod(shape):>10,}" for name, shape in rows]
-    return "\n".join([*lines, f"{'parameters':<{width}}  {'':<14} {count_parameters(model):>10,}"])
+    heading = f"{'array':<{width}}  {'shape':<14} {'numbers':>10}"
+    return "\n".join([heading, *lines, f"{'trained':<{width}}  {'':<14} {count_parameters(model):>10,}"])
 
 
 def describe_device() -> str:

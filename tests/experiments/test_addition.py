@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -75,6 +76,7 @@ def call(*arguments):
     """As `python -m experiments.addition` with these arguments does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["addition.py", *map(str, arguments)])
+        patch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="experiments.addition"))
         main("addition", Config, **FUNCTIONS)
 
 
@@ -142,10 +144,10 @@ def test_predict_works_from_the_folder_alone(own, capsys):
     folder = own / "addition" / "tiny"
     shutil.rmtree(folder / "checkpoints")
     (folder / "metrics.jsonl").unlink()
-    call("predict", "53+6", "7 + 8", "--runs-dir", own, "--name", "tiny")
+    call("predict", "53+6", "7 + 8", "1", "+", "2", "--runs-dir", own, "--name", "tiny")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" = ")[0].strip() for line in lines] == ["53+6", "7+8"]
-    for line, truth in zip(lines, ("59", "15"), strict=True):
+    assert [line.split(" = ")[0].strip() for line in lines] == ["53+6", "7+8", "1+2"]
+    for line, truth in zip(lines, ("59", "15", "3"), strict=True):
         answer = line.split(" = ")[1].split()[0]
         assert (answer == truth) == line.endswith(" right")
         assert line.endswith((" right", f"WRONG, it is {truth}"))
@@ -176,6 +178,31 @@ def test_an_unknown_flag_is_an_error(arguments, capsys):
     assert stopped.value.code not in (0, None)
     flag = next(text for text in arguments if text.startswith("--"))
     assert flag in str(stopped.value.code) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evalaute"], "expected train, evaluate or predict first, or flags only, got 'evalaute'; did you mean evaluate"),
+        (["1+2"], "expected train, evaluate or predict first, or flags only, got '1.2'$"),
+        (["--name", "x", "predict", "1+2"], "predict: the command comes first"),
+    ],
+    ids=str,
+)
+def test_a_command_that_is_not_understood_is_an_error(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        call(*arguments)
+
+
+def test_a_missing_library_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    with pytest.raises(SystemExit, match=r"tyro.*pip install -e '\.\[experiments\]'"):
+        call("--steps", "1")
+
+
+def test_a_finished_run_is_not_trained_again(own, capsys):
+    call(*SMALL, "--runs-dir", own, "--name", "tiny")
+    assert "Trained already, 20 steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

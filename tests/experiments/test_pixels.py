@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,7 @@ def few(monkeypatch):
 def call(*arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["pixels.py", *map(str, arguments)])
+        patch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="experiments.pixels"))
         main("pixels", pixels.Config, **FUNCTIONS)
 
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import s2s_jax
 from s2s_jax import cells
 from s2s_jax.masks import reverse_sequence
-from s2s_jax.types import LSTMState
+from s2s_jax.types import Cell, LSTMState
 from tests.samples import (
     CELLS,
     FEW_CELLS,
@@ -629,6 +629,44 @@ def test_bad_input_is_named(function, name, changes, error, message):
     arguments = {"cell": given.cell, "params": given.params, "xs": given.xs} | changes
     with pytest.raises(error, match=message):
         function(**arguments)
+
+
+def own_cell(step, initial_state=lambda params, batch_size, dtype: jnp.zeros((batch_size, H), dtype)):
+    return Cell(lambda key, in_features, hidden_features: None, initial_state, lambda params, x: x @ params, step)
+
+
+OWN = {
+    "one value": (TypeError, r"cell.step: expected a tuple of two, \(state, y\), got \(4, 4\)", own_cell(lambda p, h, z, c: h)),
+    "wider state": (
+        ValueError,
+        r"cell.step: expected a state of \(4, 4\) as it was given, got \(4, 8\)",
+        own_cell(lambda p, h, z, c: (jnp.concatenate([h, h], 1), h)),
+    ),
+    "two states": (
+        ValueError,
+        r"cell.step: expected a state of \(4, 4\) as it was given, got \(\(4, 4\), \(4, 4\)\)",
+        own_cell(lambda p, h, z, c: ((h, h), h)),
+    ),
+    "y without batch": (
+        ValueError,
+        r"cell.step: expected state and y with the same leading batch axis, got \(4, 4\) and \(\)",
+        own_cell(lambda p, h, z, c: (h, h.sum())),
+    ),
+    "initial state without batch": (
+        ValueError,
+        r"cell.initial_state: expected leaves \[4, \.\.\.\], got float32\[3\]",
+        own_cell(lambda p, h, z, c: (h, h), lambda params, batch_size, dtype: jnp.zeros(3, dtype)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
+def test_a_wrong_cell_of_a_users_own_is_named(name, ragged):
+    error, message, cell = OWN[name]
+    lengths = np.array([6, 0, 1, 3]) if ragged else None
+    with pytest.raises(error, match=message):
+        s2s_jax.unroll(cell, np.zeros((3, H), np.float32), XS, lengths=lengths)
 
 
 def test_parameters_of_mixed_dtypes_are_named():

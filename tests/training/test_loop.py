@@ -362,6 +362,17 @@ def test_a_run_folder_of_another_configuration_is_refused(tmp_path):
     run_in(tmp_path, seed=4, name="other")
 
 
+def test_a_result_needs_the_name_of_its_data(tmp_path):
+    run = run_in(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"call run.trained_on before run.finish"):
+        run.finish(split="test", metrics={}, published=[], examples=1, seconds=1.0)
+    with pytest.raises(ValueError, match='data: expected "real" or "generated", got \'made up\''):
+        run.trained_on("noise", "made up")
+    run.trained_on("noise", "generated")
+    with pytest.raises(ValueError, match="expected its own data"):
+        run.trained_on("noise", "real")
+
+
 # The whole, from the command line --------------------------------------------------------------------------------------------
 
 SMALL = ["--digits", "2", "--hidden-features", "8", "--embedding-features", "4", "--batch-size", "8", "--test-examples", "20"]
