@@ -23,7 +23,8 @@ def learning_curve(history: Sequence[dict[str, float]], metrics: Sequence[str], 
     for name in metrics:
         steps, values = _series(history, f"validation/{name}")
         below.plot(steps, values, marker="o", markersize=3, label=name.replace("_", " "))
-    below.set(xlabel="step", ylabel="validation, fraction")
+    below.set(xlabel="step", ylabel="validation", ylim=(-0.03, 1.03))
+    below.yaxis.set_major_formatter(_percent())
     below.legend(frameon=False, loc="lower right")
     _quiet(above, below)
     return figure
@@ -36,6 +37,7 @@ def bars(labels: Sequence[str], values: Sequence[float], *, xlabel: str, ylabel:
     axes.bar_label(drawn, [f"{value:.1%}" for value in values], padding=2)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, 1.12))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.yaxis.set_major_formatter(_percent())
     _quiet(axes)
     return figure
 
@@ -63,6 +65,12 @@ def _quiet(*axes: Any) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)
+
+
+def _percent() -> Any:
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(1)
 
 
 def _subplots(rows: int, columns: int, figsize: tuple[float, float], **options: Any) -> tuple[Any, Any]:
