@@ -79,8 +79,8 @@ class Config(RunConfig):
     """Read the source twice."""
     teacher_forcing: float = 1.0
     """Probability of reading the true symbol before in training."""
-    curriculum: float = 0.0
-    """Share of the steps over which the greatest number of digits grows from 1 to DIGITS."""
+    curriculum: float = 0.15
+    """Decimal: share of the steps over which the greatest number of digits grows from 1 to DIGITS."""
     batch_size: int = 128
     """Sums in a step."""
     learning_rate: float = 1e-2
@@ -96,21 +96,21 @@ def sums_of(config: Config) -> Sums:
 
 
 def training_batch(config: Config, sums: Sums, step: int) -> dict[str, np.ndarray]:
-    """The batch of a step: uniform over all pairs of numbers up to the longest so far, and some sums of shorter ones.
+    """The batch of a step: three quarters uniform over all pairs of numbers up to the longest so far, a quarter of any lengths.
 
-    The shorter ones are half of the batch with a curriculum, lest they be forgotten, and a quarter without.
+    Half and half while the curriculum grows, lest the short ones be forgotten. Any lengths: each number's is drawn evenly and
+    by itself, as in Keras' example; sums of a short and a long number are hardly met otherwise.
     """
     rng = np.random.default_rng((config.seed, step))
-    grown = 1.0 if not config.curriculum else min(1.0, step / (config.curriculum * config.steps))
+    grown = min(1.0, step / (config.curriculum * config.steps)) if config.curriculum else 1.0
     # The square root: the more digits, the longer it stays with them.
     longest = sums.digits if sums.fixed_width else max(1, math.ceil(grown**0.5 * sums.digits))
-    shorter = config.batch_size // (2 if config.curriculum or sums.fixed_width else 4)
-    a, b = sums.draw(rng, 0, config.batch_size - shorter, longest)
-    if sums.fixed_width:
-        short_a, short_b = sums.draw(rng, 0, shorter)
-    else:
-        short_a, short_b = sums.draw(rng, 0, shorter, int(rng.integers(1, longest + 1)))
-    return sums.encode(np.concatenate([a, short_a]), np.concatenate([b, short_b]), longest)
+    even = 0 if sums.fixed_width else config.batch_size // (4 if grown == 1 else 2)
+    a, b = sums.draw(rng, 0, config.batch_size - even, longest)
+    if even:
+        even_a, even_b = sums.draw(rng, 0, even, longest, even=True)
+        a, b = np.concatenate([a, even_a]), np.concatenate([b, even_b])
+    return sums.encode(a, b, longest)
 
 
 def build_model(config: Config, sums: Sums) -> Seq2Seq:

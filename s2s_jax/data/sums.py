@@ -48,13 +48,18 @@ class Sums:
         return np.where(share < self.held_out, 2, np.where(share < self.validation_below, 1, 0))
 
     def draw(
-        self, rng: np.random.Generator, split: int, count: int, digits: int | None = None
+        self, rng: np.random.Generator, split: int, count: int, digits: int | None = None, *, even: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`count` pairs of a split, uniform over all of its pairs of numbers of up to `digits` digits."""
-        limit = self.base ** (digits or self.digits)
+        """`count` pairs of a split, uniform over all of its pairs of numbers of up to `digits` digits.
+
+        With `even` each of the two numbers has a limit of its own: up to 1, 2, ... or `digits` digits, as often each. Among
+        all pairs those of a short and a long number are rare.
+        """
+        digits = digits or self.digits
         a, b = np.empty(0, np.int64), np.empty(0, np.int64)
         while len(a) < count:
-            new_a, new_b = rng.integers(limit, size=(2, 2 * count))
+            longest = rng.integers(1, digits + 1, size=(2, 2 * count)) if even else digits
+            new_a, new_b = rng.integers(self.base**longest, size=(2, 2 * count))
             keep = self.split_of(new_a, new_b) == split
             a, b = np.concatenate([a, new_a[keep]]), np.concatenate([b, new_b[keep]])
         return a[:count], b[:count]

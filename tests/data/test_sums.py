@@ -152,6 +152,29 @@ def test_samples_are_different_pairs_of_their_split_and_always_the_same(name):
             assert len(a) == 500
 
 
+@pytest.mark.parametrize(("task", "digits"), [("decimal", 3), ("decimal", 5)])
+@pytest.mark.parametrize("even", [False, True])
+def test_pairs_are_drawn_evenly(task, digits, even):
+    """Against the probability of each number of digits, counted out by hand."""
+    sums = Sums(task, digits)
+    count = 20_000
+    a, b = sums.draw(np.random.default_rng(5), 0, count, even=even)
+    assert len(a) == len(b) == count
+    assert np.all(sums.split_of(a, b) == 0)
+    for number in (a, b):
+        width = np.array([len(np.base_repr(n, sums.base)) for n in number])
+        for d in range(1, digits + 1):
+            # Of the numbers below base**limit, how many have d digits (0 has one).
+            below = {
+                limit: (sums.base**d - (sums.base ** (d - 1) if d > 1 else 0)) / sums.base**limit
+                for limit in range(d, digits + 1)
+            }
+            expected = sum(below.values()) / digits if even else below[digits]
+            # Which pairs are held out is drawn too, and with few of them that shows.
+            tolerance = 6 * np.sqrt(expected * (1 - expected) / count) + 0.05 * expected
+            assert abs(np.mean(width == d) - expected) < tolerance
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
