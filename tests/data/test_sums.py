@@ -161,8 +161,10 @@ def test_pairs_are_drawn_evenly(task, digits, even):
     a, b = sums.draw(np.random.default_rng(5), 0, count, even=even)
     assert len(a) == len(b) == count
     assert np.all(sums.split_of(a, b) == 0)
-    for number in (a, b):
-        width = np.array([len(np.base_repr(n, sums.base)) for n in number])
+    widths = [np.array([len(np.base_repr(n, sums.base)) for n in number]) for number in (a, b)]
+    apart = np.mean((widths[0] == digits) & (widths[1] == 1)) / (np.mean(widths[0] == digits) * np.mean(widths[1] == 1))
+    assert 0.5 < apart < 1.5, "the widths of both numbers depend on each other"
+    for width in widths:
         for d in range(1, digits + 1):
             # Of the numbers below base**limit, how many have d digits (0 has one).
             below = {
