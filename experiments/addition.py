@@ -23,7 +23,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from s2s_jax import cells, plots
@@ -35,8 +34,10 @@ from s2s_jax.losses import cross_entropy
 from s2s_jax.metrics import Mean, exact_match, token_accuracy
 from s2s_jax.models.seq2seq import Seq2Seq, decoder_step
 from s2s_jax.training import checkpoint
-from s2s_jax.training.loop import fit, make_measure
-from s2s_jax.training.run import Run, RunConfig, main, summary
+from s2s_jax.training.command import main
+from s2s_jax.training.loop import make_measure
+from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
+from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
 _KERAS = "Keras' addition example"
@@ -55,7 +56,7 @@ PUBLISHED = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(TrainingConfig):
     steps: int = 4500
     task: Literal["decimal", "binary"] = "decimal"
     """What is added up."""
@@ -84,11 +85,9 @@ class Config(RunConfig):
     batch_size: int = 128
     """Sums in a step."""
     learning_rate: float = 1e-2
-    """Peak of the schedule."""
     test_examples: int | None = None
     """Test sums; if not given 1,000, and all that are held out in the binary task."""
     evaluate_every: int = 500
-    """Steps between two looks at validation sums."""
 
 
 def sums_of(config: Config) -> Sums:
@@ -166,48 +165,40 @@ def train(run: Run[Config]) -> None:
     config = run.config
     sums = sums_of(config)
     run.trained_on(f"{config.task}{config.digits}", "real")
-    model = build_model(config, sums)
-    print(summary(model))
     measure_over = make_measure(measure)
     validation = list(evaluation_batches(sums.encode(*sums.sample(1, 500)), 500))
-
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, min(200, config.steps // 10), config.steps)
-    trained = fit(
-        model,
+    trained = train_by_recipe(
+        run,
+        build_model(config, sums),
         functools.partial(loss, config),
         functools.partial(training_batch, config, sums),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
-        steps=config.steps,
-        seed=config.seed,
-        evaluate=lambda model: measure_over(model, validation),
-        evaluate_every=config.evaluate_every,
-        run=run,
-        checkpoint_every=config.checkpoint_every,
+        lambda model: measure_over(model, validation),
     )
-    checkpoint.save_weights(run.weights, trained.model)
-    report(run, trained.model, trained.seconds)
+    report(run, trained.model, int(trained.state.step), trained.seconds)
 
 
-def report(run: Run[Config], model: Seq2Seq, seconds: float) -> None:
+def report(run: Run[Config], model: Seq2Seq, steps: int, seconds: float) -> None:
     """Scores the test sums, prints ten of them, draws the figures, and writes result.json."""
     config = run.config
     sums = sums_of(config)
     a, b = sums.sample(2, config.test_examples)
     metrics = score(sums, model, a, b)
-    print(f"\n{len(a)} sums never trained on: exact match {metrics['exact_match']:.4f},", end=" ")
-    print(f"character accuracy {metrics['character_accuracy']:.4f}\n")
-    for line in examples(sums, model, a[:10], b[:10]):
-        print(line)
+    run.say(
+        f"\n{len(a)} sums never trained on: exact match {metrics['exact_match']:.4f}, "
+        f"character accuracy {metrics['character_accuracy']:.4f}\n"
+    )
+    run.say("\n".join(examples(sums, model, a[:10], b[:10])))
     draw(run, by_digits(sums, model))
     result = run.finish(
         split=f"test: {len(a)} pairs never trained on, uniform over all such pairs of numbers up to {sums.base}^{sums.digits}",
         metrics=metrics,
         published=PUBLISHED.get(f"{config.task}{config.digits}", []),
-        examples=config.steps * config.batch_size,
+        steps=steps,
+        examples=steps * config.batch_size,
         seconds=seconds,
         parameters=count_parameters(model),
     )
-    print(
+    run.say(
         f"\n{result['seconds']:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}."
     )
 
@@ -268,7 +259,7 @@ def load(run: Run[Config]) -> tuple[Sums, Seq2Seq]:
 
 
 def evaluate(run: Run[Config]) -> None:
-    report(run, load(run)[1], run.seconds())
+    report(run, load(run)[1], run.steps(), run.seconds())
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from s2s_jax import cells, plots
@@ -28,8 +27,10 @@ from s2s_jax.losses import cross_entropy
 from s2s_jax.metrics import Mean, mean_over
 from s2s_jax.models.classifier import SequenceClassifier
 from s2s_jax.training import checkpoint
-from s2s_jax.training.loop import fit, make_measure
-from s2s_jax.training.run import Run, RunConfig, main, summary
+from s2s_jax.training.command import main
+from s2s_jax.training.loop import make_measure
+from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
+from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
 _LSTM = {"value": 0.989, "how": "LSTM-256, Adam", "source": "roatienza/Deep-Learning-Experiments"}
@@ -43,7 +44,7 @@ VALIDATION = 5_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(RunConfig):
+class Config(TrainingConfig):
     steps: int = 6000
     order: Literal["rows", "pixels", "permuted"] = "rows"
     """What a step of the sequence is."""
@@ -63,10 +64,8 @@ class Config(RunConfig):
     """Shift, turn and scale the training pictures a little."""
     batch_size: int = 128
     """Pictures in a step."""
+    optimizer: str = "adamw(weight_decay=0.01)"
     learning_rate: float = 2e-3
-    """Peak of the schedule."""
-    evaluate_every: int = 1000
-    """Steps between two looks at the validation split."""
 
 
 class Splits(dict[str, LabelledImages]):
@@ -146,43 +145,37 @@ def train(run: Run[Config]) -> None:
     if splits.origin == "generated":
         print("No data folder given: trains on generated digits, whose figures say nothing about MNIST.")
     run.trained_on(splits.dataset, splits.origin)
-    model = build_model(config)
-    print(summary(model))
     measure_over = make_measure(functools.partial(measure, config))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, min(200, config.steps // 10), config.steps)
-    trained = fit(
-        model,
+    trained = train_by_recipe(
+        run,
+        build_model(config),
         functools.partial(loss, config),
         ShuffledBatches(splits["train"], config.batch_size, config.seed),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-2)),
-        steps=config.steps,
-        seed=config.seed,
-        evaluate=lambda model: measure_over(model, evaluation_batches(splits["validation"], 1000)),
-        evaluate_every=config.evaluate_every,
-        run=run,
-        checkpoint_every=config.checkpoint_every,
+        lambda model: measure_over(model, evaluation_batches(splits["validation"], 1000)),
     )
-    checkpoint.save_weights(run.weights, trained.model)
-    report(run, trained.model, splits, trained.seconds)
+    report(run, trained.model, splits, int(trained.state.step), trained.seconds)
 
 
-def report(run: Run[Config], model: SequenceClassifier, splits: Splits, seconds: float) -> None:
+def report(run: Run[Config], model: SequenceClassifier, splits: Splits, steps: int, seconds: float) -> None:
     """Scores the whole test split, draws the figures, and writes result.json."""
     config = run.config
     test = splits["test"]
     metrics = make_measure(functools.partial(measure, config))(model, evaluation_batches(test, 1000))
     guesses, _ = classify(config, model, test.images)
-    print(f"\n{len(test.labels)} test pictures ({splits.origin}): accuracy {metrics['accuracy']:.4f}")
+    run.say(f"\n{len(test.labels)} test pictures ({splits.origin}): accuracy {metrics['accuracy']:.4f}")
     draw(run, splits, guesses)
     result = run.finish(
         split=f"test, all {len(test.labels)}",
         metrics=metrics,
         published=PUBLISHED[config.order] if splits.origin == "real" else [],
-        examples=config.steps * config.batch_size,
+        steps=steps,
+        examples=steps * config.batch_size,
         seconds=seconds,
         parameters=count_parameters(model),
     )
-    print(f"{result['seconds']:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}.")
+    run.say(
+        f"{result['seconds']:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}."
+    )
 
 
 def classify(config: Config, model: SequenceClassifier, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +208,7 @@ def load(run: Run[Config]) -> tuple[SequenceClassifier, Splits]:
 
 def evaluate(run: Run[Config]) -> None:
     model, splits = load(run)
-    report(run, model, splits, run.seconds())
+    report(run, model, splits, run.steps(), run.seconds())
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The training loop: a jitted step, evaluation on whole splits, and what is written on the way."""
 
 import contextlib
+import itertools
 import signal
 import threading
 import time
@@ -9,13 +10,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from s2s_jax.metrics import Mean
+from s2s_jax.training.checkpoint import BestWeights, Checkpoints
+from s2s_jax.training.parallel import local, replicate, split_batch, waits_for_each_step
 from s2s_jax.training.run import Progress, Run
-from s2s_jax.training.state import TrainState, initial_train_state, model_of
+from s2s_jax.training.state import Skipped, TrainState, initial_train_state, model_of
 
 Batch = Any  # a pytree of arrays with a leading batch axis
 Metrics = dict[str, Mean]
@@ -23,38 +28,103 @@ Loss = Callable[[Any, Batch, Array], tuple[Array, Metrics]]  # (model, batch, ke
 Measure = Callable[[Any, Batch], Metrics]  # (model, batch) -> metrics
 
 
+class Goal(NamedTuple):
+    """Which number of the evaluation shall get better, and what follows from it.
+
+    The model that comes back is the best one; `keep` of the best are written, where there is a run. With `patience` training
+    stops after so many evaluations in a row that bring nothing better. Of equal ones the first is the best; NaN never is.
+    """
+
+    metric: str
+    greater: bool = False
+    patience: int | None = None
+    keep: int = 1
+
+    def improves(self, score: float, best: float | None) -> bool:
+        return score == score and (best is None or (score > best if self.greater else score < best))
+
+
 class Trained(NamedTuple):
-    """The model after the last step, and the seconds that all steps took, with compiling, evaluation and checkpoints."""
+    """What training ends with.
+
+    `model`: the best by the goal; without one that of the last step (averaged parameters, where there are any).
+    `state`: after the last step. `seconds`: of all steps, with compiling, evaluation and checkpoints. `times`: their parts.
+    """
 
     model: Any
     state: TrainState
     seconds: float
+    times: dict[str, float]
 
 
-def make_train_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, loss: Loss) -> Callable[..., Any]:
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    accumulate: int = 1,
+    average_decay: float = 0.0,
+    compute_dtype: Any = None,
+) -> Callable[..., Any]:
     """Jitted `(state, totals, batch, seed) -> (state, totals)`; the old state and totals are given up to the new ones.
 
     `totals` holds the metrics added up since it was last emptied ({} is empty too, but compiles once more): those of
-    `loss`, and its value as "loss" if it is not among them.
+    `loss`, its value as "loss" if it is not among them, the norm of the gradient, and the share of steps that were skipped
+    because loss or gradient was not finite; these count in no other metric.
+
+    Args:
+      accumulate, average_decay, compute_dtype: see `fit`.
     """
 
-    def step(state: TrainState, totals: Metrics, batch: Batch, seed: Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-
+    def gradients_of(state: TrainState, batch: Batch, key: Array) -> tuple[Array, Metrics, nnx.State, Any]:
         def run(params: nnx.State) -> tuple[Array, tuple[Metrics, nnx.State]]:
-            model = nnx.merge(graphdef, params, state.rest, copy=True)
-            value, metrics = loss(model, batch, key)
+            model = nnx.merge(graphdef, _cast(params, compute_dtype), state.rest, copy=True)
+            value, metrics = loss(model, _cast(batch, compute_dtype), key)
             return value, (metrics, nnx.state(model, nnx.Not(nnx.Param)))
 
         (value, (metrics, rest)), gradients = jax.value_and_grad(run, has_aux=True)(state.params)
+        return value, {"loss": Mean(value, jnp.ones_like(value)), **metrics}, rest, gradients
+
+    def accumulated(state: TrainState, batch: Batch, key: Array) -> tuple[Array, Metrics, nnx.State, Any]:
+        """Part after part of the batch, each weighted by what its loss counts, so that the sum is that of the whole batch."""
+
+        def add(carry: tuple[nnx.State, Array, Array, Any], at: tuple[Array, Batch]) -> tuple[Any, Metrics]:
+            rest, value, weight, gradients = carry
+            k, part = at
+            part_value, metrics, rest, part_gradients = gradients_of(
+                state._replace(rest=rest), part, jax.random.fold_in(key, k)
+            )
+            count = metrics["loss"].count.astype(jnp.float32)
+            gradients = jax.tree.map(lambda total, g: total + count * g, gradients, part_gradients)
+            return (rest, value + count * part_value, weight + count, gradients), metrics
+
+        parts = jax.tree.map(lambda rows: rows.reshape(accumulate, len(rows) // accumulate, *rows.shape[1:]), batch)
+        nothing = (state.rest, jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+        (rest, value, weight, gradients), metrics = jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))
+        metrics = jax.tree.map(lambda of_parts: jnp.sum(of_parts, axis=0), metrics)
+        return value / weight, metrics, rest, jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
+
+    def step(state: TrainState, totals: Metrics, batch: Batch, seed: Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        value, metrics, rest, gradients = (gradients_of if accumulate == 1 else accumulated)(state, batch, key)
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        state = TrainState(state.step + 1, params, rest, opt_state)
-        metrics = {
-            "loss": Mean(value, jnp.ones_like(value)),
-            **metrics,
-            "gradient_norm": Mean(optax.tree.norm(gradients), jnp.float32(1)),
-        }
+        average = state.average
+        if average is not None:
+            # Fewer of the first steps count: the average of ten parameters should not be mostly the initial ones.
+            decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
+            average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+
+        new = state._replace(params=params, rest=rest, opt_state=opt_state, average=average)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        state = state._replace(step=state.step + 1, skipped=_skipped(state.skipped, finite, state.step))
+
+        metrics = {**metrics, "gradient_norm": Mean(norm, jnp.float32(1))}
+        metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), metrics)
+        metrics["skipped"] = Mean(1 - finite.astype(jnp.float32), jnp.float32(1))
         return state, add_metrics(totals, metrics)
 
     return jax.jit(step, donate_argnums=(0, 1))
@@ -93,93 +163,265 @@ def fit(
     seed: int = 0,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     evaluate_every: int = 0,
+    goal: Goal | None = None,
     run: Run | None = None,
     checkpoint_every: int = 0,
+    keep: int = 2,
     log_every: int = 100,
+    accumulate: int = 1,
+    average_decay: float = 0.0,
+    compute_dtype: Any = None,
+    max_skipped: int = 100,
+    mesh: Mesh | None = None,
 ) -> Trained:
     """Trains `model` for `steps` steps of `optimizer` on `loss`.
+
+    Killed at any moment and called again with the same arguments, it goes on from the newest whole checkpoint of `run` and
+    ends with the same bits (on the same hardware). Ctrl-C and SIGTERM end the step in progress and save.
 
     Args:
       model: where training starts; it is not changed.
       loss: `(model, batch, key) -> (scalar, metrics)`; the key is a function of `seed` and the step.
-      batches: the batch of each step, a pure function of the step, so that a run can go on anywhere.
+      batches: the batch of each step, a pure function of the step, so that a run can go on anywhere. If it has a method
+        `iterate(step)`, the batches from that step on come from there (prefetched, say), and if it has `ids(step)`, that
+        names the examples of a skipped step.
       optimizer: any optax transformation; clipping and schedule are part of it.
       steps: how many steps the whole run has.
       seed: of the keys.
       evaluate: `model -> {name: value}`, every `evaluate_every` steps and after the last.
+      goal: which of these numbers counts: the best model is kept and comes back, and training may stop early.
       run: the folder of the run: its logs are written, and where it holds a checkpoint training goes on from there.
       checkpoint_every: steps between two checkpoints; the last step has one as well. 0 for none.
+      keep: how many of the newest checkpoints stay.
       log_every: steps between two lines of the log.
+      accumulate: the batch is cut into so many parts that go through the model one after the other; the gradient is that of
+        the whole batch (where the loss is its metric "loss" as total / count, each part weighs by its count). Saves memory.
+      average_decay: of the exponential moving average of the parameters that evaluation, and what comes back, then use
+        (Polyak & Juditsky 1992); smaller over the first steps. 0 for none.
+      compute_dtype: floating arrays of parameters and batch are cast to it in the loss; the parameters themselves, their
+        updates and the optimiser's state stay as they are. None: no cast.
+      max_skipped: after so many steps in a row whose loss or gradient was not finite, training stops.
+      mesh: the devices to train on, data-parallel; see `s2s_jax.training.parallel`. Each process then gives its own rows.
 
     Raises:
-      ValueError: the run's checkpoint is of another model; a number out of its range.
-      KeyboardInterrupt: after the state was saved.
+      ValueError: the run's checkpoint is of another model; a number out of its range; an unknown metric as goal.
+      FloatingPointError: `max_skipped` steps in a row were not finite.
+      KeyboardInterrupt: after the state was saved; `SystemExit` after SIGTERM.
     """
-    for name, number in (("steps", steps), ("log_every", log_every)):
+    for name, number in (("steps", steps), ("log_every", log_every), ("accumulate", accumulate), ("max_skipped", max_skipped)):
         if number < 1:
             raise ValueError(f"{name}: expected a positive number, got {number}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: expected a number from 0 to 2**32 - 1, got {seed}")
-    began = time.perf_counter()
-    graphdef, state = initial_train_state(model, optimizer)
-    before = 0.0  # seconds that earlier sittings of this run took
-    checkpoints = run.checkpoints() if run is not None and (checkpoint_every or run.has_checkpoints()) else None
-    if checkpoints is not None:
-        restored = checkpoints.restore_latest({"state": state, "seconds": jnp.float32(0)})
-        if restored is not None:
-            state, before = restored["state"], float(restored["seconds"])
+    if not 0 <= average_decay < 1:
+        raise ValueError(f"average_decay: expected a number in [0, 1), got {average_decay}")
+    if goal is not None and (evaluate is None or goal.keep < 1):
+        raise ValueError(f"goal: expected one with keep of at least 1 and an evaluation, got {goal}")
+    clock = _Clock()
+    graphdef, state = initial_train_state(model, optimizer, average=average_decay > 0)
+    train_step = make_train_step(
+        graphdef, optimizer, loss, accumulate=accumulate, average_decay=average_decay, compute_dtype=compute_dtype
+    )
+    checkpoints = None
+    if run is not None and (checkpoint_every or run.has_checkpoints()):
+        checkpoints = Checkpoints(run.folder / "checkpoints", keep=keep)
+    sample = batches(min(max([0, *(checkpoints.steps() if checkpoints else ())]), steps - 1))
+    _check_parts(sample, accumulate)
+    totals = _empty_totals(train_step, state, sample, jnp.uint32(seed))
+    past = _Past()
+    restored = checkpoints.restore_latest({"state": state, "totals": totals}) if checkpoints else None
+    if restored is not None:
+        (state, totals), past = (restored[0]["state"], restored[0]["totals"]), _Past(**restored[1])
+        clock.add(past.times)
+    best = None if goal is None else _Best(goal, run)
     # The step gives its state up, and the model's own arrays must outlive that.
-    state = jax.tree.map(jnp.copy, state)
-    train_step = make_train_step(graphdef, optimizer, loss)
-    seed_array = jnp.uint32(seed)
+    state, totals, seed_array = jax.tree.map(jnp.copy, (state, totals, jnp.uint32(seed)))
+    if mesh is not None:
+        state, totals, seed_array = replicate((state, totals, seed_array), mesh)
     done = int(state.step)
-    totals = _empty_totals(train_step, state, batches(min(done, steps - 1)), seed_array)
-
-    def seconds() -> float:
-        return before + time.perf_counter() - began
 
     def save() -> None:
         if checkpoints is not None:
-            checkpoints.save(done, {"state": state, "seconds": jnp.float32(seconds())})
+            values = past._replace(times=clock.times)._asdict()
+            checkpoints.save(done, {"state": state, "totals": totals}, values)
+        clock.lap("checkpoints")
 
+    clock.lap("start")
     with Progress(steps, done) as progress, _interrupts() as interrupted:
-        if done == steps:
+        if done == steps or past.ended:
             progress.say(f"Trained already, {done} steps; nothing is left to do.")
         elif done:
             progress.say(f"Goes on from the checkpoint of step {done}.")
-        while done < steps and not interrupted:
-            state, totals = train_step(state, totals, batches(done), seed_array)
+        stream = batches.iterate(done) if hasattr(batches, "iterate") else map(batches, itertools.count(done))
+        while done < steps and not past.ended and not interrupted:
+            batch = next(stream) if mesh is None else split_batch(next(stream), mesh)
+            clock.lap("data")
+            state, totals = train_step(state, totals, batch, seed_array)
+            if waits_for_each_step(mesh):
+                jax.block_until_ready(totals)
             done += 1
             last = done == steps
+            clock.lap("step")
             if last or done % log_every == 0:
                 values = {f"train/{name}": mean.value() for name, mean in totals.items()}
                 totals = jax.tree.map(jnp.zeros_like, totals)
+                clock.lap("step")  # what the line above waited for
                 progress.show(done, values["train/loss"])
                 if run is not None:
-                    run.log(done, {**values, "steps_per_second": progress.rate(done), "seconds": seconds()})
+                    run.log(done, {**values, "steps_per_second": progress.rate(done), "seconds": clock.seconds()})
+                if int(state.skipped.count) > past.skipped:
+                    _tell_skipped(state.skipped, past.skipped, done, batches, progress, run)
+                    past = past._replace(skipped=int(state.skipped.count))
+                    if int(state.skipped.in_row) >= max_skipped:
+                        raise FloatingPointError(_gave_up(state.skipped, done, checkpoints))
             if evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0)):
-                values = {f"validation/{name}": value for name, value in evaluate(model_of(graphdef, state)).items()}
+                measured = model_of(graphdef, local(state))
+                values = {f"validation/{name}": value for name, value in evaluate(measured).items()}
                 told = ", ".join(f"{name.split('/')[1].replace('_', ' ')} {value:.4g}" for name, value in values.items())
                 progress.say(f"step {done}/{steps}  validation: {told}")
                 if run is not None:
-                    run.log(done, {**values, "seconds": seconds()})
-            if checkpoint_every and (last or done % checkpoint_every == 0):
+                    run.log(done, {**values, "seconds": clock.seconds()})
+                if best is not None:
+                    past = best.judge(past, done, values, measured)
+                    if past.ended:
+                        progress.say(f"Stops: nothing better in {past.worse} evaluations since step {past.best_step}.")
+                clock.lap("evaluation")
+            if checkpoint_every and (last or past.ended or done % checkpoint_every == 0):
                 save()
         if interrupted:
             save()
-            if checkpoints is not None:
-                progress.say(f"Stopped at step {done} and saved. The same command goes on from there.")
+            saved = "and saved; the same command goes on from there" if checkpoints is not None else "; nothing was saved"
+            progress.say(f"Stopped at step {done} {saved}.")
+        elif clock.seconds() > 1:
+            progress.say(f"Time: {clock.told()}.")
     if checkpoints is not None:
         checkpoints.close()
     if interrupted:
-        raise KeyboardInterrupt
-    return Trained(model_of(graphdef, state), state, seconds())
+        raise KeyboardInterrupt if interrupted[0] == signal.SIGINT else SystemExit(128 + interrupted[0])
+    trained = model_of(graphdef, local(state))
+    return Trained(trained if best is None else best.model(past, trained), state, clock.seconds(), clock.times)
 
 
 def add_metrics(totals: Metrics, metrics: Metrics) -> Metrics:
     """The sums and counts of both; a name that only one of them has is taken as it is."""
     both = {name: totals[name] + mean if name in totals else mean for name, mean in metrics.items()}
     return {**totals, **both}
+
+
+class _Past(NamedTuple):
+    """What a run knows besides its state, as plain values that go into its checkpoints."""
+
+    best: float | None = None
+    best_step: int = 0
+    worse: int = 0  # evaluations since the best one
+    ended: bool = False  # by patience
+    skipped: int = 0  # steps that were told of
+    times: dict[str, float] = {}  # noqa: RUF012 (never changed in place)
+
+
+class _Best:
+    """Keeps the best model, in the run's folder `best/` or in memory."""
+
+    def __init__(self, goal: Goal, run: Run | None):
+        self._goal = goal
+        self._kept: nnx.Module | None = None
+        self._files = None if run is None else BestWeights(run.folder / "best", keep=goal.keep, greater=goal.greater)
+
+    def judge(self, past: _Past, step: int, values: dict[str, float], model: nnx.Module) -> _Past:
+        name = f"validation/{self._goal.metric}"
+        if name not in values:
+            known = ", ".join(other.split("/")[1] for other in values)
+            raise ValueError(f"goal: expected one of the metrics {known}, got {self._goal.metric!r}")
+        score = float(values[name])
+        if self._files is not None and score == score:
+            self._files.add(step, score, model)
+        if self._goal.improves(score, past.best):
+            self._kept = model
+            return past._replace(best=score, best_step=step, worse=0)
+        worse = past.worse + 1
+        return past._replace(worse=worse, ended=self._goal.patience is not None and worse >= self._goal.patience)
+
+    def model(self, past: _Past, last: nnx.Module) -> nnx.Module:
+        """The best model; `last` where no evaluation gave a number."""
+        if past.best is None or self._kept is not None:
+            return last if self._kept is None else self._kept
+        if self._files is not None:  # of an earlier sitting
+            self._files.load(past.best_step, last)
+        return last
+
+
+class _Clock:
+    """Where the time goes: each lap adds the seconds since the last one to its part."""
+
+    def __init__(self):
+        self._parts: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def add(self, times: dict[str, float]) -> None:
+        """Those of earlier sittings."""
+        for part, seconds in times.items():
+            self._parts[part] = self._parts.get(part, 0.0) + seconds
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self._parts[part] = self._parts.get(part, 0.0) + now - self._last
+        self._last = now
+
+    @property
+    def times(self) -> dict[str, float]:
+        return dict(self._parts)
+
+    def seconds(self) -> float:
+        return sum(self._parts.values()) + time.perf_counter() - self._last
+
+    def told(self) -> str:
+        whole = sum(self._parts.values())
+        parts = sorted(self._parts.items(), key=lambda item: -item[1])
+        return ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in parts) + f" of {whole:.1f} s"
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+
+def _skipped(skipped: Skipped, finite: Array, step: Array) -> Skipped:
+    """Takes down a step, if it was not finite."""
+    steps = jnp.where(finite, skipped.steps, jnp.concatenate([step[None], skipped.steps[:-1]]))
+    return Skipped(skipped.count + ~finite, jnp.where(finite, 0, skipped.in_row + 1), steps)
+
+
+def _tell_skipped(skipped: Skipped, told: int, done: int, batches: Any, progress: Progress, run: Run | None) -> None:
+    """Says which steps were skipped since the last time, and what their examples were."""
+    new = int(skipped.count) - told
+    named = [int(step) for step in np.asarray(skipped.steps)[:new] if step >= 0][::-1]
+    lines = [
+        {"step": step, **({"ids": np.asarray(batches.ids(step)).tolist()} if hasattr(batches, "ids") else {})} for step in named
+    ]
+    if run is not None:
+        run.log_skipped(lines)
+    more = f", and {new - len(named)} before" if new > len(named) else ""
+    told_ids = "; ".join(f"{line['step']}" + (f" (examples {line['ids']})" if "ids" in line else "") for line in lines)
+    progress.say(f"step {done}: skipped {new}, loss or gradient not finite, at step {told_ids}{more}")
+
+
+def _gave_up(skipped: Skipped, done: int, checkpoints: Checkpoints | None) -> str:
+    steps = [] if checkpoints is None else checkpoints.steps()
+    # Skipped steps change nothing, so every checkpoint is a good one; the newest from before them is the last that was trained.
+    good = [step for step in steps if step <= done - int(skipped.in_row)]
+    where = (
+        f"the last good checkpoint is that of step {good[-1]} in {checkpoints.folder}"
+        if good and checkpoints
+        else "no checkpoint"
+    )
+    return f"{int(skipped.in_row)} steps in a row whose loss or gradient was not finite, up to step {done}; {where}"
+
+
+def _check_parts(batch: Batch, accumulate: int) -> None:
+    for rows in jax.tree.leaves(batch):
+        if len(rows) % accumulate:
+            raise ValueError(f"accumulate: expected a divisor of the batch's {len(rows)} rows, got {accumulate}")
 
 
 def _empty_totals(train_step: Any, state: TrainState, batch: Batch, seed: Array) -> Metrics:
@@ -190,9 +432,9 @@ def _empty_totals(train_step: Any, state: TrainState, batch: Batch, seed: Array)
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Collects Ctrl-C instead of raising it, so that a step in progress ends and its state can be saved.
+    """Collects Ctrl-C and SIGTERM instead of raising them, so that a step in progress ends and its state can be saved.
 
-    A second Ctrl-C raises at once.
+    A second one raises at once.
     """
     caught: list[int] = []
 
@@ -204,8 +446,10 @@ def _interrupts() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield caught
         return
-    previous = signal.signal(signal.SIGINT, handle)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, handle) for number in numbers]
     try:
         yield caught
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)

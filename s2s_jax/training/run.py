@@ -1,9 +1,7 @@
-"""A run: its folder, its logs, its result, and the command line that all experiments share."""
+"""A run: its folder, its logs and its result."""
 
 import dataclasses
-import difflib
 import importlib.metadata
-import itertools
 import json
 import math
 import os
@@ -11,16 +9,13 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import jax
 
-from s2s_jax.training.checkpoint import Checkpoints, named_variables
+from s2s_jax.training.checkpoint import named_variables
 from s2s_jax.training.state import count_parameters
-
-COMMANDS = ("train", "evaluate", "predict")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,24 +35,14 @@ class RunConfig:
     checkpoint_every: int = 1000
     """Steps between two checkpoints; 0 for none."""
 
+    may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "checkpoint_every")
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("seed", "checkpoint_every") else 1
+            least = 0 if field.name in self.may_be_zero else 1
             if type(value) is int and value < least:
                 raise ValueError(f"{field.name}: expected at least {least}, got {value}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FinishedRun:
-    """Which finished run to evaluate or to predict with."""
-
-    name: str = "default"
-    """Name of the run."""
-    runs_dir: Path = Path("runs")
-    """Where the runs are."""
-    data_dir: Path | None = None
-    """Folder of the real data, if it moved since training."""
 
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
@@ -91,23 +76,30 @@ class Run(Generic[ConfigType]):
                 raise ValueError(
                     f"{run.folder} holds a run with {changes}. Give this one another --name, or delete that folder."
                 )
-        run.folder.mkdir(parents=True, exist_ok=True)
-        _write_json(path, wanted)
+        if run.writes:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            _write_json(path, wanted)
         return run
 
     @classmethod
-    def finished(cls, task: str, config_type: type[ConfigType], where: FinishedRun) -> "Run[ConfigType]":
-        """The run of that name, with the configuration that it was trained with.
+    def finished(
+        cls, task: str, config_type: type[ConfigType], name: str, runs_dir: Path, data_dir: Path | None = None
+    ) -> "Run[ConfigType]":
+        """The run of that name, with the configuration that it was trained with; `data_dir` if its data moved since.
 
         Raises:
           FileNotFoundError: there is none that has finished.
         """
-        folder = where.runs_dir / task / where.name
+        folder = runs_dir / task / name
         if not (folder / "weights.safetensors").exists():
             raise FileNotFoundError(f"{folder}: expected a finished run with weights.safetensors, found none; train it first")
-        values = json.loads((folder / "config.json").read_text())
-        values |= {"runs_dir": where.runs_dir, "name": where.name}
-        values["data_dir"] = where.data_dir or (Path(values["data_dir"]) if values["data_dir"] else None)
+        values: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        known = {field.name for field in dataclasses.fields(config_type)}
+        if values.keys() - known:
+            raise ValueError(f"{folder}: was trained by another version, with the flags {sorted(values.keys() - known)}")
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        values |= {"runs_dir": runs_dir, "name": name}
+        values["data_dir"] = data_dir or (Path(values["data_dir"]) if values["data_dir"] else None)
         return cls(task, config_type(**values))
 
     def trained_on(self, dataset: str, data: str) -> None:
@@ -122,26 +114,42 @@ class Run(Generic[ConfigType]):
         now = {"dataset": dataset, "data": data}
         if path.exists() and (before := json.loads(path.read_text())) != now:
             raise ValueError(f"{self.folder}: expected its own data, {before}, got {now}; see data_dir")
-        _write_json(path, now)
+        if self.writes:
+            _write_json(path, now)
 
     def has_checkpoints(self) -> bool:
         """Whether an earlier sitting left any."""
         return (self.folder / "checkpoints").exists()
 
+    def has_result(self) -> bool:
+        """Whether it was finished and scored."""
+        return (self.folder / "result.json").exists()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the process that writes what all processes have in common."""
+        return jax.process_index() == 0
+
     @property
     def weights(self) -> Path:
         return self.folder / "weights.safetensors"
 
-    def checkpoints(self) -> Checkpoints:
-        """Those of the run; new ones go there."""
-        return Checkpoints(self.folder / "checkpoints")
+    def say(self, text: str) -> None:
+        """Prints, in one of the processes."""
+        if self.writes:
+            print(text, flush=True)
+
+    def log_skipped(self, lines: list[dict[str, Any]]) -> None:
+        """Appends to skipped.jsonl: steps that were skipped, and the ids of their examples."""
+        if self.writes:
+            for line in lines:
+                _append_line(self.folder / "skipped.jsonl", line)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Appends a line to metrics.jsonl, and to the TensorBoard log where tensorboardX is installed."""
-        with (self.folder / "metrics.jsonl").open("a+b") as file:
-            if file.tell() and not _ends_a_line(file):  # a kill tore the last line
-                file.write(b"\n")
-            file.write((json.dumps({"step": step, **values}) + "\n").encode())
+        if not self.writes:
+            return
+        _append_line(self.folder / "metrics.jsonl", {"step": step, **values})
         if self._board is None:
             try:
                 from tensorboardX import SummaryWriter
@@ -168,14 +176,19 @@ class Run(Generic[ConfigType]):
         return list({(line["step"], tuple(line)): line for line in lines}.values())
 
     def seconds(self) -> float:
-        """Seconds that training took, by the last line of the log."""
+        """Seconds that training took, by the log."""
         return max((line["seconds"] for line in self.history()), default=0.0)
+
+    def steps(self) -> int:
+        """Steps that were trained, by the log."""
+        return int(max((line["step"] for line in self.history()), default=0))
 
     def figure(self, name: str, figure: Any) -> Path:
         """Writes a matplotlib figure to figures/<name>.png."""
         path = self.folder / "figures" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path, dpi=150, bbox_inches="tight")
+        if self.writes:
+            path.parent.mkdir(exist_ok=True)
+            figure.savefig(path, dpi=150, bbox_inches="tight")
         return path
 
     def finish(
@@ -184,6 +197,7 @@ class Run(Generic[ConfigType]):
         split: str,
         metrics: dict[str, float],
         published: list[dict[str, Any]],
+        steps: int,
         examples: int,
         seconds: float,
         **more: Any,
@@ -194,7 +208,8 @@ class Run(Generic[ConfigType]):
           split: what was scored.
           metrics: by name; accuracies and error rates are fractions from 0 to 1.
           published: for comparison; each with `metric`, `value`, `how` and `source`.
-          examples: how many training saw.
+          steps: that were trained.
+          examples: that training saw.
           seconds: of training, compiling and validation included.
           more: anything else worth keeping.
 
@@ -212,7 +227,7 @@ class Run(Generic[ConfigType]):
             "seconds": round(seconds, 1),
             "device": describe_device(),
             "versions": _versions(),
-            "command": " ".join([_program(), *sys.argv[1:]]),
+            "command": " ".join([program(), *sys.argv[1:]]),
         }
         result = {
             "experiment": self.task,
@@ -221,13 +236,14 @@ class Run(Generic[ConfigType]):
             "metrics": metrics,
             "published": published,
             "seed": self.config.seed,
-            "steps": self.config.steps,
+            "steps": steps,
             "examples": examples,
             "test_reads": before.get("test_reads", 0) + 1,
             **{name: before.get(name, value) for name, value in training.items()},
             **more,
         }
-        _write_json(path, result)
+        if self.writes:
+            _write_json(path, result)
         return result
 
 
@@ -283,82 +299,6 @@ class Progress:
             print(text, flush=True)
 
 
-def main(
-    task: str,
-    config_type: type[ConfigType],
-    *,
-    train: Callable[[Run[ConfigType]], None],
-    evaluate: Callable[[Run[ConfigType]], None],
-    predict: Callable[[Run[ConfigType], list[str]], None],
-    arguments: list[str] | None = None,
-) -> None:
-    """`[train|evaluate|predict] [--flags] [inputs of predict]`; train if nothing is said."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    program = _program()
-    try:
-        import tyro
-
-        command, rest = _command(arguments)
-        if command == "train":
-            description = f"Also: {program} evaluate, {program} predict (each has its own --help)."
-            config = tyro.cli(config_type, args=rest, prog=program, description=description)
-            train(Run.begin(task, config))
-            return
-        description = {
-            "evaluate": "Scores the test split again with a finished run.",
-            "predict": f"{program} predict INPUT ... [--flags]: what the inputs are, the head of the experiment's file says.",
-        }[command]
-        where, inputs = tyro.cli(
-            FinishedRun, args=rest, prog=f"{program} {command}", description=description, return_unknown_args=True
-        )
-        unknown = [text for text in inputs if text.startswith("-") or command == "evaluate"]
-        if unknown:
-            raise ValueError(f"{command}: unknown argument {unknown[0]}; see --help")
-        run = Run.finished(task, config_type, where)
-        if command == "predict":
-            predict(run, inputs)
-        else:
-            evaluate(run)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"{program}: {error}")
-    except ModuleNotFoundError as error:
-        sys.exit(f"{program}: {error}; the experiments need more than the package: pip install -e '.[experiments]'")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _command(arguments: list[str]) -> tuple[str, list[str]]:
-    """Which of the commands is meant, and the arguments after it."""
-    if not arguments or arguments[0].startswith("-"):
-        for before, text in itertools.pairwise(arguments):
-            if text in COMMANDS and not before.startswith("-"):  # not the value of a flag
-                raise ValueError(f"{text}: the command comes first, before all flags")
-        return "train", arguments
-    command, rest = arguments[0], arguments[1:]
-    if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"expected {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]} first, or flags only, got {command!r}{hint}")
-    return command, rest
-
-
-def _program() -> str:
-    """How the running program was started, as one would type it."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is not None:
-        return f"python -m {spec.name.removesuffix('.__main__')}"
-    return f"python {Path(sys.argv[0]).name}"
-
-
-def summary(model: Any) -> str:
-    """A table of a model's arrays (name, shape, how many numbers), and how many of the numbers are trained."""
-    rows = [(name, variable[...].shape) for name, variable in named_variables(model).items()]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {shape!s:<14} {math.prod(shape):>10,}" for name, shape in rows]
-    heading = f"{'array':<{width}}  {'shape':<14} {'numbers':>10}"
-    return "\n".join([heading, *lines, f"{'trained':<{width}}  {'':<14} {count_parameters(model):>10,}"])
-
-
 def describe_device() -> str:
     """What the run ran on: platform, kind, number of devices or cores."""
     devices = jax.devices()
@@ -373,8 +313,8 @@ def describe_device() -> str:
     return f"cpu, {cores} cores, {model}"
 
 
-# Where a run is or finds its data may change without making it another run.
-_PLACES = ("runs_dir", "data_dir", "checkpoint_every")
+# Where a run is, finds its data and is computed may change without making it another run.
+_PLACES = ("runs_dir", "data_dir", "checkpoint_every", "keep", "data_parallel", "processes", "process", "coordinator")
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -384,14 +324,22 @@ def _write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def _ends_a_line(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
+def _append_line(path: Path, value: dict[str, Any]) -> None:
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a kill tore the last line
+                file.write(b"\n")
+        file.write((json.dumps(value) + "\n").encode())
 
 
 def _as_json(config: RunConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    plain = {Path: str, tuple: list}
+    return {
+        name: next((to(value) for kind, to in plain.items() if isinstance(value, kind)), value)
+        for name, value in values.items()
+    }
 
 
 def _versions() -> dict[str, str]:
@@ -402,3 +350,20 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # run from the source, not installed
             versions[name] = "not installed"
     return versions
+
+
+def program() -> str:
+    """How the running program was started, as one would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    return f"python {Path(sys.argv[0]).name}"
+
+
+def summary(model: Any) -> str:
+    """A table of a model's arrays (name, shape, how many numbers), and how many of the numbers are trained."""
+    rows = [(name, variable[...].shape) for name, variable in named_variables(model).items()]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {shape!s:<14} {math.prod(shape):>10,}" for name, shape in rows]
+    heading = f"{'array':<{width}}  {'shape':<14} {'numbers':>10}"
+    return "\n".join([heading, *lines, f"{'trained':<{width}}  {'':<14} {count_parameters(model):>10,}"])

@@ -8,9 +8,22 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int
 
+REMEMBERED = 16  # how many skipped steps a state can name
+
+
+class Skipped(NamedTuple):
+    """Steps that changed nothing as their loss or gradient was not finite.
+
+    `count` of all, `in_row` of those without a good one since, and the numbers of the last ones, newest first (-1: none).
+    """
+
+    count: Int[Array, ""]
+    in_row: Int[Array, ""]
+    steps: Int[Array, " N"]
+
 
 class TrainState(NamedTuple):
-    """Steps done, parameters, other model state (batch statistics), and the optimiser's state.
+    """Steps done, parameters, other model state (batch statistics), the optimiser's state, steps skipped, averaged parameters.
 
     There is no random key in it: the key of a step is a function of the run's seed and the step.
     """
@@ -19,6 +32,8 @@ class TrainState(NamedTuple):
     params: nnx.State
     rest: nnx.State
     opt_state: Any
+    skipped: Skipped
+    average: nnx.State | None = None
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -27,15 +42,19 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     return graphdef, params, rest
 
 
-def initial_train_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> tuple[nnx.GraphDef, TrainState]:
-    """The structure of a model, and the state before the first step."""
+def initial_train_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, *, average: bool = False
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The structure of a model, and the state before the first step; with `average` it holds averaged parameters too."""
     graphdef, params, rest = split_model(model)
-    return graphdef, TrainState(jnp.int32(0), params, rest, optimizer.init(params))
+    nothing = Skipped(jnp.int32(0), jnp.int32(0), jnp.full(REMEMBERED, -1, jnp.int32))
+    return graphdef, TrainState(jnp.int32(0), params, rest, optimizer.init(params), nothing, params if average else None)
 
 
 def model_of(graphdef: nnx.GraphDef, state: TrainState) -> nnx.Module:
-    """A model of its own that holds the parameters and statistics of `state`."""
-    return nnx.merge(graphdef, state.params, state.rest, copy=True)
+    """A model of its own with the statistics of `state` and its parameters, the averaged ones where it has them."""
+    params = state.params if state.average is None else state.average
+    return nnx.merge(graphdef, params, state.rest, copy=True)
 
 
 def count_parameters(model: nnx.Module) -> int:

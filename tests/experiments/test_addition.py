@@ -13,7 +13,7 @@ import pytest
 from experiments import addition
 from experiments.__main__ import listed
 from experiments.addition import Config, sums_of, training_batch
-from s2s_jax.training.run import main
+from s2s_jax.training.command import main
 
 
 def decoded_pairs(sums, batch):

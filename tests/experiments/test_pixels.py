@@ -11,7 +11,7 @@ import pytest
 
 from experiments import pixels
 from s2s_jax.data.images import LabelledImages, drawn_digits
-from s2s_jax.training.run import main
+from s2s_jax.training.command import main
 from tests.samples import assert_close
 
 IMAGES = drawn_digits(6, seed=0).images

@@ -26,8 +26,9 @@ from s2s_jax.losses import cross_entropy
 from s2s_jax.metrics import Mean, mean_over
 from s2s_jax.models import SequenceClassifier
 from s2s_jax.training import checkpoint
+from s2s_jax.training.command import main
 from s2s_jax.training.loop import fit, make_measure, make_train_step
-from s2s_jax.training.run import Run, RunConfig, main
+from s2s_jax.training.run import Run, RunConfig
 from s2s_jax.training.state import initial_train_state, model_of
 from tests.samples import assert_close
 
@@ -365,7 +366,7 @@ def test_a_run_folder_of_another_configuration_is_refused(tmp_path):
 def test_a_result_needs_the_name_of_its_data(tmp_path):
     run = run_in(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"call run.trained_on before run.finish"):
-        run.finish(split="test", metrics={}, published=[], examples=1, seconds=1.0)
+        run.finish(split="test", metrics={}, published=[], steps=1, examples=1, seconds=1.0)
     with pytest.raises(ValueError, match='data: expected "real" or "generated", got \'made up\''):
         run.trained_on("noise", "made up")
     run.trained_on("noise", "generated")

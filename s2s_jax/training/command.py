@@ -1,0 +1,107 @@
+"""The command line that all experiments share: train (over several seeds, in several processes), evaluate, predict."""
+
+import dataclasses
+import difflib
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from s2s_jax.training.recipe import TrainingConfig
+from s2s_jax.training.run import ConfigType, Run, program
+
+COMMANDS = ("train", "evaluate", "predict")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """Which finished run to evaluate or to predict with."""
+
+    name: str = "default"
+    """Name of the run."""
+    runs_dir: Path = Path("runs")
+    """Where the runs are."""
+    data_dir: Path | None = None
+    """Folder of the real data, if it moved since training."""
+
+
+def main(
+    task: str,
+    config_type: type[ConfigType],
+    *,
+    train: Callable[[Run[ConfigType]], None],
+    evaluate: Callable[[Run[ConfigType]], None],
+    predict: Callable[[Run[ConfigType], list[str]], None],
+    arguments: list[str] | None = None,
+) -> None:
+    """`[train|evaluate|predict] [--flags] [inputs of predict]`; train if nothing is said."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    started = program()
+    try:
+        import tyro
+
+        command, rest = _command(arguments)
+        if command == "train":
+            description = f"Also: {started} evaluate, {started} predict (each has its own --help)."
+            _train(task, tyro.cli(config_type, args=rest, prog=started, description=description), train)
+            return
+        description = {
+            "evaluate": "Scores the test split again with a finished run.",
+            "predict": f"{started} predict INPUT ... [--flags]: what the inputs are, the head of the experiment's file says.",
+        }[command]
+        where, inputs = tyro.cli(
+            FinishedRun, args=rest, prog=f"{started} {command}", description=description, return_unknown_args=True
+        )
+        unknown = [text for text in inputs if text.startswith("-") or command == "evaluate"]
+        if unknown:
+            raise ValueError(f"{command}: unknown argument {unknown[0]}; see --help")
+        run = Run.finished(task, config_type, where.name, where.runs_dir, where.data_dir)
+        if command == "predict":
+            predict(run, inputs)
+        else:
+            evaluate(run)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        sys.exit(f"{started}: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"{started}: {error}; the experiments need more than the package: pip install -e '.[experiments]'")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _train(task: str, config: Any, train: Callable[[Run[Any]], None]) -> None:
+    seeds = 1
+    if isinstance(config, TrainingConfig):
+        config.join_processes()
+        seeds = config.seeds
+    if seeds == 1:
+        train(Run.begin(task, config))
+        return
+    results = []
+    for seed in range(config.seed, config.seed + seeds):
+        print(f"\nSeed {seed}:")
+        run = Run.begin(task, dataclasses.replace(config, seed=seed, seeds=1, name=f"{config.name}-seed{seed}"))
+        if not run.has_result():  # of an earlier sitting
+            train(run)
+        results.append(json.loads((run.folder / "result.json").read_text())["metrics"])
+    print(f"\nMean and standard deviation over {seeds} seeds:")
+    for metric in results[0]:
+        values = [result[metric] for result in results]
+        print(f"{metric.replace('_', ' ')} {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
+
+
+def _command(arguments: list[str]) -> tuple[str, list[str]]:
+    """Which of the commands is meant, and the arguments after it."""
+    if not arguments or arguments[0].startswith("-"):
+        for before, text in itertools.pairwise(arguments):
+            if text in COMMANDS and not before.startswith("-"):  # not the value of a flag
+                raise ValueError(f"{text}: the command comes first, before all flags")
+        return "train", arguments
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"expected {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]} first, or flags only, got {command!r}{hint}")
+    return command, rest

@@ -1,0 +1,49 @@
+"""Data-parallel training: one mesh of all devices, batches split over it, everything else the same everywhere."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "batch"
+
+
+def data_mesh() -> Mesh:
+    """All devices of all processes in one row."""
+    return Mesh(np.array(jax.devices()), (AXIS,))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The arrays of a pytree, equal in all processes, on each device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def local(tree: Any) -> Any:
+    """What `replicate` gave, as arrays of one device of this process; arrays of one device stay as they are."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+def split_batch(batch: Any, mesh: Mesh) -> Any:
+    """A pytree of arrays [B / processes, ...], this process's rows of the batch, split over the devices of the mesh.
+
+    Raises:
+      ValueError: rows that the devices of this process cannot share evenly.
+    """
+    devices = len(mesh.local_devices)
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def placed(rows: Any) -> jax.Array:
+        if len(rows) % devices:
+            raise ValueError(f"batch: expected a number of rows that {devices} devices can share, got {len(rows)}")
+        return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+
+    return jax.tree.map(placed, batch)
+
+
+def waits_for_each_step(mesh: Mesh | None) -> bool:
+    """Whether the next step may begin only when this one has ended.
+
+    Virtual CPU devices share one pool of threads: with several steps under way they can wait for each other forever.
+    """
+    return mesh is not None and mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"

@@ -1,0 +1,111 @@
+"""Data-parallel training against one device: eight virtual CPU devices, and two processes on loopback."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from s2s_jax.training.parallel import data_mesh, local, replicate, split_batch
+from tests.samples import assert_close
+from tests.training.test_loop import BATCHES, fit_small, norm_loss, run_in, small_model
+from tests.training.test_loop import WithNorm as WithNorm
+
+ROOT = Path(__file__).parents[2]
+
+
+def losses(run):
+    return [(line["step"], line["train/loss"]) for line in run.history() if "train/loss" in line]
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "average_decay": 0.9}], ids=["plain", "accumulated"])
+def test_eight_devices_give_the_losses_of_one(tmp_path, options):
+    one, eight = run_in(tmp_path / "one"), run_in(tmp_path / "eight")
+    batches = (
+        BATCHES
+        if not options
+        else lambda step: jax.tree.map(lambda *rows: np.concatenate(rows), BATCHES(step), BATCHES(step + 1))
+    )
+    want = fit_small(small_model(), batches=batches, steps=20, run=one, log_every=1, **options)
+    got = fit_small(small_model(), batches=batches, steps=20, run=eight, log_every=1, mesh=data_mesh(), **options)
+    assert data_mesh().size == 8
+    np.testing.assert_allclose(losses(eight), losses(one), rtol=1e-5)
+    assert len(losses(one)) == 20
+    assert_close(local(got.state.params), want.state.params, 1e-4)
+    assert len(jax.tree.leaves(got.state.params)[0].sharding.device_set) == 8
+    assert len(jax.tree.leaves(got.model.output.kernel[...])[0].sharding.device_set) == 1
+
+
+def test_batch_statistics_are_those_of_the_whole_batch():
+    want = fit_small(WithNorm(), loss=norm_loss, steps=5).model
+    got = fit_small(WithNorm(), loss=norm_loss, steps=5, mesh=data_mesh()).model
+    assert_close(got.norm.mean[...], want.norm.mean[...], 1e-5)
+    assert_close(got.norm.var[...], want.norm.var[...], 1e-5)
+
+
+def test_a_run_saved_on_eight_devices_goes_on_on_one(tmp_path):
+    run = run_in(tmp_path)
+    fit_small(small_model(), steps=10, run=run, checkpoint_every=10, mesh=data_mesh())
+    got = fit_small(small_model(), steps=20, run=run, checkpoint_every=10)
+    assert_close(got.state.params, fit_small(small_model(), steps=20).state.params, 1e-4)
+
+
+def test_rows_that_devices_cannot_share_are_refused():
+    mesh = data_mesh()
+    with pytest.raises(ValueError, match="batch: expected a number of rows that 8 devices can share, got 12"):
+        split_batch({"xs": np.zeros((12, 3))}, mesh)
+
+
+def test_what_is_replicated_comes_back(tmp_path):
+    tree = {"x": np.arange(6.0, dtype=np.float32), "key": jax.random.key(3)}
+    back = local(replicate(tree, data_mesh()))
+    assert_close(back["x"], tree["x"], 0)
+    assert np.array_equal(jax.random.key_data(back["key"]), jax.random.key_data(tree["key"]))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import jax
+from s2s_jax.training.parallel import data_mesh
+process, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+jax.distributed.initialize(f"localhost:{port}", 2, process)
+from tests.training.test_loop import BATCHES, fit_small, run_in, small_model
+mesh = data_mesh()
+assert (mesh.size, len(mesh.local_devices)) == (4, 2)
+half = lambda step: jax.tree.map(lambda rows: rows[4 * process : 4 * process + 4], BATCHES(step))
+evaluate = lambda model: {"bias": float(model.output.bias[...][0])}
+options = dict(run=run_in(folder), log_every=1, mesh=mesh, checkpoint_every=10, evaluate=evaluate, evaluate_every=10)
+fit_small(small_model(), batches=half, steps=10, **options)
+trained = fit_small(small_model(), batches=half, steps=20, **options)
+print("bias", float(trained.model.output.bias[...][0]))
+"""
+
+
+def test_two_processes_give_the_losses_of_one_device(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {"PATH": "/usr/bin:/bin", "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    program = [sys.executable, "-c", PROGRAM]
+    started = [
+        subprocess.Popen(
+            [*program, str(k), str(port), str(tmp_path / "two")],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for k in range(2)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(told)
+    one = run_in(tmp_path / "one")
+    want = fit_small(small_model(), steps=20, run=one, log_every=1)
+    got = run_in(tmp_path / "two")
+    np.testing.assert_allclose(losses(got), losses(one), rtol=1e-5)
+    biases = [float(line.split()[1]) for text in told for line in text.splitlines() if line.startswith("bias")]
+    assert biases[0] == biases[1]
+    assert biases[0] == pytest.approx(float(want.model.output.bias[...][0]), rel=1e-4)
+    assert json.loads((got.folder / "config.json").read_text())["steps"] == 25
