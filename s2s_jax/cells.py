@@ -137,18 +137,22 @@ def make_lstm(
     Args:
       projection: `h' = (s(o) * activation(c')) projection`, P features wide (Sak et al., arXiv 1402.1128).
       peepholes: adds `peephole * c` to i and f, and `peephole * c'` to o (Gers et al. 2002).
-      layer_norm: `LN(x w) + LN(h u) + b`, and `activation(LN(c'))` in the output (Ba et al., arXiv 1607.06450, eq. 20-22).
+      layer_norm: `LN(x w) + LN(h u) + b`, and `activation(LN(c'))` in the output (Ba et al., arXiv 1607.06450, eq. 20-22),
+        with a learned gain in each and 1e-5 added to the variance.
       activation: of candidate and output; "tanh", "relu", or any elementwise function.
       bias: whether there is `b`.
-      forget_bias: added to what `bias_init` draws for the forget gate.
-      kernel_init, recurrent_init, bias_init: see `make_rnn`.
+      forget_bias: added to what `bias_init` draws for the forget gate; without `bias` there is none.
+      kernel_init, recurrent_init, bias_init: see `make_rnn`; the projection is drawn as w is, the peepholes as b is.
 
     Raises:
-      ValueError: an unknown name, or a projection that is not positive (in `init`: above hidden_features).
+      ValueError: an unknown name, a forget bias without bias,
+        or a projection that is not positive (in `init`: above hidden_features).
     """
     _check_activation(activation)
     if projection is not None and projection < 1:
         raise ValueError(f"projection: expected a positive number of features, got {projection}")
+    if not bias and forget_bias not in (0.0, 1.0):  # 1.0 is what nobody asked for
+        raise ValueError(f"forget_bias: expected bias=True with it, got {forget_bias} without")
     spec = LSTMSpec(projection, peepholes, layer_norm, activation, bias)
     return _make_lstm(spec, float(forget_bias), _initializers(kernel_init, recurrent_init, bias_init))
 
@@ -222,7 +226,8 @@ def _make_lstm(spec: LSTMSpec, forget_bias: float, initializers: _Initializers) 
             projection = _blocks(keys[2], (hidden_features, spec.projection), 1, initializers.kernel, hidden_features)
         norms = [None] * 4
         if spec.layer_norm:
-            norms = [jnp.ones(n * hidden_features) for n in (4, 4, 1)] + [jnp.zeros(hidden_features)]
+            norms = [jnp.ones(n * hidden_features, jnp.float32) for n in (4, 4, 1)]
+            norms.append(jnp.zeros(hidden_features, jnp.float32))
         return LSTMParams(w, u, b if spec.bias else None, peephole, projection, *norms)
 
     def initial_state(params: LSTMParams, batch_size: int, dtype: Any) -> LSTMState:

@@ -18,7 +18,10 @@ def check_lengths(lengths: Any, batch_size: int, time: int, name: str = "lengths
       ValueError: wrong shape, or a concrete length that is negative or above `time`.
     """
     if not isinstance(lengths, jax.Array):
-        lengths = np.asarray(lengths)
+        listed = isinstance(lengths, list | tuple)
+        traced = listed and any(isinstance(length, jax.core.Tracer) for length in lengths)
+        # An empty list has no dtype of its own.
+        lengths = jnp.stack(lengths) if traced else np.asarray(lengths, int if listed and not lengths else None)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"{name}: expected integers [B], got dtype {lengths.dtype}")
     if lengths.shape != (batch_size,):

@@ -1,8 +1,9 @@
-"""Loops inside `jax.shard_map`."""
+"""Loops inside `jax.shard_map`, and on meshes whose axes are explicit."""
 
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
 
 def varying_as(carry: Any, operands: Any) -> Any:
@@ -21,3 +22,14 @@ def varying_as(carry: Any, operands: Any) -> Any:
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(vary, carry)
+
+
+def batch_split_as(state: Any, xs: Any, axis: int) -> Any:
+    """`state` [B, ...], its batch split over the devices as that of `xs`, which is `axis`, where that split is explicit.
+
+    With an explicit mesh (`jax.set_mesh`) it is part of an array's type, and the carry of a loop must not change its type.
+    """
+    spec = next((jax.typeof(leaf).sharding.spec for leaf in jax.tree.leaves(xs)), PartitionSpec())
+    if len(spec) <= axis or spec[axis] is None:
+        return state
+    return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, PartitionSpec(spec[axis])), state)

@@ -23,6 +23,8 @@ class Sums:
 
     def __init__(self, task: Literal["decimal", "binary"], digits: int, layout: Literal["sequence", "paired"] = "sequence"):
         binary = task == "binary"
+        if layout == "paired" and not binary:
+            raise ValueError("layout: expected sequence in the decimal task, whose numbers differ in length, got paired")
         if digits < 1 or digits > (30 if binary else 9):
             raise ValueError(f"digits: expected 1 to {30 if binary else 9}, got {digits}")
         self.base = 2 if binary else 10

@@ -1,7 +1,8 @@
 """Search: the most probable outputs of a decoder step, on the device."""
 
 import functools
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,22 +48,32 @@ def greedy(
     Raises:
       ValueError: `max_length` below 1, a state without arrays, or a start or end symbol outside the vocabulary.
     """
+    max_length, start, end, pad = map(operator.index, (max_length, start, end, pad))
     if max_length < 1:
         raise ValueError(f"max_length: expected a positive number, got {max_length}")
     leaves = jax.tree.leaves(state)
     if not leaves:
         raise ValueError("state: expected arrays with a leading batch axis, got none")
     first = jax.ShapeDtypeStruct((leaves[0].shape[0],), jnp.int32)
-    vocabulary_size = jax.eval_shape(step, params, context, state, first)[1].shape[-1]
+    logits = jax.eval_shape(step, params, context, state, first)[1]
+    vocabulary_size = logits.shape[-1]
     for name, symbol in (("start", start), ("end", end)):
         if not 0 <= symbol < vocabulary_size:
             raise ValueError(f"{name}: expected a symbol from 0 to {vocabulary_size - 1}, got {symbol}")
-    return _greedy(step, params, context, state, start, end, max_length, pad)
+    return _greedy(step, params, context, state, start, end, max_length, pad, logits.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7, 8))
 def _greedy(
-    step: DecoderStep, params: Params, context: Context, state: State, start: int, end: int, max_length: int, pad: int
+    step: DecoderStep,
+    params: Params,
+    context: Context,
+    state: State,
+    start: int,
+    end: int,
+    max_length: int,
+    pad: int,
+    dtype: Any,
 ) -> Found:
     batch_size = jax.tree.leaves(state)[0].shape[0]
 
@@ -80,7 +91,7 @@ def _greedy(
         found = Found(
             found.tokens.at[:, t].set(jnp.where(running, best, pad)),
             found.lengths + running,
-            found.scores + jnp.where(running, gain, 0).astype(found.scores.dtype),
+            found.scores + jnp.where(running, gain, 0),
             found.finished | (best == end),
         )
         state = jax.tree.map(lambda a, b: where_valid(running, a, b), new, state)
@@ -89,7 +100,7 @@ def _greedy(
     nothing = Found(
         jnp.full((batch_size, max_length), pad, jnp.int32),
         jnp.zeros(batch_size, jnp.int32),
-        jnp.zeros(batch_size, jnp.float32),
+        jnp.zeros(batch_size, jnp.promote_types(dtype, jnp.float32)),
         jnp.zeros(batch_size, bool),
     )
     first = jnp.full(batch_size, start, jnp.int32)

@@ -17,13 +17,15 @@ from s2s_jax.types import Cell, Inputs, Params, State, Unrolled
 
 
 class _Parameters(nnx.Module):
-    """The parameters of one cell: an `nnx.Param` for each floating leaf, under the field's own name."""
+    """The parameters of one cell: an `nnx.Param` for each real or complex leaf, under the field's own name."""
 
     def __init__(self, params: Any):
         paths, self._structure = jax.tree_util.tree_flatten_with_path(params)
         self._names = tuple(jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in paths)
+        if len(set(self._names)) < len(paths):
+            raise ValueError(f"cell.init: expected names that differ when joined by _, got {', '.join(self._names)}")
         for name, (_, leaf) in zip(self._names, paths, strict=True):
-            setattr(self, name, nnx.Param(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else nnx.Variable(leaf))
+            setattr(self, name, nnx.Param(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else nnx.Variable(leaf))
 
     def __call__(self) -> Params:
         return jax.tree.unflatten(self._structure, [getattr(self, name)[...] for name in self._names])
@@ -59,7 +61,7 @@ class Recurrent(nnx.Module):
       dropout: rate on the outputs of each layer but the last, drawn anew at each position.
       input_dropout: rate on the inputs of each layer, one mask for all time steps (variational: arXiv 1512.05287).
       recurrent_dropout: rate on the recurrent state where it enters a matrix product, one mask for all time steps. A cell
-        of your own gets that mask as `context`, and has to apply it itself.
+        of your own gets that mask as `context`, [B, width of the first array of its state], and has to apply it itself.
       remat, backend: see `s2s_jax.unroll`.
       param_dtype: dtype of the parameters. The dtype of the computation is that of the input.
       rngs: key `params` draws the parameters.
@@ -87,7 +89,7 @@ class Recurrent(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if not isinstance(cell, Cell):
+        if not isinstance(cell, Cell):  # before its init is called
             raise TypeError(f"cell: expected a Cell such as s2s_jax.cells.lstm, got {cell!r}")
         for name, value in (("in_features", in_features), ("hidden_features", hidden_features), ("num_layers", num_layers)):
             if value < 1:
@@ -117,8 +119,8 @@ class Recurrent(nnx.Module):
             params = [cast_floating(p, param_dtype) for p in params]
             layers.append(nnx.List(_Parameters(p) for p in params))
             self.in_features.append(features)
-            self.state_features = _output_features(cell, params[0], features)
-            features = self.state_features * (2 if bidirectional and merge == "concat" else 1)
+            self.step_features = _output_features(cell, params[0], features)
+            features = self.step_features * (2 if bidirectional and merge == "concat" else 1)
         self.in_features = tuple(self.in_features)
         self.out_features = features
         self.layers = nnx.List(layers)
@@ -175,7 +177,8 @@ class Recurrent(nnx.Module):
         return Unrolled(jax.tree.map(lambda leaf: leaf[:, 0], done.outputs), done.state)
 
     def initial_states(self, batch_size: int, dtype: Any = jnp.float32) -> tuple[tuple[State, ...], ...]:
-        """The states that a call without `states` starts from."""
+        """The states that a call without `states` on inputs of `dtype` starts from; in float32 if that is narrower."""
+        dtype = jnp.promote_types(dtype, jnp.float32)
         return tuple(tuple(self.cell.initial_state(p, batch_size, dtype) for p in layer) for layer in self.params())
 
     def _dropout_masks(self, xs: Inputs, key: Array | None) -> tuple[Any, Any]:
@@ -185,6 +188,7 @@ class Recurrent(nnx.Module):
         if len(shape) != 3 or shape[-1] != self.in_features[0]:
             raise ValueError(f"xs: expected [B, T, {self.in_features[0]}], got {shape}")
         batch_size, time, _ = shape
+        params = self.params()
         masks: list[Array | None] = []
         contexts: list[list[Array | None]] = []
         for layer, features in enumerate(self.in_features):
@@ -196,10 +200,16 @@ class Recurrent(nnx.Module):
                 constant = dropout_mask(key_inputs, self.input_dropout, (batch_size, 1, features))
                 mask = constant if mask is None else mask * constant
             masks.append(mask)
-            shape = (batch_size, self.state_features)
-            rate = self.recurrent_dropout
-            contexts.append([dropout_mask(k, rate, shape) if rate else None for k in direction_keys])
+            contexts.append(
+                [self._recurrent_mask(k, p, batch_size) for k, p in zip(direction_keys, params[layer], strict=True)]
+            )
         return masks, contexts
+
+    def _recurrent_mask(self, key: Array, params: Params, batch_size: int) -> Array | None:
+        if not self.recurrent_dropout:
+            return None
+        state = jax.eval_shape(lambda params: self.cell.initial_state(params, batch_size, jnp.float32), params)
+        return dropout_mask(key, self.recurrent_dropout, (batch_size, jax.tree.leaves(state)[0].shape[-1]))
 
 
 class RNN(Recurrent):
@@ -292,8 +302,8 @@ class GRU(Recurrent):
 
 
 def dropout_mask(key: Array, rate: float, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """0 with probability `rate`, else 1 / (1 - rate), so that the mean stays."""
-    return jax.random.bernoulli(key, 1 - rate, shape).astype(dtype) / (1 - rate)
+    """0 with probability `rate`, else 1 / (1 - rate), so that the mean stays; in float32 at least, as bfloat16 rounds that."""
+    return jax.random.bernoulli(key, 1 - rate, shape).astype(jnp.promote_types(dtype, jnp.float32)) / (1 - rate)
 
 
 def _output_features(cell: Cell, params: Params, in_features: int) -> int:

@@ -19,7 +19,7 @@ class Dropout(nnx.Module):
     def __call__(self, x: Float[Array, "..."], *, key: Array | None = None) -> Float[Array, "..."]:
         if key is None or self.rate == 0:
             return x
-        return x * dropout_mask(key, self.rate, x.shape, x.dtype)
+        return (x * dropout_mask(key, self.rate, x.shape, x.dtype)).astype(x.dtype)
 
 
 class GaussianNoise(nnx.Module):
@@ -54,10 +54,10 @@ class BatchNorm(nnx.Module):
             raise ValueError(f"features: expected a positive number, got {features}")
         self.momentum = momentum
         self.epsilon = epsilon
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
-        self.mean = nnx.BatchStat(jnp.zeros(features))
-        self.var = nnx.BatchStat(jnp.ones(features))
+        self.scale = nnx.Param(jnp.ones(features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(features, jnp.float32))
 
     def __call__(
         self, x: Float[Array, "*N F"], *, mask: Bool[Array, "*N"] | None = None, training: bool = False

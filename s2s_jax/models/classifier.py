@@ -24,7 +24,7 @@ class SequenceClassifier(nnx.Module):
       rngs: key `params` draws the parameters.
 
     Raises:
-      ValueError: an unknown pooling.
+      ValueError: an unknown pooling, or a size that is not positive.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class SequenceClassifier(nnx.Module):
         recurrent_dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
+        if classes < 1:
+            raise ValueError(f"classes: expected a positive number, got {classes}")
         if pooling not in ("last", "mean"):
             raise ValueError(f'pooling: expected "last" or "mean", got {pooling!r}')
         self.pooling = pooling
@@ -63,22 +65,26 @@ class SequenceClassifier(nnx.Module):
         self, xs: Float[Array, "B T D"], lengths: Int[Array, " B"] | None = None, *, key: Array | None = None
     ) -> Float[Array, "B classes"]:
         """Logits of each class; a key turns dropout on. A sequence of length 0 gives the bias of the last layer."""
-        batch_size, time = xs.shape[:2]
-        lengths = check_lengths(jnp.full(batch_size, time) if lengths is None else lengths, batch_size, time)
+        if xs.ndim != 3:
+            raise ValueError(f"xs: expected [B, T, {self.recurrent.in_features[0]}], got {xs.shape}")
+        if lengths is not None:
+            lengths = check_lengths(lengths, xs.shape[0], xs.shape[1])
         key_recurrent, key_pooled = (None, None) if key is None else jax.random.split(key)
         outputs, _ = self.recurrent(xs, lengths=lengths, key=key_recurrent)
         pooled = self._mean(outputs, lengths) if self.pooling == "mean" else self._last(outputs, lengths)
         return self.output(self.dropout(pooled, key=key_pooled))
 
-    def _mean(self, outputs: Array, lengths: Array) -> Array:
+    def _mean(self, outputs: Array, lengths: Array | None) -> Array:
         total = jnp.sum(outputs, axis=1, dtype=jnp.promote_types(outputs.dtype, jnp.float32))
-        return (total / jnp.maximum(lengths, 1)[:, None]).astype(outputs.dtype)
+        counts = outputs.shape[1] if lengths is None else lengths[:, None]
+        return (total / jnp.maximum(counts, 1)).astype(outputs.dtype)
 
-    def _last(self, outputs: Array, lengths: Array) -> Array:
+    def _last(self, outputs: Array, lengths: Array | None) -> Array:
         """Sums with one position at most in each row, so that a row (or a batch) without any gives zeros."""
-        time, features = outputs.shape[1], self.recurrent.state_features
-        valid = length_mask(lengths, time)
-        last = valid & ~length_mask(lengths - 1, time)
+        batch_size, time = outputs.shape[:2]
+        features = self.recurrent.step_features
+        valid = length_mask(jnp.full(batch_size, time) if lengths is None else lengths, time)
+        last = valid & ~jnp.pad(valid[:, 1:], ((0, 0), (0, 1)))
         forward = jnp.sum(outputs[..., :features] * last[..., None], axis=1)
         if len(self.recurrent.directions) == 1:
             return forward

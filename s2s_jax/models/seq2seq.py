@@ -1,7 +1,7 @@
 """Encoder-decoder without attention, in its two classic forms.
 
 `AutoregressiveDecoder` starts from the encoder's final state and reads the symbol before (Sutskever et al., arXiv 1409.3215);
-`RepeatVectorDecoder` reads the encoder's final output at every step and no symbol at all (Keras' addition example).
+`RepeatVectorDecoder` reads the encoder's final state at every step and no symbol at all (Keras' addition example).
 """
 
 import functools
@@ -60,6 +60,7 @@ class Encoder(nnx.Module):
     ):
         if reverse_source and bidirectional:
             raise ValueError("reverse_source: expected False with bidirectional=True, which reads from both ends")
+        _check_positive(vocabulary_size=vocabulary_size, embedding_features=embedding_features)
         self.double_source = double_source
         self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs)
         self.dropout = Dropout(dropout)
@@ -80,6 +81,8 @@ class Encoder(nnx.Module):
         self, source: Int[Array, "B S"], lengths: Int[Array, " B"] | None = None, *, key: Array | None = None
     ) -> Encoded:
         """Encodes symbols [B, S]; a key turns dropout on. Concrete ids outside the vocabulary are a ValueError."""
+        if source.ndim != 2:
+            raise ValueError(f"source: expected [B, S], got {source.shape}")
         if lengths is not None:
             lengths = check_lengths(lengths, *source.shape, name="source_lengths")
         mask = None if lengths is None else length_mask(lengths, source.shape[1])
@@ -113,10 +116,18 @@ class _Decoder(nnx.Module):
         rngs: nnx.Rngs,
         **options: Unpack[DecoderOptions],
     ):
+        _check_positive(vocabulary_size=vocabulary_size)
+        self.vocabulary_size = vocabulary_size
         recurrent: dict[str, Any] = {"cell": cells.lstm, **options}
         self.dropout = Dropout(options.get("dropout", 0.0))
         self.recurrent = Recurrent(in_features=in_features, hidden_features=hidden_features, rngs=rngs, **recurrent)
         self.output = nnx.Linear(self.recurrent.out_features, vocabulary_size, rngs=rngs)
+
+    def _check_tokens(self, state: State, tokens: Array) -> None:
+        batch_size = jax.tree.leaves(state)[0].shape[0]
+        if tokens.ndim != 2 or tokens.shape[0] != batch_size:
+            raise ValueError(f"tokens: expected [{batch_size}, T], got {tokens.shape}")
+        check_ids(tokens, self.vocabulary_size, "tokens")
 
     def _unfold(self, inputs: Float[Array, "B T F"], state: State, key: Array | None) -> DecoderOutput:
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
@@ -139,6 +150,7 @@ class AutoregressiveDecoder(_Decoder):
         rngs: nnx.Rngs,
         **options: Unpack[DecoderOptions],
     ):
+        _check_positive(vocabulary_size=vocabulary_size, embedding_features=embedding_features)
         self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs)
         super().__init__(vocabulary_size, embedding_features, hidden_features, rngs=rngs, **options)
 
@@ -148,23 +160,29 @@ class AutoregressiveDecoder(_Decoder):
 
     def __call__(self, context: Context, state: State, tokens: Int[Array, "B T"], *, key: Array | None = None) -> DecoderOutput:
         """Logits [B, T, V] for the symbols after each of `tokens`; a key turns dropout on."""
-        check_ids(tokens, self.embedding.num_embeddings, "tokens")
+        self._check_tokens(state, tokens)
         return self._unfold(self.embedding(tokens), state, key)
 
 
 class RepeatVectorDecoder(_Decoder):
-    """Reads the encoder's final output anew at each step, from a state of zeros. The tokens only say how many steps.
+    """Reads the encoder's final hidden state anew at each step, from a state of zeros. The tokens only say how many steps.
 
-    Arguments as those of `AutoregressiveDecoder`; `in_features` is the width of the encoder's final output.
+    Arguments as those of `AutoregressiveDecoder`; `in_features` is the width of that state: the encoder's cell must have one
+    array as its state, or a field `h`.
     """
 
     def start(self, encoded: Encoded) -> tuple[Context, State]:
-        """Context, the hidden output of the encoder's last layer [B, H], and a state of zeros."""
+        """Context, the hidden state of the encoder's last layer [B, H] (directions added up), and a state of zeros.
+
+        Raises:
+          ValueError: the encoder's cell has neither one array as its state nor a field `h`.
+        """
         summary = functools.reduce(jnp.add, [_hidden(state) for state in encoded.states[-1]])
         return summary, self.recurrent.initial_states(summary.shape[0], summary.dtype)
 
     def __call__(self, context: Context, state: State, tokens: Int[Array, "B T"], *, key: Array | None = None) -> DecoderOutput:
         """Logits [B, T, V]; a key turns dropout on."""
+        self._check_tokens(state, tokens)
         repeated = jnp.broadcast_to(context[:, None], (*tokens.shape, context.shape[-1]))
         return self._unfold(repeated, state, key)
 
@@ -259,7 +277,9 @@ class Seq2Seq(nnx.Module):
         Raises:
           ValueError: `teacher_forcing` outside 0..1, or below 1 without a key.
         """
-        fixed = isinstance(teacher_forcing, int | float)
+        if not isinstance(teacher_forcing, jax.Array):
+            teacher_forcing = float(teacher_forcing)
+        fixed = isinstance(teacher_forcing, float)
         if fixed and not 0 <= teacher_forcing <= 1:
             raise ValueError(f"teacher_forcing: expected a probability, got {teacher_forcing}")
         key_encoder, key_decoder, key_choice = (None,) * 3 if key is None else jax.random.split(key, 3)
@@ -300,6 +320,15 @@ def _step_of(graphdef: nnx.GraphDef) -> DecoderStep:
     return step
 
 
+def _check_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}: expected a positive number, got {size}")
+
+
 def _hidden(state: State) -> Array:
     """What a state shows to the outside: `h` of an LSTM; the state itself where it is one array."""
-    return state.h if hasattr(state, "h") else state
+    hidden = getattr(state, "h", state)
+    if not isinstance(hidden, jax.Array):
+        raise ValueError(f"cell: expected a state that is one array or has a field h, got {type(state).__name__}")
+    return hidden

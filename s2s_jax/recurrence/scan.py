@@ -69,8 +69,14 @@ def check_step(returned: Any, state: State) -> tuple[State, Any]:
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise TypeError(f"cell.step: expected a tuple of two, (state, y), got {_shapes(returned)}")
     new, y = returned
-    if jax.tree.structure(new) != jax.tree.structure(state) or _shapes(new) != _shapes(state):
+    leaves, before = jax.tree.leaves(new), jax.tree.leaves(state)
+    if jax.tree.structure(new) != jax.tree.structure(state) or list(map(jnp.shape, leaves)) != list(map(jnp.shape, before)):
         raise ValueError(f"cell.step: expected a state of {_shapes(state)} as it was given, got {_shapes(new)}")
+    for leaf, given in zip(leaves, before, strict=True):
+        # A floating state is cast to its dtype; anything else would be cut off.
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.issubdtype(given.dtype, jnp.floating)
+        if leaf.dtype != given.dtype and not floating:
+            raise TypeError(f"cell.step: expected a state of {given.dtype} as it was given, got {leaf.dtype}")
     batch_sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((new, y))}
     if len(batch_sizes) > 1 or () in batch_sizes:
         raise ValueError(
@@ -80,7 +86,9 @@ def check_step(returned: Any, state: State) -> tuple[State, Any]:
 
 
 def _shapes(tree: Any) -> Any:
-    return jax.tree.map(jnp.shape, tree)
+    """The shape of an array, or those of the arrays of a pytree by their path."""
+    named = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return named[""] if list(named) == [""] else named
 
 
 def _scan_in_chunks(advance: Any, state: State, at: Any, size: int, reverse: bool) -> tuple[State, Any]:

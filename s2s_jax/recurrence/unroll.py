@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from s2s_jax.masks import check_lengths
+from s2s_jax.masks import check_lengths, where_valid
 from s2s_jax.recurrence import scan
+from s2s_jax.sharding import batch_split_as
 from s2s_jax.types import Cell, Context, Inputs, Params, State, Unrolled, UnrolledHistory
 
 BACKENDS = {"scan": scan.run}
@@ -119,7 +120,8 @@ def unroll_stack(
         constant in time.
       directions: ("forward",), ("backward",) or ("forward", "backward").
       merge: how both directions become one sequence: "concat" [B, T, 2H]; "sum", "mean", "product" [B, T, H]; "none"
-        [B, T, 2, H], where the directions never mix: each layer reads its own direction of the layer below.
+        [B, T, 2, H], where the directions never mix: each layer reads its own direction of the layer below. With one
+        direction there is nothing to merge, and the outputs are [B, T, H].
       residual: adds each layer's input (before dropout) to its output, from the second layer on (Wu et al., arXiv
         1609.08144, section 3.1). Needs equal widths.
 
@@ -131,6 +133,8 @@ def unroll_stack(
     """
     layers = len(params)
     cells = (cells,) * layers if isinstance(cells, Cell) else tuple(cells)
+    for cell in cells:
+        _check_cell(cell)
     if not directions or len(set(directions)) != len(directions) or not set(directions) <= set(DIRECTIONS):
         raise ValueError(f"directions: expected a selection of {DIRECTIONS}, got {directions!r}")
     if merge not in MERGES:
@@ -166,15 +170,21 @@ def unroll_stack(
 def _how(reverse: bool, remat: int | None, backend: str, history: bool = False) -> _How:
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {backend!r}")
-    if remat is not None and remat < 1:
-        raise ValueError(f"remat: expected a positive number of steps, got {remat}")
+    if remat is not None and (not isinstance(remat, int) or remat < 1):
+        raise ValueError(f"remat: expected a positive number of steps, got {remat!r}")
     return _How(bool(reverse), remat, "scan" if backend == "auto" else backend, history)
 
 
 def _unroll(
     cell: Cell, params: Params, xs: Inputs, state: State, lengths: Array | None, context: Context, how: _How
 ) -> UnrolledHistory:
+    _check_cell(cell)
     return _run_one(cell, params, xs, state, _checked_lengths(xs, lengths), context, how=how)
+
+
+def _check_cell(cell: Any) -> None:
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell: expected a Cell such as s2s_jax.cells.lstm, got {cell!r}")
 
 
 def _checked_lengths(xs: Inputs, lengths: Array | None) -> Array | None:
@@ -222,7 +232,7 @@ def _run_stack(
     inputs = [xs] * len(directions)
     final = []
     for layer, (cell, mask) in enumerate(zip(cells, dropout_masks, strict=True)):
-        dropped = [_scaled(x, mask, layer) for x in inputs]
+        dropped = [_scaled(x, mask, lengths, layer) for x in inputs]
         ran = [
             _run_checked(
                 cell,
@@ -239,12 +249,7 @@ def _run_stack(
         final.append(tuple(done.state for done in ran))
         outputs = [done.outputs for done in ran] if apart else [_merged([done.outputs for done in ran], merge)]
         if residual and layer > 0:
-            for y, x in zip(outputs, inputs, strict=False):
-                if y.shape != x.shape:
-                    raise ValueError(
-                        f"residual: layer {layer} has {x.shape[-1]} features in and {y.shape[-1]} out; they must be equal"
-                    )
-            outputs = [y + x for y, x in zip(outputs, inputs, strict=False)]
+            outputs = [_with_residual(y, x, layer) for y, x in zip(outputs, inputs, strict=False)]
         inputs = outputs if apart else outputs * len(directions)
     outputs = jax.tree.map(lambda *ys: jnp.stack(ys, axis=2), *inputs) if apart else inputs[0]
     return Unrolled(jax.tree.map(_swap_batch_and_time, outputs), tuple(final))
@@ -274,7 +279,7 @@ def _run_checked(
             raise ValueError(f"context{where}: expected leaves with a leading batch axis of {batch_size}, got {leaf.shape}")
     dtype = jnp.promote_types(scan.compute_dtype(xs, params), jnp.float32)
     if state is None:
-        state = cell.initial_state(params, batch_size, dtype)
+        state = batch_split_as(cell.initial_state(params, batch_size, dtype), xs, axis=1)
         for leaf in jax.tree.leaves(state):
             if jnp.shape(leaf)[:1] != (batch_size,):
                 raise ValueError(f"cell.initial_state: expected leaves [{batch_size}, ...], got {_described(state)}")
@@ -322,27 +327,44 @@ def _described(tree: Any) -> str:
     return str(jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)).replace("'", "")
 
 
+def _with_residual(y: Any, x: Any, layer: int) -> Any:
+    sizes = [[leaf.shape[-1] for leaf in jax.tree.leaves(tree)] for tree in (x, y)]
+    if jax.tree.structure(x) != jax.tree.structure(y) or sizes[0] != sizes[1]:
+        raise ValueError(
+            f"residual: layer {layer} has {_listed(sizes[0])} features in and {_listed(sizes[1])} out; they must be equal"
+        )
+    return jax.tree.map(jnp.add, y, x)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 def _merged(outputs: list[Any], merge: str) -> Any:
     if len(outputs) == 1:
         return outputs[0]
+    return jax.tree.map(functools.partial(_merged_arrays, merge), *outputs)
+
+
+def _merged_arrays(merge: str, forward: Array, backward: Array) -> Array:
     if merge == "concat":
-        return jnp.concatenate(outputs, axis=-1)
-    forward, backward = outputs
+        return jnp.concatenate([forward, backward], axis=-1)
     if merge == "product":
         return forward * backward
     total = forward + backward
     return total / 2 if merge == "mean" else total
 
 
-def _scaled(xs: Inputs, mask: Array | None, layer: int) -> Inputs:
+def _scaled(xs: Inputs, mask: Array | None, lengths: Array | None, layer: int) -> Inputs:
     if mask is None:
         return xs
-    mask = _swap_batch_and_time(mask).astype(xs.dtype)
-    if mask.ndim != 3 or mask.shape not in (xs.shape, (1, *xs.shape[1:])):
-        time, batch_size, features = xs.shape
+    time, batch_size, features = xs.shape
+    if mask.shape not in ((batch_size, time, features), (batch_size, 1, features)):
         wanted = f"[{batch_size}, {time} or 1, {features}]"
-        raise ValueError(f"dropout_masks[{layer}]: expected {wanted}, got {mask.swapaxes(0, 1).shape}")
-    return xs * mask
+        raise ValueError(f"dropout_masks[{layer}]: expected {wanted}, got {mask.shape}")
+    if lengths is not None:  # NaN in the padding must not reach the gradient of the mask either
+        xs = where_valid((jnp.arange(time)[:, None] < lengths), xs, jnp.zeros((), xs.dtype))
+    return (xs * _swap_batch_and_time(mask)).astype(xs.dtype)
 
 
 def _swap_batch_and_time(x: Array) -> Array:

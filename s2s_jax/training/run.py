@@ -335,11 +335,13 @@ def _append_line(path: Path, value: dict[str, Any]) -> None:
 
 def _as_json(config: RunConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
-    plain = {Path: str, tuple: list}
-    return {
-        name: next((to(value) for kind, to in plain.items() if isinstance(value, kind)), value)
-        for name, value in values.items()
-    }
+    return {name: _as_plain(value) for name, value in values.items()}
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _versions() -> dict[str, str]:
