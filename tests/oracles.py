@@ -106,6 +106,37 @@ def torch_stack(cell, params, xs, states, lengths, weights, directions=("forward
     return Answer(jax.tree.map(lambda t: t.detach().numpy(), done), Gradients(*jax.tree.unflatten(structure, numbers)))
 
 
+def torch_loop(cell, params, xs, state, lengths, weights, reverse=False, mask=None) -> tuple[Unrolled, Gradients]:
+    """An LSTM with what `torch.nn.LSTM` lacks, step by step in PyTorch: its layer_norm, its sigmoid and tanh, its autograd."""
+    torch = oracle("torch")
+    leaves, structure = jax.tree.flatten((params, xs, state))
+    tensors = [torch.tensor(np.asarray(leaf, np.float64), requires_grad=True) for leaf in leaves]
+    p, xs, (h, c) = jax.tree.unflatten(structure, tensors)
+    size, time = c.shape[1], xs.shape[1]
+    norm = torch.nn.functional.layer_norm
+    kept = torch.as_tensor(1.0 if mask is None else mask)
+    valid = torch.arange(time)[None] < torch.as_tensor(np.full(len(xs), time) if lengths is None else lengths)[:, None]
+    outputs = [torch.zeros_like(h)] * time
+    for t in reversed(range(time)) if reverse else range(time):
+        from_x, from_h = xs[:, t] @ p.w, (h * kept) @ p.u
+        if cell.spec.layer_norm:
+            from_x, from_h = norm(from_x, [4 * size], p.norm_w), norm(from_h, [4 * size], p.norm_u)
+        i, f, g, o = (from_x + from_h + (0 if p.b is None else p.b)).split(size, dim=1)
+        p_i, p_f, p_o = (0, 0, 0) if p.peephole is None else p.peephole.split(size)
+        new_c = torch.sigmoid(f + p_f * c) * c + torch.sigmoid(i + p_i * c) * torch.tanh(g)
+        shown = norm(new_c, [size], p.norm_c, p.norm_b) if cell.spec.layer_norm else new_c
+        new_h = torch.sigmoid(o + p_o * new_c) * torch.tanh(shown)
+        new_h = new_h if p.projection is None else new_h @ p.projection
+        rows = valid[:, t, None]
+        h, c = torch.where(rows, new_h, h), torch.where(rows, new_c, c)
+        outputs[t] = torch.where(rows, new_h, torch.zeros_like(new_h))
+    done = Unrolled(torch.stack(outputs, dim=1), LSTMState(h, c))
+    pairs = zip(jax.tree.leaves(done), jax.tree.leaves(weights), strict=True)
+    loss = sum((v * torch.tensor(np.asarray(w, np.float64))).sum() for v, w in pairs)
+    numbers = [np.asarray(g) for g in torch.autograd.grad(loss, tensors, materialize_grads=True)]
+    return jax.tree.map(lambda t: t.detach().numpy(), done), Gradients(*jax.tree.unflatten(structure, numbers))
+
+
 def _torch_weights(torch: Any, p: Any) -> dict[str, Any]:
     weights = {"weight_ih": p.w.T, "weight_hh": p.u.T}
     if isinstance(p, cells.LSTMParams) and p.projection is not None:

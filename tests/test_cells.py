@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2s_jax import cells
+from s2s_jax import cells, unroll
 from s2s_jax.types import Unrolled
 from tests import oracles
 from tests.samples import LIBRARY_CELLS, TOLERANCE, Gradients, assert_close, run, sample
@@ -22,6 +22,7 @@ ONNX = (
     *("rnn", "rnn_relu", "rnn_no_bias", "lstm", "lstm_relu", "lstm_no_bias", "lstm_peepholes"),
     *("gru", "gru_relu", "gru_no_bias", "gru_before", "gru_before_relu", "gru_before_no_bias"),
 )
+TORCH_LOOP = ("lstm", "lstm_peepholes", "lstm_layer_norm", "lstm_layer_norm_no_bias", "lstm_everything")
 forward_and_reverse = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
 
@@ -86,8 +87,28 @@ def test_agrees_with_onnx_runtime(name, reverse):
 @forward_and_reverse
 @pytest.mark.parametrize("name", LIBRARY_CELLS)
 def test_agrees_with_the_plain_equations(name, reverse, dtype):
-    """The only reference for gradients of peepholes and for layer norm; itself held against the others by the tests above."""
+    """The reference for what no other implementation has; itself held against the others by the tests above and below."""
     assert_close(ours(name, reverse, dtype), plain_answer(name, reverse), TOLERANCE[dtype])
+
+
+@forward_and_reverse
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("name", TORCH_LOOP)
+def test_agrees_with_a_loop_in_pytorch(name, masked, reverse, dtype):
+    given = drawn(name, reverse)
+    if masked:
+        rng = np.random.default_rng(0)
+        given = given._replace(context=1.5 * rng.integers(0, 2, (len(given.xs), given.params.u.shape[0])).astype(np.float32))
+    want = oracles.torch_loop(given.cell, *given[1:6], reverse=reverse, mask=given.context)
+    assert_close(run(given, dtype, reverse=reverse), want, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", LIBRARY_CELLS)
+def test_what_init_gives_is_what_unroll_takes_in_float64_too(name, float64):
+    cell = LIBRARY_CELLS[name]
+    params = cell.init(jax.random.key(0), 3, 4)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    assert unroll(cell, params, jnp.ones((2, 5, 3))).outputs.dtype == float64
 
 
 @functools.cache

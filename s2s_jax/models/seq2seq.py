@@ -90,7 +90,7 @@ class Encoder(nnx.Module):
         if self.double_source:
             source, lengths = double_sequence(source, lengths)
         key_embedding, key_recurrent = (None, None) if key is None else jax.random.split(key)
-        embedded = self.dropout(self.embedding(source), key=key_embedding)
+        embedded = self.dropout(_embedded(self.embedding, source), key=key_embedding)
         outputs, states = self.recurrent(embedded, lengths=lengths, key=key_recurrent)
         return Encoded(outputs, states, lengths)
 
@@ -161,7 +161,7 @@ class AutoregressiveDecoder(_Decoder):
     def __call__(self, context: Context, state: State, tokens: Int[Array, "B T"], *, key: Array | None = None) -> DecoderOutput:
         """Logits [B, T, V] for the symbols after each of `tokens`; a key turns dropout on."""
         self._check_tokens(state, tokens)
-        return self._unfold(self.embedding(tokens), state, key)
+        return self._unfold(_embedded(self.embedding, tokens), state, key)
 
 
 class RepeatVectorDecoder(_Decoder):
@@ -318,6 +318,11 @@ def _step_of(graphdef: nnx.GraphDef) -> DecoderStep:
         return DecoderOutput(state, logits[:, 0], aux)
 
     return step
+
+
+def _embedded(embedding: nnx.Embed, ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
+    """In the dtype of the table: `nnx.Embed` itself would keep to the one that it was made with."""
+    return jnp.take(embedding.embedding[...], ids, axis=0)
 
 
 def _check_positive(**sizes: int) -> None:

@@ -240,6 +240,7 @@ class Run(Generic[ConfigType]):
             "examples": examples,
             "test_reads": before.get("test_reads", 0) + 1,
             **{name: before.get(name, value) for name, value in training.items()},
+            "config": {name: value for name, value in _as_json(self.config).items() if name not in _PLACES},
             **more,
         }
         if self.writes:

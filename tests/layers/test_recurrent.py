@@ -439,3 +439,62 @@ def test_fresh_parameters_differ_between_layers_and_directions():
     layer = layers.LSTM(H, H, num_layers=2, bidirectional=True, merge="sum", rngs=nnx.Rngs(0))
     drawn_weights = [np.asarray(p.w) for of_layer in layer.params() for p in of_layer]
     assert len({w.tobytes() for w in drawn_weights}) == 4
+
+
+# Cells of a user's own ------------------------------------------------------------------------------------------------------
+
+
+def own(init, step):
+    return Cell(init, lambda params, batch_size, dtype: jnp.zeros((batch_size, H), dtype), lambda params, x: x, step)
+
+
+def test_parameters_whose_names_collide_are_refused():
+    collide = own(lambda *_: {"a": {"b": jnp.ones(3)}, "a_b": jnp.ones(3)}, lambda p, h, z, c: (h, h))
+    with pytest.raises(ValueError, match=r"cell\.init: expected names that differ when joined by _, got a_b, a_b"):
+        layers.Recurrent(collide, D, H, rngs=nnx.Rngs(0))
+
+
+def test_complex_parameters_are_trained():
+    """As the diagonal of a linear recurrence is."""
+
+    def init(key, in_features, hidden_features):
+        return {"w": jnp.ones((in_features, hidden_features)), "rotation": jnp.full(hidden_features, 0.5 + 0.5j)}
+
+    def step(params, h, z, context):
+        h = jnp.real(params["rotation"] * h + z @ params["w"])
+        return h, h
+
+    layer = layers.Recurrent(own(init, step), D, H, rngs=nnx.Rngs(0))
+    assert {path[-1] for path, _ in nnx.to_flat_state(nnx.state(layer, nnx.Param))} == {"w", "rotation"}
+    xs = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
+    graphdef, params = nnx.split(layer)
+    gradient = jax.grad(lambda params: nnx.merge(graphdef, params)(xs).outputs.sum())(params)
+    assert all(np.all(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_recurrent_mask_of_a_users_cell_is_as_wide_as_its_state():
+    seen = []
+
+    def step(params, h, z, mask):
+        if mask is not None:
+            seen.append(mask.shape)
+            h = h * mask
+        return h, h[:, :1]
+
+    layer = layers.Recurrent(own(lambda *_: {"w": jnp.ones(1)}, step), D, H, recurrent_dropout=0.5, rngs=nnx.Rngs(0))
+    assert layer(np.ones((B, T, D), np.float32), key=jax.random.key(0)).outputs.shape == (B, T, 1)
+    assert set(seen) == {(B, H)}
+
+
+def test_initial_states_are_those_of_a_call_on_narrow_inputs():
+    layer = layers.GRU(D, H, num_layers=2, rngs=nnx.Rngs(0))
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, D)), jnp.bfloat16)
+    assert_close(tuple(layer(xs, layer.initial_states(B, xs.dtype))), tuple(layer(xs)), 0)
+
+
+def test_dropout_in_bfloat16_keeps_the_mean():
+    """1 / (1 - 0.1) is 1.109375 in bfloat16, 0.16 % too little or too much for good."""
+    kept = 1 / (1 - 0.1)
+    xs = jnp.full((64, 50, 1), 100.0, jnp.bfloat16)
+    got = np.asarray(layers.Dropout(0.1)(xs, key=jax.random.key(0)), np.float32)
+    assert np.unique(got).tolist() == [0.0, float(jnp.asarray(100 * kept, jnp.bfloat16))]

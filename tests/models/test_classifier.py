@@ -15,6 +15,39 @@ LENGTHS = ragged_lengths(B, T)
 XS = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((0, H, CLASSES), "in_features: expected a positive number, got 0"),
+        ((D, 0, CLASSES), "hidden_features: expected a positive number, got 0"),
+        ((D, H, 0), "classes: expected a positive number, got 0"),
+    ],
+)
+def test_sizes_are_positive(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        SequenceClassifier(*sizes, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("xs", [XS[0, 0], XS[0], XS[None]], ids=["rank 1", "rank 2", "rank 4"])
+def test_the_rank_of_the_input_is_checked(xs):
+    with pytest.raises(ValueError, match=r"xs: expected \[B, T, 3\], got \("):
+        drawn()(xs)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("lengths", [LENGTHS, None], ids=["ragged", "whole"])
+def test_bfloat16_stays_near_float32(pooling, lengths):
+    """Over 400 steps: a mean added up in bfloat16 stands still from some point on."""
+    model = drawn(pooling=pooling)
+    xs = 1 + np.tile(XS, (1, 400 // T, 1))
+    lengths = None if lengths is None else lengths * (400 // T)
+    graphdef, params = nnx.split(model)
+    narrow = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+    got = narrow(jnp.asarray(xs, jnp.bfloat16), lengths)
+    assert got.dtype == jnp.bfloat16
+    assert_close(np.asarray(got, np.float32), np.asarray(model(xs, lengths)), 0.04)
+
+
 def drawn(**options):
     graphdef, params = nnx.split(SequenceClassifier(D, H, CLASSES, rngs=nnx.Rngs(0), **options))
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_like(params, 1)))

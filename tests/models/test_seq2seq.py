@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from s2s_jax import cells
 from s2s_jax.decoding import greedy
@@ -14,7 +16,7 @@ from s2s_jax.models import Seq2Seq, decoder_step
 from s2s_jax.training.checkpoint import named_variables
 from s2s_jax.training.state import count_parameters
 from tests import oracles
-from tests.samples import TOLERANCE, assert_close, cast, random_like
+from tests.samples import CELLS, TOLERANCE, assert_close, cast, random_like
 
 B, S, T, V, E, H = 4, 5, 6, 7, 3, 6
 PAD, START, END = 0, 1, 2
@@ -251,11 +253,68 @@ def test_a_key_turns_dropout_on(decoder):
         ({}, {"teacher_forcing": 0.5}, "key: expected one with teacher_forcing below 1, got None"),
         ({}, {"source_lengths": np.array([S + 1, 0, 0, 0])}, "lengths: expected values from 0 to T = 5, got 6 in row 0"),
         ({}, {"source_lengths": np.array([1, 2])}, r"lengths: expected shape \[B\] = \(4,\), got \(2,\)"),
+        ({}, {"source": SOURCE[0]}, r"source: expected \[B, S\], got \(5,\)"),
+        ({}, {"source": SOURCE[..., None]}, r"source: expected \[B, S\], got \(4, 5, 1\)"),
+        ({}, {"target_inputs": INPUTS[:3]}, r"tokens: expected \[4, T\], got \(3, 6\)"),
+        ({}, {"target_inputs": INPUTS[0]}, r"tokens: expected \[4, T\], got \(6,\)"),
+        ({}, {"target_inputs": INPUTS + V}, r"tokens: expected ids from 0 to 6, got"),
+        ({"decoder": "repeat_vector"}, {"target_inputs": INPUTS + V}, r"tokens: expected ids from 0 to 6, got"),
+        ({"decoder": "repeat_vector"}, {"target_inputs": INPUTS[:3]}, r"tokens: expected \[4, T\], got \(3, 6\)"),
+        ({"decoder": "repeat_vector", "cell": CELLS["counting"]}, {}, "cell: expected a state that is one array .* got dict"),
     ],
 )
 def test_bad_input_is_named(options, call, message):
     with pytest.raises(ValueError, match=message):
         drawn(**options)(**{"source": SOURCE, "source_lengths": LENGTHS, "target_inputs": INPUTS, **call})
+
+
+@decoders
+def test_tokens_are_integers(decoder):
+    with pytest.raises(TypeError, match="tokens: expected integers, got dtype float"):
+        drawn(decoder=decoder)(SOURCE, LENGTHS, INPUTS * 0.5)
+
+
+@decoders
+@pytest.mark.parametrize("size", ["source_vocabulary_size", "target_vocabulary_size", "embedding_features", "hidden_features"])
+def test_sizes_are_positive(decoder, size):
+    sizes = {"source_vocabulary_size": V, "target_vocabulary_size": V, "embedding_features": E, "hidden_features": H}
+    with pytest.raises(
+        ValueError, match=f"{size.split('_', 1)[1] if 'vocabulary' in size else size}: expected a positive number, got 0"
+    ):
+        Seq2Seq(**{**sizes, size: 0}, decoder=decoder, rngs=nnx.Rngs(0))
+
+
+@decoders
+@pytest.mark.parametrize("narrow", ["bfloat16", "float64"])
+def test_parameters_of_another_dtype_compute_in_it(decoder, narrow):
+    """As training with bfloat16 does: all of the pass in the dtype that the parameters were cast to."""
+    want = logits_of(drawn(decoder=decoder))
+    with jax.enable_x64(narrow == "float64"):
+        graphdef, params = nnx.split(drawn(decoder=decoder))
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, narrow), params)
+        got = _logits(graphdef, params, SOURCE, LENGTHS, INPUTS)
+        assert got.dtype == narrow
+        assert_close(np.asarray(got, np.float64), np.asarray(want, np.float64), 0.05 if narrow == "bfloat16" else 1e-5)
+
+
+@decoders
+def test_scheduled_sampling_and_greedy_under_shard_map(decoder):
+    """Eight devices, four rows each."""
+    model = drawn(decoder=decoder)
+    graphdef, params = nnx.split(model)
+    source, lengths, inputs = (np.tile(x, (8, *[1] * (x.ndim - 1))) for x in (SOURCE, LENGTHS, INPUTS))
+
+    def both(params, source, lengths, inputs):
+        model = nnx.merge(graphdef, params, copy=True)
+        logits = model(source, lengths, inputs, key=jax.random.key(0), teacher_forcing=0.0)
+        context, state = model.start(source, lengths)
+        return logits, greedy(*decoder_step(model), context, state, start=START, end=END, max_length=T, pad=PAD)
+
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu")[:8])
+    split = P("batch")
+    sharded = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=(P(), split, split, split), out_specs=split))
+    got, want = sharded(params, source, lengths, inputs), jax.jit(both)(params, source, lengths, inputs)
+    assert_close(jax.tree.map(np.asarray, got), jax.tree.map(np.asarray, want), TOLERANCE["float32"])
 
 
 # PyTorch and Keras -----------------------------------------------------------------------------------------------------------
@@ -269,8 +328,6 @@ def test_agrees_with_an_encoder_decoder_in_pytorch(num_layers, reverse, dtype):
     graphdef, params = nnx.split(model)
     params = cast(jax.tree.map(np.asarray, params), dtype)
     model = nnx.merge(graphdef, params)
-    for side in (model.encoder, model.decoder):
-        side.embedding.dtype = jnp.dtype(dtype)  # Flax fixes the dtype of an embedding when it is made
     graphdef, params = nnx.split(model)
 
     @jax.jit

@@ -271,6 +271,65 @@ def test_padding_of_nan_under_a_dropout_mask():
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+def test_padding_of_nan_reaches_no_gradient_of_a_dropout_mask():
+    given = stack(["gru"])
+    masks = np.ones((B, T, D), np.float32)
+
+    def gradient(xs):
+        def loss(mask):
+            return s2s_jax.unroll_stack(
+                given.cells, given.params, xs, lengths=given.lengths, dropout_masks=[mask]
+            ).outputs.sum()
+
+        return np.asarray(jax.grad(loss)(masks))
+
+    filled = fill_padding(given.xs, given.lengths, np.nan)
+    padded = np.arange(T)[None] >= given.lengths[:, None]
+    np.testing.assert_array_equal(gradient(filled)[padded], 0)
+    assert_equal(gradient(filled)[~padded], gradient(given.xs)[~padded])
+
+
+@pytest.mark.parametrize("merge", ["concat", "sum", "mean", "product"])
+def test_outputs_that_are_pytrees_are_merged_leaf_by_leaf(merge):
+    def step(params, h, z, context):
+        h = jnp.tanh(z + h @ params.u)
+        return h, {"h": h, "square": h * h}
+
+    cell = cells.rnn._replace(step=step, spec=None)
+    params = [[random_params(cells.rnn, seed=k) for k in range(2)]]
+    xs = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
+    lengths = ragged_lengths(B, T)
+    both = s2s_jax.unroll_stack(cell, params, xs, lengths=lengths, directions=BOTH, merge=merge).outputs
+    apart = [
+        s2s_jax.unroll_stack(cell, [[p]], xs, lengths=lengths, directions=(d,)).outputs
+        for p, d in zip(params[0], BOTH, strict=True)
+    ]
+    by_hand = {
+        "concat": lambda a, b: np.concatenate([a, b], -1),
+        "sum": np.add,
+        "mean": lambda a, b: (a + b) / 2,
+        "product": np.multiply,
+    }[merge]
+    assert_equal(both, {name: by_hand(apart[0][name], apart[1][name]) for name in ("h", "square")})
+
+
+def test_residual_links_add_pytrees_leaf_by_leaf():
+    def project(params, x):
+        return (x["h"] if isinstance(x, dict) else x) @ params.w
+
+    def step(params, h, z, context):
+        h = jnp.tanh(z + h @ params.u)
+        return h, {"h": h}
+
+    cell = cells.rnn._replace(project=project, step=step, spec=None)
+    params = [[random_params(cells.rnn, seed=0)], [random_params(cells.rnn, H, seed=1)]]
+    xs = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
+    below = s2s_jax.unroll(cell, params[0][0], xs).outputs["h"]
+    above = s2s_jax.unroll(cell, params[1][0], below).outputs["h"]
+    got = s2s_jax.unroll_stack(cell, params, xs, residual=True).outputs
+    assert_equal(got, {"h": np.asarray(below + above)})
+
+
 def test_more_padding_changes_nothing():
     given, done, gradients = standard()
     pad = functools.partial(np.pad, pad_width=((0, 0), (0, 2), (0, 0)))
