@@ -1,29 +1,25 @@
-"""Five plain formats of a folder, each checked as it is read: nothing is skipped, and what is wrong is named by file and line."""
+"""Five plain formats of a folder, each checked as it is read: nothing is skipped, and faults are named by file and line."""
 
+import contextlib
 import csv
-import gzip
 import hashlib
 import itertools
 import lzma
-import math
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from s2s_jax.data.datasets.text_files import Kind, kind_of, number_of, read_lines, read_rows, value_of
 from s2s_jax.data.images import load_mnist, read_idx
 
 Example = dict[str, Any]
-Kind = Literal["text", "bytes", "int", "float", "texts", "ints", "floats"]  # the plural is an array [n] of them
 
-_DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
-_DAMAGED_MEMBER = (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError, NotImplementedError)
-_OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open}
-_NUMERIC_COLUMNS: dict[str, Kind] = {"label": "int", "rating": "int", "seconds": "float"}
+_DAMAGED_ZIP = (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError, NotImplementedError)
 _LIST_OF: dict[Kind, Kind] = {"text": "texts", "int": "ints", "float": "floats"}
 _MEDIA = {".png": "image", ".jpg": "image", ".jpeg": "image", ".flac": "audio", ".wav": "audio", ".ogg": "audio"}
 _TABLE = re.compile(r"(?P<split>.+?)\.(?P<kind>tsv|csv)(\.gz|\.xz)?")
@@ -166,9 +162,9 @@ def _read_parallel_text(folder: Path, name: str, languages: Sequence[str] | None
 
     def examples(split: str) -> Iterator[Example]:
         paths = [folder / files[split][language] for language in chosen]
-        for number, lines in enumerate(itertools.zip_longest(*map(_lines, paths)), start=1):
+        for number, lines in enumerate(itertools.zip_longest(*map(read_lines, paths)), start=1):
             if None in lines:
-                counts = ", ".join(f"{path.name} {sum(1 for _ in _lines(path))}" for path in paths)
+                counts = ", ".join(f"{path.name} {sum(1 for _ in read_lines(path))}" for path in paths)
                 raise ValueError(f"{folder}: expected the same number of lines in each language, got {counts}")
             if not all(line.strip() for line in lines):
                 report.found("lines with an empty side", f"{paths[0].name}:{number}")
@@ -183,7 +179,7 @@ def _read_parallel_text(folder: Path, name: str, languages: Sequence[str] | None
 
 class _Medium(NamedTuple):
     line: int  # of the manifest that names it first
-    rows: list[dict[str, str]]
+    rows: list[dict[str, Any]]
 
 
 def _read_manifest(folder: Path, name: str) -> Contents:
@@ -194,33 +190,32 @@ def _read_manifest(folder: Path, name: str) -> Contents:
     manifest = folder / "manifest.tsv"
     media: dict[str, dict[str, _Medium]] = {}
     columns: list[str] = []
-    for line, row in _rows(manifest, ("split", "file")):
-        columns = columns or list(row)
-        split, file = _split_name(row["split"], f"{manifest}:{line}"), row["file"]
-        media.setdefault(split, {}).setdefault(file, _Medium(line, [])).rows.append(row)
+    for line, row in read_rows(manifest, ("split", "file")):
+        where = f"{manifest}:{line}"
+        columns = columns or [column for column in row if column not in ("split", "file")]
+        values = {column: value_of(row[column], column, where) for column in columns}
+        by_file = media.setdefault(_split_name(row["split"], where), {})
+        by_file.setdefault(row["file"], _Medium(line, [])).rows.append(values)
     endings = {Path(file).suffix.lower() for by_file in media.values() for file in by_file}
     kinds = {_MEDIA.get(ending) for ending in endings}
     if len(kinds) != 1 or None in kinds:
         raise ValueError(f"{manifest}: expected files of one kind, images or audio ({' '.join(_MEDIA)}), got {sorted(endings)}")
     kind = str(kinds.pop())
-    rest = [column for column in columns if column not in ("split", "file")]
+    if kind in columns:
+        raise ValueError(f"{manifest}:1: expected no column {kind!r}, which is what the bytes are called, got {columns}")
     several = any(len(medium.rows) > 1 for by_file in media.values() for medium in by_file.values())
     fields: dict[str, Any] = {kind: "bytes", "file": "text"}
-    for column in rest:
-        one = _kind(column)
-        fields[column] = _LIST_OF[one] if several else one
+    for column in columns:
+        fields[column] = _LIST_OF[kind_of(column)] if several else kind_of(column)
     report = Report()
     _check_zips(folder, manifest, media, report)
 
     def examples(split: str) -> Iterator[Example]:
-        path = folder / f"{split}.zip"
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(folder / f"{split}.zip") as archive:
             for file, medium in media[split].items():
-                values = {
-                    column: [_value(row[column], column, f"{manifest}:{medium.line}") for row in medium.rows] for column in rest
-                }
-                others = values if several else {column: value[0] for column, value in values.items()}
-                yield {kind: _member(archive, path, file), "file": file, **others}
+                first = medium.rows[0]
+                others = {column: [row[column] for row in medium.rows] for column in columns} if several else first
+                yield {kind: _member(archive, file), "file": file, **others}
 
     return Contents(fields, _per_split(examples, media), report)
 
@@ -232,48 +227,48 @@ def _check_zips(folder: Path, manifest: Path, media: dict[str, dict[str, _Medium
             raise ValueError(f"{manifest}: expected lines of the split {path.stem!r}, for there is {path.name}; found none")
     alike: dict[tuple[int, int], list[tuple[str, str]]] = {}
     splits_of: dict[str, list[str]] = {}
-    for split, by_file in media.items():
-        path = folder / f"{split}.zip"
-        first = next(iter(by_file.values())).line
-        if not path.exists():
-            raise ValueError(f"{manifest}:{first}: expected {path.name} for the split {split!r}, found none")
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-        except _DAMAGED_MEMBER as error:
-            raise ValueError(f"{path}: damaged zip file ({error})") from error
-        for file, medium in by_file.items():
-            if file not in members:
-                raise ValueError(f"{manifest}:{medium.line}: expected {file!r} in {path.name}, found none")
-            alike.setdefault((members[file].CRC, members[file].file_size), []).append((split, file))
-            splits_of.setdefault(file, []).append(split)
-        for file in sorted(set(members) - set(by_file)):
-            report.found("files in a zip that no line of the manifest names", f"{path.name}: {file}")
-    for group in alike.values():
-        equal: dict[bytes, tuple[str, str]] = {}
-        for split, file in group if len(group) > 1 else ():
+    with contextlib.ExitStack() as opened:
+        archives: dict[str, zipfile.ZipFile] = {}
+        for split, by_file in media.items():
             path = folder / f"{split}.zip"
-            with zipfile.ZipFile(path) as archive:
-                before = equal.setdefault(_member(archive, path, file), (split, file))
-            if before[0] != split:
-                raise ValueError(
-                    f"{manifest}:{media[split][file].line}: expected each file in one split, got the bytes of {file!r} in "
-                    f"{split!r} and, as {before[1]!r}, in {before[0]!r}"
-                )
-            if before[1] != file:
-                report.found("files of equal bytes in one split", f"{split}: {before[1]} and {file}")
+            if not path.exists():
+                first = next(iter(by_file.values())).line
+                raise ValueError(f"{manifest}:{first}: expected {path.name} for the split {split!r}, found none")
+            try:
+                archives[split] = opened.enter_context(zipfile.ZipFile(path))
+            except _DAMAGED_ZIP as error:
+                raise ValueError(f"{path}: damaged zip file ({error})") from error
+            members = {info.filename: info for info in archives[split].infolist() if not info.is_dir()}
+            for file, medium in by_file.items():
+                if file not in members:
+                    raise ValueError(f"{manifest}:{medium.line}: expected {file!r} in {path.name}, found none")
+                alike.setdefault((members[file].CRC, members[file].file_size), []).append((split, file))
+                splits_of.setdefault(file, []).append(split)
+            for file in sorted(set(members) - set(by_file)):
+                report.found("files in a zip that no line of the manifest names", f"{path.name}: {file}")
+        for group in alike.values():
+            equal: dict[bytes, tuple[str, str]] = {}
+            for split, file in group if len(group) > 1 else ():
+                other, other_file = equal.setdefault(_member(archives[split], file), (split, file))
+                if other != split:
+                    raise ValueError(
+                        f"{manifest}:{media[split][file].line}: expected each file in one split, got {file!r} in {split!r} "
+                        f"with the bytes of {other_file!r} in {other!r}"
+                    )
+                if other_file != file:
+                    report.found("files of equal bytes in one split", f"{split}: {other_file} and {file}")
     for file, splits in splits_of.items():
         if len(splits) > 1:
             report.found("different files of one name in two splits", f"{file} in {' and '.join(splits)}")
 
 
-def _member(archive: zipfile.ZipFile, path: Path, file: str) -> bytes:
+def _member(archive: zipfile.ZipFile, file: str) -> bytes:
     try:
         content = archive.read(file)
-    except _DAMAGED_MEMBER as error:
-        raise ValueError(f"{path}: damaged zip file, at {file!r} ({error})") from error
+    except _DAMAGED_ZIP as error:
+        raise ValueError(f"{archive.filename}: damaged zip file, at {file!r} ({error})") from error
     if not content:
-        raise ValueError(f"{path}: expected {file!r} to hold something, got an empty file")
+        raise ValueError(f"{archive.filename}: expected {file!r} to hold something, got an empty file")
     return content
 
 
@@ -283,7 +278,7 @@ def _member(archive: zipfile.ZipFile, path: Path, file: str) -> bytes:
 def _read_labelled_text(folder: Path, name: str) -> Contents:
     """`<split>.tsv`, plain, .gz or .xz: a header line, then a label, a text, and other columns by name."""
     paths = _tables(folder, "tsv")
-    headers = {split: next(_lines(path), "").split("\t") for split, path in paths.items()}
+    headers = {split: next(read_lines(path), "").split("\t") for split, path in paths.items()}
     columns = next(iter(headers.values()))
     for split, header in headers.items():
         if header != columns:
@@ -292,12 +287,12 @@ def _read_labelled_text(folder: Path, name: str) -> Contents:
     twice = _Duplicates(report, "the same text in two splits")
 
     def examples(split: str) -> Iterator[Example]:
-        for line, row in _rows(paths[split], ("label", "text")):
+        for line, row in read_rows(paths[split], ("label", "text")):
             where = f"{paths[split]}:{line}"
             twice.add(row["text"].encode(), split, f"{paths[split].name}:{line}")
-            yield {column: _value(text, column, where) for column, text in row.items()}
+            yield {column: value_of(text, column, where) for column, text in row.items()}
 
-    return Contents({column: _kind(column) for column in columns}, _per_split(examples, paths), report)
+    return Contents({column: kind_of(column) for column in columns}, _per_split(examples, paths), report)
 
 
 # Series --------------------------------------------------------------------------------------------------------------------
@@ -313,7 +308,7 @@ def _read_series(folder: Path, name: str) -> Contents:
 
     def examples(split: str) -> Iterator[Example]:
         path = paths[split]
-        rows = csv.reader(f"{line}\n" for line in _lines(path))
+        rows = csv.reader(f"{line}\n" for line in read_lines(path))
         before = None
         try:
             header = next(rows, [])
@@ -328,7 +323,7 @@ def _read_series(folder: Path, name: str) -> Contents:
                 if before is not None and not date > before:
                     raise ValueError(f"{where}: expected a date after {before}, got {row[0]}")
                 before = date
-                values = [_number(text, float, column, where) for text, column in zip(row[1:], header[1:], strict=True)]
+                values = [number_of(text, float, column, where) for text, column in zip(row[1:], header[1:], strict=True)]
                 yield {"date": row[0], "values": np.array(values, np.float32)}
         except csv.Error as error:
             raise ValueError(f"{path}:{rows.line_num}: {error}") from error
@@ -404,59 +399,3 @@ def _split_name(name: str, where: Path | str) -> str:
     if not re.fullmatch(r"[\w-]+", name) or name == "all":  # TFDS's own language of splits has the rest, and "all"
         raise ValueError(f"{where}: expected a split named by letters, digits, _ and -, and not 'all', got {name!r}")
     return name
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, without their ends; a line ends where \\n stands and nowhere else."""
-    number = 0
-    try:
-        with _OPENERS.get(path.suffix, _open_plain)(path) as file:
-            for number, raw in enumerate(file, start=1):
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                yield raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
-    except _DAMAGE as error:
-        raise ValueError(f"{path}: damaged {path.suffix[1:]} file, after line {number} ({error})") from error
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise ValueError(f"{path}:{number}: expected UTF-8, got the byte 0x{byte:02x} at place {error.start}") from error
-
-
-def _open_plain(path: Path) -> IO[bytes]:
-    return path.open("rb")
-
-
-def _rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and columns by name of each row of a tab-separated file with a header; quotes mean nothing in it."""
-    lines = _lines(path)
-    header = next(lines, "").split("\t")
-    if not set(required) <= set(header) or len(set(header)) != len(header) or not all(header):
-        raise ValueError(f"{path}:1: expected a header of different names, {', '.join(required)} among them, got {header}")
-    line = 1
-    for line, text in enumerate(lines, start=2):
-        columns = text.split("\t")
-        if len(columns) != len(header):
-            raise ValueError(f"{path}:{line}: expected {len(header)} columns, got {len(columns)}")
-        yield line, dict(zip(header, columns, strict=True))
-    if line == 1:
-        raise ValueError(f"{path}: expected lines after the header, found none")
-
-
-def _kind(column: str) -> Kind:
-    return _NUMERIC_COLUMNS.get(column, "text")
-
-
-def _value(text: str, column: str, where: str) -> Any:
-    kind = _kind(column)
-    return text if kind == "text" else _number(text, {"int": int, "float": float}[kind], column, where)
-
-
-def _number(text: str, of: Callable[[str], Any], column: str, where: str) -> Any:
-    try:
-        number = of(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        what = "an integer" if of is int else "a finite number"
-        raise ValueError(f"{where}: expected {what} in column {column!r}, got {text!r}")
-    return number

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
@@ -43,15 +42,25 @@ class Source(Sequence[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:  # pyrefly: ignore[bad-override]  # slices are TFDS's: "train[:9]"
         index = range(len(self))[index]
         try:
-            return {field: self._converters[field](value) for field, value in self._records[index].items()}
+            return self._converted(self._records[index])
         except Exception as error:  # whatever TFDS, array_record and protobuf raise
             raise ValueError(
                 f"{self.name}, split {self.split}, record {index}: damaged ({error}); "
                 f"it is prepared anew when {self._place} is deleted"
             ) from error
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several examples at once, which array_record reads in parallel; the name is Grain's."""
+        try:
+            return [self._converted(values) for values in self._records.__getitems__(list(indices))]
+        except Exception:
+            return [self[index] for index in indices]  # one at a time, to name the damaged one
+
     def __repr__(self) -> str:
         return f"{self.name}, split {self.split}"
+
+    def _converted(self, values: Any) -> dict[str, Any]:
+        return {field: self._converters[field](value) for field, value in values.items()}
 
 
 def load(
@@ -108,11 +117,11 @@ def _from_catalogue(name: str, split: str, cache_dir: str | Path | None, options
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=cache_dir, file_format="array_record", **options.pop("builder_kwargs", {}))
+        records: Any = tfds.data_source(name, split=split, data_dir=cache_dir, **options)
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(f"name: expected a folder of that name or a data set of TFDS's catalogue, got {name!r}") from error
-    records = tfds.data_source(name, split=split, data_dir=cache_dir, **options)
-    return Source(name, split, records, builder.info.features, Report(), str(builder.data_path))
+    info = records.dataset_info
+    return Source(name, split, records, info.features, Report(), str(info.data_dir))
 
 
 # Preparing -----------------------------------------------------------------------------------------------------------------
@@ -152,7 +161,7 @@ def _prepare(name: str, folder: Path, key: str, options: dict[str, Any], cache: 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One process at a time; the lock of a process that dies is free again."""
-    import fcntl  # not on Windows, where nothing else of this module fails
+    import fcntl  # Windows has none, and no array_record either
 
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -167,12 +176,17 @@ def _write(name: str, contents: Contents, folder: Path) -> None:
         "text": features.Text,
         # Not features.Image or Audio: encoding those needs TensorFlow, and bytes come back as they were.
         "bytes": lambda: features.Tensor(shape=(), dtype=np.object_),
-        "int": lambda: features.Scalar(np.int64),
+        "int": lambda: features.Scalar(np.int32),
         "float": lambda: features.Scalar(np.float32),
         "texts": lambda: features.Sequence(features.Text()),
-        "ints": lambda: features.Tensor(shape=(None,), dtype=np.int64),
+        "ints": lambda: features.Tensor(shape=(None,), dtype=np.int32),
         "floats": lambda: features.Tensor(shape=(None,), dtype=np.float32),
     }
+
+    def feature(kind: Any) -> Any:
+        if isinstance(kind, tuple):
+            return features.Tensor(shape=kind, dtype=np.uint8, encoding="bytes")  # and not as a list of integers
+        return kinds[kind]()
 
     def checked(split: str, examples: Iterator[Any]) -> Iterator[tuple[int, Any]]:
         number = -1
@@ -188,6 +202,11 @@ def _write(name: str, contents: Contents, folder: Path) -> None:
         VERSION = tfds.core.Version("1.0.0")
         code_path = None  # where TFDS looks for checksums of downloads, of which there are none here
 
+        def _log_download_bytes(self) -> None:
+            """Prints nothing, where TFDS tells of a download and of a folder that gets another name."""
+
+        _log_download_done = _log_download_bytes
+
         def _info(self) -> Any:
             fields = {
                 field: features.Tensor(shape=kind, dtype=np.uint8, encoding="bytes")
@@ -201,8 +220,7 @@ def _write(name: str, contents: Contents, folder: Path) -> None:
             return {split: [lambda split=split: checked(split, contents.splits[split]())] for split in contents.splits}
 
     Builder.name = name
-    with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads, and of a folder that gets another name
-        Builder(data_dir=folder, file_format="array_record").download_and_prepare()
+    Builder(data_dir=folder, file_format="array_record").download_and_prepare()
     (folder / "report.json").write_text(json.dumps(vars(contents.report)), "utf-8")
 
 
