@@ -18,6 +18,7 @@ import pytest
 
 from s2s_jax.data.datasets import load
 from s2s_jax.data.datasets.formats import FORMATS, format_of
+from s2s_jax.data.pipeline import Batches
 
 ROOT = Path(__file__).parents[2]
 
@@ -535,6 +536,12 @@ def test_a_damaged_record_is_named(tmp_path):
         source.__getitems__([5, 6, 7, 8])
     for number in (0, 199):
         assert source[number]["label"] == number
+    batches = Batches(source, 8, seed=None)
+    np.testing.assert_array_equal([batch["label"] for batch in batches.iterate(1, 25)], np.arange(8, 200).reshape(-1, 8))
+    np.testing.assert_array_equal(batches(3)["image"], random[24:32])
+    for read in (lambda: batches(0), lambda: list(batches.iterate(0, 2))):
+        with pytest.raises(ValueError, match=r"set, split train, example 7: cannot be read .*record 7: damaged"):
+            read()
 
 
 def test_a_source_is_a_sequence(tmp_path):
@@ -543,6 +550,8 @@ def test_a_source_is_a_sequence(tmp_path):
     for index in (3, -4):
         with pytest.raises(IndexError):
             source[index]
+    with pytest.raises(TypeError):
+        source[0:2]
     assert [plain(example) for example in source.__getitems__([2, 0])] == [plain(source[2]), plain(source[0])]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import operator
 import os
 import re
 import shutil
@@ -40,7 +41,7 @@ class Source(Sequence[dict[str, Any]]):
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:  # pyrefly: ignore[bad-override]  # slices are TFDS's: "train[:9]"
-        index = range(len(self))[index]
+        index = range(len(self))[operator.index(index)]
         try:
             return self._converted(self._records[index])
         except Exception as error:  # whatever TFDS, array_record and protobuf raise
