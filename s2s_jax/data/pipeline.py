@@ -14,8 +14,8 @@ from s2s_jax.data.buckets import bucket_of, padded_lengths
 class ShuffledBatches:
     """The batch of each training step: epoch after epoch, each in an order of its own, none of it dropped.
 
-    A batch at the border of two epochs takes from both. The order of an epoch depends on the seed and its number only, so a
-    run can go on at any step.
+    A batch at the border of two epochs takes from both, so that all are full and need no mask. The order of an epoch depends
+    on the seed and its number only, so a run can go on at any step. For lengths, or for what is not in memory: `Batches`.
 
     Args:
       arrays: a pytree of arrays [N, ...].

@@ -454,7 +454,18 @@ def test_is_prepared_once_for_each_state_of_the_folder_and_each_choice_of_option
     (folder / "train.en").write_text("a\nb\ne\n")  # of the same size
     os.utime(folder / "train.en", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert [example["en"] for example in load("set", "train", data_dir=folder)] == ["a", "b", "e"]
-    assert len(prepared(tmp_path)) == 5
+    stat = (folder / "train.en").stat()
+    (folder / "train.en").write_text("a\nb\nff\n")  # of the same time
+    os.utime(folder / "train.en", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert [example["en"] for example in load("set", "train", data_dir=folder)] == ["a", "b", "ff"]
+    assert len(prepared(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("name", ["2024 Größe", "a/b-c"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    folder_of(tmp_path, SERIES, name)
+    source = load(name, "ETT", data_dir=tmp_path / "data")
+    assert (len(source), repr(source)) == (3, f"{name}, split ETT")
 
 
 def test_the_cache_folder_can_be_chosen(tmp_path, monkeypatch):
@@ -513,6 +524,7 @@ def test_a_process_killed_half_way_leaves_nothing_that_counts(tmp_path):
     out, err = waiting.communicate(timeout=60)
     assert out.splitlines()[-1] == "3 three", err
     assert prepared(tmp_path) == [partial.removesuffix(".partial")]
+    assert not list(tmp_path.glob("cache/**/*incomplete*"))  # as TFDS calls what the killed process had written
     assert len(load("set", "train", data_dir=folder)) == 3
 
 

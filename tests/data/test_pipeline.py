@@ -511,6 +511,18 @@ def test_prefetching_runs_ahead_as_far_as_it_was_told_and_ends_with_the_iterator
     wait_until(lambda: not any(thread.is_alive() for thread in source.threads))
 
 
+def test_batches_are_made_in_as_many_threads_as_it_was_told():
+    together = threading.Barrier(3)
+
+    class Meeting(Noted):
+        def __getitem__(self, number):
+            together.wait(timeout=5)  # or it breaks
+            return {"x": number}
+
+    got = list(Batches(Meeting(6), 1, seed=None).iterate(0, 6, threads=3))
+    assert [int(batch["x"][0]) for batch in got] == list(range(6))
+
+
 def test_waiting_and_computing_overlap():
     class Slow(Noted):
         def __getitem__(self, number):

@@ -138,7 +138,7 @@ def _prepare(name: str, folder: Path, key: str, options: dict[str, Any], cache: 
     """The folder of the data set as array_record. It appears whole, by a rename, or not at all."""
     files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file())
     fingerprint = hashlib.sha256(json.dumps([_LAYOUT, name, key, options, files]).encode()).hexdigest()[:16]
-    plain_name = re.sub(r"\W+", "_", name).lower()
+    plain_name = re.sub(r"\W+", "_", name, flags=re.ASCII).lower()
     prepared = cache / f"{plain_name}-{fingerprint}"
     if prepared.exists():
         return prepared
@@ -209,13 +209,8 @@ def _write(name: str, contents: Contents, folder: Path) -> None:
         _log_download_done = _log_download_bytes
 
         def _info(self) -> Any:
-            fields = {
-                field: features.Tensor(shape=kind, dtype=np.uint8, encoding="bytes")
-                if isinstance(kind, tuple)
-                else kinds[kind]()
-                for field, kind in contents.fields.items()
-            }
-            return tfds.core.DatasetInfo(builder=self, features=features.FeaturesDict(fields), disable_shuffling=True)
+            fields = features.FeaturesDict({field: feature(kind) for field, kind in contents.fields.items()})
+            return tfds.core.DatasetInfo(builder=self, features=fields)
 
         def _shard_iterators_per_split(self, dl_manager: Any) -> Any:
             return {split: [lambda split=split: checked(split, contents.splits[split]())] for split in contents.splits}
