@@ -583,6 +583,32 @@ def test_other_names_are_tfdss(tmp_path, monkeypatch):
     assert texts[0]["label"].dtype == np.int64
 
 
+def test_a_set_of_the_catalogue_is_prepared_and_read_without_tensorflow(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class S2sJaxTestTexts(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        __module__ = "catalogue"  # with a dot in it, TFDS imports importlib_resources
+
+        def _info(self):
+            label = tfds.features.ClassLabel(names=["bad", "good"])
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number in range(20):
+                yield number, {"text": f"Nº {number}", "label": ["bad", "good"][number % 2]}
+
+    source = load("s2s_jax_test_texts", "train[:50%]", cache_dir=tmp_path)
+    assert len(source) == 10
+    for example in source:
+        assert example["label"] == int(example["text"].removeprefix("Nº ")) % 2
+    assert "tensorflow" not in sys.modules
+
+
 def test_a_name_that_nobody_knows_is_refused():
     with pytest.raises(
         ValueError, match="name: expected a folder of that name or a data set of TFDS's catalogue, got 'nobodys'"

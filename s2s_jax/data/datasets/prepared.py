@@ -117,8 +117,10 @@ def _find_folder(name: str, data_dir: str | Path | None) -> Path | None:
 def _from_catalogue(name: str, split: str, cache_dir: str | Path | None, options: dict[str, Any]) -> Source:
     import tensorflow_datasets as tfds
 
+    # In a folder that is given TFDS writes tfrecord unless told otherwise, and that needs TensorFlow.
+    builder_kwargs = {"file_format": "array_record", **options.pop("builder_kwargs", {})}
     try:
-        records: Any = tfds.data_source(name, split=split, data_dir=cache_dir, **options)
+        records: Any = tfds.data_source(name, split=split, data_dir=cache_dir, builder_kwargs=builder_kwargs, **options)
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(f"name: expected a folder of that name or a data set of TFDS's catalogue, got {name!r}") from error
     info = records.dataset_info
