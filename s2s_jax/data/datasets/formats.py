@@ -1,0 +1,401 @@
+"""Five plain formats of a folder, each checked as it is read: nothing is skipped, and faults are named by file and line."""
+
+import contextlib
+import csv
+import hashlib
+import itertools
+import lzma
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from s2s_jax.data.datasets.text_files import Kind, kind_of, number_of, read_lines, read_rows, value_of
+from s2s_jax.data.images import load_mnist, read_idx
+
+Example = dict[str, Any]
+
+_DAMAGED_ZIP = (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError, NotImplementedError)
+_LIST_OF: dict[Kind, Kind] = {"text": "texts", "int": "ints", "float": "floats"}
+_MEDIA = {".png": "image", ".jpg": "image", ".jpeg": "image", ".flac": "audio", ".wav": "audio", ".ogg": "audio"}
+_TABLE = re.compile(r"(?P<split>.+?)\.(?P<kind>tsv|csv)(\.gz|\.xz)?")
+_LANGUAGE = re.compile(r"(?P<split>.+?)\.(?P<language>[a-z]{2,3}([-_][A-Za-z]{2,4})?)(\.gz|\.xz)?")
+_NO_LANGUAGES = {"tsv", "csv", "txt", "zip", "md", "npy", "npz", "png", "jpg", "wav"}
+_IDX = re.compile(r"(?P<prefix>.+)-(?P<what>images|labels)-idx\d-ubyte(\.gz)?")
+
+
+class Report:
+    """What was found in a folder: the examples of each split, and what is no error but worth knowing.
+
+    Attributes:
+      examples: how many each split has.
+      columns: of a csv series, the names of the numbers in `values`.
+      findings: what was found, to how often and the first five places. What was not found is not in it.
+    """
+
+    def __init__(self, examples: dict | None = None, columns: dict | None = None, findings: dict | None = None):
+        self.examples: dict[str, int] = examples or {}
+        self.columns: dict[str, list[str]] = columns or {}
+        self.findings: dict[str, dict[str, Any]] = findings or {}
+
+    def found(self, what: str, where: str) -> None:
+        finding = self.findings.setdefault(what, {"count": 0, "first": []})
+        finding["count"] += 1
+        if len(finding["first"]) < 5:
+            finding["first"].append(where)
+
+    def __str__(self) -> str:
+        lines = [", ".join(f"{split} {count}" for split, count in self.examples.items())]
+        lines += [f"{what}: {found['count']}, first {'; '.join(found['first'])}" for what, found in self.findings.items()]
+        return "\n".join(lines)
+
+
+class Contents(NamedTuple):
+    """A folder that is ready to be read: the kind or shape of each field, and the examples of each split.
+
+    `splits` holds functions, each called once; they fill in the report, and raise a ValueError where a file is wrong.
+    """
+
+    fields: dict[str, Kind | tuple[int, ...]]  # a tuple is the shape of an array of uint8
+    splits: dict[str, Callable[[], Iterator[Example]]]
+    report: Report
+
+
+class Format(NamedTuple):
+    """A way to lay out a folder: which file names show it, and how it is read.
+
+    Attributes:
+      shown_by: `names -> bool`.
+      read: `(folder, name, **options) -> Contents`.
+      options: the names that `read` knows.
+    """
+
+    shown_by: Callable[[Sequence[str]], bool]
+    read: Callable[..., Contents]
+    options: tuple[str, ...] = ()
+
+
+def format_of(folder: Path) -> str | None:
+    """The key in FORMATS of a folder's format; None where no file shows one.
+
+    Raises:
+      ValueError: files of two formats.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    shown = [key for key, known in FORMATS.items() if known.shown_by(names)]
+    if len(shown) > 1:
+        raise ValueError(f"{folder}: expected files of one format, got those of {' and '.join(shown)}")
+    return shown[0] if shown else None
+
+
+# Idx images ----------------------------------------------------------------------------------------------------------------
+
+
+def _read_idx_images(folder: Path, name: str) -> Contents:
+    """Pictures and labels by pairs of idx files; the prefix is the split, and MNIST's t10k is "test"."""
+    found: dict[str, dict[str, Path]] = {}
+    for path, match in _matching(folder, _IDX):
+        found.setdefault(match["prefix"], {})[match["what"]] = path
+    arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for prefix, paths in found.items():
+        split = "test" if prefix == "t10k" else _split_name(prefix, folder)
+        if len(paths) != 2:
+            raise ValueError(f"{folder}: expected images and labels of {prefix!r}, got only {next(iter(paths.values())).name}")
+        if name == "mnist":
+            arrays[split] = load_mnist(folder, split)
+            continue
+        images, labels = read_idx(paths["images"]), read_idx(paths["labels"])
+        if images.ndim != 3 or images.dtype != np.uint8:
+            raise ValueError(f"{paths['images']}: expected uint8 [N, H, W], got {images.dtype} {list(images.shape)}")
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+            expected = f"{len(images)} integers, as many as {paths['images'].name} has pictures"
+            raise ValueError(f"{paths['labels']}: expected {expected}, got {labels.dtype} {list(labels.shape)}")
+        arrays[split] = images, labels
+    shapes = {images.shape[1:] for images, _ in arrays.values()}
+    if len(shapes) != 1:
+        raise ValueError(f"{folder}: expected pictures of one shape, got {sorted(shapes)}")
+    report = Report()
+    twice = _Duplicates(report, "the same picture in two splits")
+
+    def examples(split: str) -> Iterator[Example]:
+        for number, (image, label) in enumerate(zip(*arrays[split], strict=True)):
+            twice.add(image.tobytes(), split, f"{split} {number}")
+            yield {"image": image, "label": int(label)}
+
+    return Contents({"image": shapes.pop(), "label": "int"}, _per_split(examples, arrays), report)
+
+
+# Line-aligned text ---------------------------------------------------------------------------------------------------------
+
+
+def _languages(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """{split: {language: file name}} of the files that are named alike but for a language, two languages at least."""
+    files: dict[str, dict[str, str]] = {}
+    for name in names:
+        match = _LANGUAGE.fullmatch(name)
+        if match and match["language"] not in _NO_LANGUAGES:
+            files.setdefault(match["split"], {})[match["language"]] = name
+    known = set().union(*(set(by_language) for by_language in files.values() if len(by_language) > 1))
+    # A split that lacks a language stays in, so that it is an error and not a split that nobody misses.
+    return {split: by_language for split, by_language in files.items() if known & set(by_language)}
+
+
+def _read_parallel_text(folder: Path, name: str, languages: Sequence[str] | None = None) -> Contents:
+    """Line n of `train.de.gz` says what line n of `train.en.gz` says; all languages, or those that are asked for."""
+    files = _languages([path.name for path in folder.iterdir()])
+    present = sorted(set().union(*files.values()))
+    chosen = tuple(present) if languages is None else tuple(languages)
+    if len(chosen) < 2 or len(set(chosen)) != len(chosen) or not set(chosen) <= set(present):
+        raise ValueError(f"languages: expected two or more of {present}, got {list(chosen)}")
+    for split, by_language in files.items():
+        _split_name(split, folder)
+        for language in chosen:
+            if language not in by_language:
+                other = next(iter(by_language.values()))
+                raise ValueError(f"{folder}: expected {split}.{language}, plain, .gz or .xz, to go with {other}, found none")
+    report = Report()
+    twice = _Duplicates(report, "the same text in two splits")
+
+    def examples(split: str) -> Iterator[Example]:
+        paths = [folder / files[split][language] for language in chosen]
+        for number, lines in enumerate(itertools.zip_longest(*map(read_lines, paths)), start=1):
+            if None in lines:
+                counts = ", ".join(f"{path.name} {sum(1 for _ in read_lines(path))}" for path in paths)
+                raise ValueError(f"{folder}: expected the same number of lines in each language, got {counts}")
+            if not all(line.strip() for line in lines):
+                report.found("lines with an empty side", f"{paths[0].name}:{number}")
+            twice.add("\n".join(lines).encode(), split, f"{paths[0].name}:{number}")
+            yield dict(zip(chosen, lines, strict=True))
+
+    return Contents(dict.fromkeys(chosen, "text"), _per_split(examples, files), report)
+
+
+# A manifest and zips -------------------------------------------------------------------------------------------------------
+
+
+class _Medium(NamedTuple):
+    line: int  # of the manifest that names it first
+    rows: list[dict[str, Any]]
+
+
+def _read_manifest(folder: Path, name: str) -> Contents:
+    """`manifest.tsv` and `<split>.zip`: one example for each file, as its encoded bytes.
+
+    Where files have several lines each (five captions of a picture), every other column is an array of theirs.
+    """
+    manifest = folder / "manifest.tsv"
+    media: dict[str, dict[str, _Medium]] = {}
+    columns: list[str] = []
+    for line, row in read_rows(manifest, ("split", "file")):
+        where = f"{manifest}:{line}"
+        columns = columns or [column for column in row if column not in ("split", "file")]
+        values = {column: value_of(row[column], column, where) for column in columns}
+        by_file = media.setdefault(_split_name(row["split"], where), {})
+        by_file.setdefault(row["file"], _Medium(line, [])).rows.append(values)
+    endings = {Path(file).suffix.lower() for by_file in media.values() for file in by_file}
+    kinds = {_MEDIA.get(ending) for ending in endings}
+    if len(kinds) != 1 or None in kinds:
+        raise ValueError(f"{manifest}: expected files of one kind, images or audio ({' '.join(_MEDIA)}), got {sorted(endings)}")
+    kind = str(kinds.pop())
+    if kind in columns:
+        raise ValueError(f"{manifest}:1: expected no column {kind!r}, which is what the bytes are called, got {columns}")
+    several = any(len(medium.rows) > 1 for by_file in media.values() for medium in by_file.values())
+    fields: dict[str, Any] = {kind: "bytes", "file": "text"}
+    for column in columns:
+        fields[column] = _LIST_OF[kind_of(column)] if several else kind_of(column)
+    report = Report()
+    _check_zips(folder, manifest, media, report)
+
+    def examples(split: str) -> Iterator[Example]:
+        with zipfile.ZipFile(folder / f"{split}.zip") as archive:
+            for file, medium in media[split].items():
+                first = medium.rows[0]
+                others = {column: [row[column] for row in medium.rows] for column in columns} if several else first
+                yield {kind: _member(archive, file), "file": file, **others}
+
+    return Contents(fields, _per_split(examples, media), report)
+
+
+def _check_zips(folder: Path, manifest: Path, media: dict[str, dict[str, _Medium]], report: Report) -> None:
+    """Each file is there, and none stands in two splits. Sums and sizes in the zips' own lists say which may be equal."""
+    for path in sorted(folder.glob("*.zip")):
+        if path.stem not in media:
+            raise ValueError(f"{manifest}: expected lines of the split {path.stem!r}, for there is {path.name}; found none")
+    alike: dict[tuple[int, int], list[tuple[str, str]]] = {}
+    splits_of: dict[str, list[str]] = {}
+    with contextlib.ExitStack() as opened:
+        archives: dict[str, zipfile.ZipFile] = {}
+        for split, by_file in media.items():
+            path = folder / f"{split}.zip"
+            if not path.exists():
+                first = next(iter(by_file.values())).line
+                raise ValueError(f"{manifest}:{first}: expected {path.name} for the split {split!r}, found none")
+            try:
+                archives[split] = opened.enter_context(zipfile.ZipFile(path))
+            except _DAMAGED_ZIP as error:
+                raise ValueError(f"{path}: damaged zip file ({error})") from error
+            members = {info.filename: info for info in archives[split].infolist() if not info.is_dir()}
+            for file, medium in by_file.items():
+                if file not in members:
+                    raise ValueError(f"{manifest}:{medium.line}: expected {file!r} in {path.name}, found none")
+                alike.setdefault((members[file].CRC, members[file].file_size), []).append((split, file))
+                splits_of.setdefault(file, []).append(split)
+            for file in sorted(set(members) - set(by_file)):
+                report.found("files in a zip that no line of the manifest names", f"{path.name}: {file}")
+        for group in alike.values():
+            equal: dict[bytes, tuple[str, str]] = {}
+            for split, file in group if len(group) > 1 else ():
+                other, other_file = equal.setdefault(_member(archives[split], file), (split, file))
+                if other != split:
+                    raise ValueError(
+                        f"{manifest}:{media[split][file].line}: expected each file in one split, got {file!r} in {split!r} "
+                        f"with the bytes of {other_file!r} in {other!r}"
+                    )
+                if other_file != file:
+                    report.found("files of equal bytes in one split", f"{split}: {other_file} and {file}")
+    for file, splits in splits_of.items():
+        if len(splits) > 1:
+            report.found("different files of one name in two splits", f"{file} in {' and '.join(splits)}")
+
+
+def _member(archive: zipfile.ZipFile, file: str) -> bytes:
+    try:
+        content = archive.read(file)
+    except _DAMAGED_ZIP as error:
+        raise ValueError(f"{archive.filename}: damaged zip file, at {file!r} ({error})") from error
+    if not content:
+        raise ValueError(f"{archive.filename}: expected {file!r} to hold something, got an empty file")
+    return content
+
+
+# Tables of labelled text ---------------------------------------------------------------------------------------------------
+
+
+def _read_labelled_text(folder: Path, name: str) -> Contents:
+    """`<split>.tsv`, plain, .gz or .xz: a header line, then a label, a text, and other columns by name."""
+    paths = _tables(folder, "tsv")
+    headers = {split: next(read_lines(path), "").split("\t") for split, path in paths.items()}
+    columns = next(iter(headers.values()))
+    for split, header in headers.items():
+        if header != columns:
+            raise ValueError(f"{paths[split]}:1: expected the columns of the other splits, {columns}, got {header}")
+    report = Report()
+    twice = _Duplicates(report, "the same text in two splits")
+
+    def examples(split: str) -> Iterator[Example]:
+        for line, row in read_rows(paths[split], ("label", "text")):
+            where = f"{paths[split]}:{line}"
+            twice.add(row["text"].encode(), split, f"{paths[split].name}:{line}")
+            yield {column: value_of(text, column, where) for column, text in row.items()}
+
+    return Contents({column: kind_of(column) for column in columns}, _per_split(examples, paths), report)
+
+
+# Series --------------------------------------------------------------------------------------------------------------------
+
+
+def _read_series(folder: Path, name: str) -> Contents:
+    """`<series>.csv`, plain, .gz or .xz: a header line, then ISO dates that go up, each with its numbers.
+
+    Each file is a split, each row an example, so that TFDS's slices cut it: "ETTh1[:8640]".
+    """
+    paths = _tables(folder, "csv")
+    report = Report()
+
+    def examples(split: str) -> Iterator[Example]:
+        path = paths[split]
+        rows = csv.reader(f"{line}\n" for line in read_lines(path))
+        before = None
+        try:
+            header = next(rows, [])
+            if len(header) < 2 or len(set(header)) != len(header):
+                raise ValueError(f"{path}:1: expected the names of a date column and of columns of numbers, got {header}")
+            report.columns[split] = header[1:]
+            for row in rows:
+                where = f"{path}:{rows.line_num}"
+                if len(row) != len(header):
+                    raise ValueError(f"{where}: expected {len(header)} columns, got {len(row)}")
+                date = _date(row[0], where)
+                if before is not None and not date > before:
+                    raise ValueError(f"{where}: expected a date after {before}, got {row[0]}")
+                before = date
+                values = [number_of(text, float, column, where) for text, column in zip(row[1:], header[1:], strict=True)]
+                yield {"date": row[0], "values": np.array(values, np.float32)}
+        except csv.Error as error:
+            raise ValueError(f"{path}:{rows.line_num}: {error}") from error
+
+    # TFDS writes all numbers with a fraction as float32, so that float64 here would promise too much.
+    return Contents({"date": "text", "values": "floats"}, _per_split(examples, paths), report)
+
+
+def _date(text: str, where: str) -> np.datetime64:
+    try:
+        date = np.datetime64(text)
+    except ValueError:
+        date = np.datetime64("NaT")
+    if np.isnat(date):
+        raise ValueError(f"{where}: expected an ISO date such as 1949-01 or 2016-07-01 00:00:00, got {text!r}")
+    return date
+
+
+# What they share -----------------------------------------------------------------------------------------------------------
+
+FORMATS = {
+    "idx images": Format(lambda names: any(map(_IDX.fullmatch, names)), _read_idx_images),
+    "manifest and zips": Format(lambda names: "manifest.tsv" in names, _read_manifest),
+    "labelled text": Format(
+        lambda names: "manifest.tsv" not in names and _shows_table(names, "tsv"),
+        _read_labelled_text,
+    ),
+    "csv series": Format(lambda names: _shows_table(names, "csv"), _read_series),
+    "parallel text": Format(lambda names: bool(_languages(names)), _read_parallel_text, ("languages",)),
+}
+
+
+class _Duplicates:
+    """Finds what stands in two splits, and counts it: real sets hold some, multi30k's and imdb's among them."""
+
+    def __init__(self, report: Report, what: str):
+        self._report, self._what = report, what
+        self._first: dict[bytes, tuple[str, str]] = {}
+
+    def add(self, content: bytes, split: str, where: str) -> None:
+        first = self._first.setdefault(hashlib.blake2b(content, digest_size=16).digest(), (split, where))
+        if first[0] != split:
+            self._report.found(self._what, f"{first[1]} and {where}")
+
+
+def _per_split(examples: Callable[[str], Iterator[Example]], splits: Any) -> dict[str, Callable[[], Iterator[Example]]]:
+    return {split: lambda split=split: examples(split) for split in sorted(splits)}
+
+
+def _matching(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:
+    for path in sorted(folder.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match:
+            yield path, match
+
+
+def _shows_table(names: Sequence[str], kind: str) -> bool:
+    return any(match["kind"] == kind for match in map(_TABLE.fullmatch, names) if match)
+
+
+def _tables(folder: Path, kind: str) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for path, match in _matching(folder, _TABLE):
+        split = _split_name(match["split"], folder)
+        if match["kind"] == kind and split in paths:
+            raise ValueError(f"{folder}: expected one file for {split!r}, got {paths[split].name} and {path.name}")
+        if match["kind"] == kind:
+            paths[split] = path
+    return paths
+
+
+def _split_name(name: str, where: Path | str) -> str:
+    if not re.fullmatch(r"[\w-]+", name) or name == "all":  # TFDS's own language of splits has the rest, and "all"
+        raise ValueError(f"{where}: expected a split named by letters, digits, _ and -, and not 'all', got {name!r}")
+    return name

@@ -1,0 +1,79 @@
+"""Plain text files: UTF-8 lines and tab-separated rows, plain, gzip or xz; what is wrong is named by file and line."""
+
+import gzip
+import lzma
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+Kind = Literal["text", "bytes", "int", "float", "texts", "ints", "floats"]  # the plural is an array [n] of them
+
+_DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
+_OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open}
+_NUMERIC_COLUMNS: dict[str, Kind] = {"label": "int", "rating": "int", "seconds": "float"}
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, without their ends; a line ends at a line feed and nowhere else.
+
+    Raises:
+      ValueError: a damaged .gz or .xz file, or bytes that are not UTF-8.
+    """
+    number = 0
+    try:
+        with _OPENERS.get(path.suffix, _open_plain)(path) as file:
+            for number, raw in enumerate(file, start=1):
+                if number == 1:
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")
+                yield raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+    except _DAMAGE as error:
+        raise ValueError(f"{path}: damaged {path.suffix[1:]} file, after line {number} ({error})") from error
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"{path}:{number}: expected UTF-8, got the byte 0x{byte:02x} at place {error.start}") from error
+
+
+def _open_plain(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def read_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and columns by name of each row of a tab-separated file with a header; quotes mean nothing in it.
+
+    Raises:
+      ValueError: no row, a row of another number of columns, or a header without the required names.
+    """
+    lines = read_lines(path)
+    header = next(lines, "").split("\t")
+    if not set(required) <= set(header) or len(set(header)) != len(header) or not all(header):
+        raise ValueError(f"{path}:1: expected a header of different names, {', '.join(required)} among them, got {header}")
+    line = 1
+    for line, text in enumerate(lines, start=2):
+        columns = text.split("\t")
+        if len(columns) != len(header):
+            raise ValueError(f"{path}:{line}: expected {len(header)} columns, got {len(columns)}")
+        yield line, dict(zip(header, columns, strict=True))
+    if line == 1:
+        raise ValueError(f"{path}: expected lines after the header, found none")
+
+
+def kind_of(column: str) -> Kind:
+    return _NUMERIC_COLUMNS.get(column, "text")
+
+
+def value_of(text: str, column: str, where: str) -> Any:
+    kind = kind_of(column)
+    return text if kind == "text" else number_of(text, {"int": int, "float": float}[kind], column, where)
+
+
+def number_of(text: str, of: Callable[[str], Any], column: str, where: str) -> Any:
+    try:
+        number = of(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        what = "an integer" if of is int else "a finite number"
+        raise ValueError(f"{where}: expected {what} in column {column!r}, got {text!r}")
+    return number
