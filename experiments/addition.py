@@ -113,6 +113,8 @@ def training_batch(config: Config, sums: Sums, step: int) -> dict[str, np.ndarra
 
 
 def build_model(config: Config, sums: Sums) -> Seq2Seq:
+    if config.decoder == "repeat_vector" and config.teacher_forcing != 1:
+        raise ValueError("teacher_forcing: expected 1 with the repeat-vector decoder, which reads no symbols")
     return Seq2Seq(
         len(sums.source_alphabet),
         len(sums.target_alphabet),

@@ -17,8 +17,8 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 HEADER = (
-    "| task | data | what | split | metric | ours | published | seeds | training, s | hardware | command |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    "| task | data | what | split | metric | ours | published | seeds | test reads | training, s | hardware | command |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
 )
 
 
@@ -68,7 +68,8 @@ def table(results: Path) -> str:
     made = f"Made by `python -m experiments.report` from the cards in `{results.name}/`; no figure is entered by hand.\n"
     read = (
         "Accuracies and error rates are fractions from 0 to 1; losses are nats. Mean over seeds, and standard deviation where "
-        "there is more than one. Seconds are those of training on the hardware named, compiling and validation included.\n"
+        "there is more than one. Test reads: how often the finished run was scored on its test split. Seconds are those of "
+        "training on the hardware named, compiling and validation included.\n"
     )
     return f"# Results\n\n{made}{read}\n{HEADER}" + "".join(lines)
 
@@ -85,7 +86,8 @@ def _lines(row: str, cards: list[dict[str, Any]]) -> list[str]:
         ours = _spread([card["metrics"][metric] for card in cards])
         of_metric = [entry for entry in first["published"] if entry["metric"] == metric]
         published = "; ".join(f"{entry['value']} ({entry['how']}; {entry['source']})" for entry in of_metric)
-        run = [", ".join(str(card["seed"]) for card in cards), f"{seconds:.0f}", first["device"], f"`{first['command']}`"]
+        seeds, reads = (", ".join(str(card[field]) for card in cards) for field in ("seed", "test_reads"))
+        run = [seeds, reads, f"{seconds:.0f}", first["device"], f"`{first['command']}`"]
         name = [first["experiment"], first["dataset"], what, first["split"]]
         if lines:  # said in the line above
             name, run = [""] * len(name), [""] * len(run)

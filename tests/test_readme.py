@@ -19,7 +19,7 @@ def test_the_first_two_blocks_are_commands_of_one_line():
 def test_code_runs_and_prints_what_its_comments_say(block, capsys):
     exec(compile(block, "README.md", "exec"), {})
     said = [comment.split(":")[0] for comment in re.findall(r"print\(.*# (.*)", block)]
-    progress = re.compile(r"step \d+/\d+ ")
+    progress = re.compile(r"step \d+/\d+ |Time: ")
     assert [line for line in capsys.readouterr().out.splitlines() if not progress.match(line)] == said
 
 

@@ -83,7 +83,8 @@ class BatchNorm(nnx.Module):
             mean = jnp.sum(x, axes) / jnp.maximum(count, 1)
             var = jnp.sum(jnp.where(valid, (x - mean) ** 2, 0), axes) / jnp.maximum(count, 1)
             kept = jnp.where(count > 0, self.momentum, 1.0)
-            self.mean[...] = kept * self.mean[...] + (1 - kept) * mean
-            self.var[...] = kept * self.var[...] + (1 - kept) * var
+            for running, of_batch in ((self.mean, mean), (self.var, var)):
+                old = running[...]
+                running[...] = (kept * old + (1 - kept) * of_batch).astype(old.dtype)
         y = (x - mean) * jax.lax.rsqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
         return jnp.where(valid, y, 0).astype(dtype)

@@ -268,7 +268,8 @@ def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
     """Parameters and statistics of a model, each under its path in the model, joined by dots."""
     _, params, rest = split_model(model)
     flat = [*nnx.to_flat_state(params), *nnx.to_flat_state(rest)]
-    return {".".join(map(str, path)): variable for path, variable in flat}
+    # Random keys (of `nnx.Rngs`) are no weights, and no file of weights can hold them.
+    return {".".join(map(str, path)): variable for path, variable in flat if not _is_key(variable[...])}
 
 
 def _check_same(expected: dict[str, Any], got: dict[str, Any], where: str) -> None:

@@ -191,7 +191,7 @@ def fit(
       evaluate: `model -> {name: value}`, every `evaluate_every` steps and after the last.
       goal: which of these numbers counts: the best model is kept and comes back, and training may stop early.
       run: the folder of the run: its logs are written, and where it holds a checkpoint training goes on from there.
-      checkpoint_every: steps between two checkpoints; the last step has one as well. 0 for none.
+      checkpoint_every: steps between two checkpoints; the last step has one as well. 0 for none but at an interrupt.
       keep: how many of the newest checkpoints stay.
       log_every: steps between two lines of the log.
       accumulate: the batch is cut into so many parts that go through the model one after the other; the gradient is that of
@@ -211,6 +211,9 @@ def fit(
     for name, number in (("steps", steps), ("log_every", log_every), ("accumulate", accumulate), ("max_skipped", max_skipped)):
         if number < 1:
             raise ValueError(f"{name}: expected a positive number, got {number}")
+    for name, number in (("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
+        if number < 0:
+            raise ValueError(f"{name}: expected a number of steps, or 0 for none, got {number}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: expected a number from 0 to 2**32 - 1, got {seed}")
     if not 0 <= average_decay < 1:
@@ -289,6 +292,8 @@ def fit(
             if checkpoint_every and (last or past.ended or done % checkpoint_every == 0):
                 save()
         if interrupted:
+            if run is not None and checkpoints is None:
+                checkpoints = Checkpoints(run.folder / "checkpoints", keep=keep)
             save()
             saved = "and saved; the same command goes on from there" if checkpoints is not None else "; nothing was saved"
             progress.say(f"Stopped at step {done} {saved}.")

@@ -1,5 +1,7 @@
 """Data-parallel training: one mesh of all devices, batches split over it, everything else the same everywhere."""
 
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -39,6 +41,38 @@ def split_batch(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
 
     return jax.tree.map(placed, batch)
+
+
+class OwnRows:
+    """The rows of one process of batches that all processes could make: the `index`-th of `count` equal parts.
+
+    Raises:
+      ValueError: from a call, where the rows of a batch cannot be shared evenly.
+    """
+
+    def __init__(self, batches: Callable[[int], Any], index: int, count: int):
+        self._batches: Any = batches
+        self._index = index
+        self._count = count
+        if hasattr(batches, "ids"):
+            self.ids = batches.ids
+
+    def __call__(self, step: int) -> Any:
+        return self._own(self._batches(step))
+
+    def iterate(self, step: int) -> Iterator[Any]:
+        """The batches from a step on."""
+        prefetched = hasattr(self._batches, "iterate")
+        return map(self._own, self._batches.iterate(step) if prefetched else map(self._batches, itertools.count(step)))
+
+    def _own(self, batch: Any) -> Any:
+        def cut(rows: Any) -> Any:
+            part, left = divmod(len(rows), self._count)
+            if left:
+                raise ValueError(f"batch: expected a number of rows that {self._count} processes can share, got {len(rows)}")
+            return rows[self._index * part : (self._index + 1) * part]
+
+        return jax.tree.map(cut, batch)
 
 
 def waits_for_each_step(mesh: Mesh | None) -> bool:

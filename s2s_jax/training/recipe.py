@@ -12,7 +12,7 @@ from flax import nnx
 from s2s_jax.training.checkpoint import BestWeights, load_weights, save_weights
 from s2s_jax.training.loop import Batch, Goal, Loss, Trained, fit
 from s2s_jax.training.optimizers import make_optimizer, make_schedule, with_frozen
-from s2s_jax.training.parallel import data_mesh
+from s2s_jax.training.parallel import OwnRows, data_mesh
 from s2s_jax.training.run import Run, RunConfig, summary
 
 
@@ -97,7 +97,8 @@ def train_by_recipe(
 ) -> Trained:
     """`fit` with the flags of the run, from another run's weights where they say so; writes `weights.safetensors`.
 
-    Prints a summary of the model first. `model` is changed only by `--init-from`.
+    Prints a summary of the model first. `model` is changed only by `--init-from`. With several processes `batches` gives
+    whole batches in each of them, and each trains on its own rows.
 
     Raises:
       ValueError, FileNotFoundError: a flag that does not fit the model; see `fit`, `load_weights`, `with_frozen`.
@@ -112,6 +113,8 @@ def train_by_recipe(
     schedule = make_schedule(config.schedule, config.learning_rate, config.warmup_steps, config.steps)
     optimizer = with_frozen(make_optimizer(config.optimizer, schedule, clip=config.clip), model, config.freeze)
     goal = config.goal_of_training()
+    if jax.process_count() > 1:
+        batches = OwnRows(batches, jax.process_index(), jax.process_count())
     trained = fit(
         model,
         loss,

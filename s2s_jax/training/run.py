@@ -43,6 +43,8 @@ class RunConfig:
             least = 0 if field.name in self.may_be_zero else 1
             if type(value) is int and value < least:
                 raise ValueError(f"{field.name}: expected at least {least}, got {value}")
+            if type(value) is float and not 0 <= value < math.inf:
+                raise ValueError(f"{field.name}: expected a number from 0 on, got {value}")
 
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)

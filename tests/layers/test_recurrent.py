@@ -352,7 +352,11 @@ def test_a_step_needs_a_layer_that_runs_forward(options):
         (lambda layer: layer(jnp.zeros((B, T, D)), lengths=np.array([1, -2, 1, 0])), ValueError, "got -2 in row 1"),
         (lambda layer: layer(jnp.zeros((B, T, D)), layer.initial_states(B + 1)), ValueError, r"state\[0\]\[0\]"),
         (lambda layer: layer(jnp.zeros((B, T, D)), layer.initial_states(B)[:1]), ValueError, "states: expected 2 layers"),
-        (lambda layer: layer(jnp.zeros((B, T, D)), layer.initial_states(B, jnp.bfloat16)), TypeError, "expected dtype float32"),
+        (
+            lambda layer: layer(jnp.zeros((B, T, D)), jax.tree.map(lambda h: h.astype(jnp.bfloat16), layer.initial_states(B))),
+            TypeError,
+            "expected dtype float32",
+        ),
     ],
 )
 def test_bad_input_is_named(call, error, message):

@@ -27,7 +27,7 @@ from s2s_jax.metrics import Mean, mean_over
 from s2s_jax.models import SequenceClassifier
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
-from s2s_jax.training.loop import fit, make_measure, make_train_step
+from s2s_jax.training.loop import Goal, fit, make_measure, make_train_step
 from s2s_jax.training.run import Run, RunConfig
 from s2s_jax.training.state import initial_train_state, model_of
 from tests.samples import assert_close
@@ -210,6 +210,230 @@ def test_evaluation_of_a_split_with_a_short_last_batch_is_exact(batch_size):
     assert got["loss"] == pytest.approx(-logs[np.arange(N), DATA["labels"]].mean(), rel=1e-6)
 
 
+# What people expect of a trainer --------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_named(tmp_path, capsys):
+    """Steps 3, 4 and 7 have a NaN in the batch; what remains is the training on the other batches."""
+    bad = {3, 4, 7}
+
+    class Batches:
+        def __call__(self, step):
+            batch = BATCHES(step)
+            return {**batch, "xs": batch["xs"] * np.float32(np.nan)} if step in bad else batch
+
+        def ids(self, step):
+            return [10 * step, 10 * step + 1]
+
+    run = run_in(tmp_path)
+    trained = fit_small(WithNorm(), loss=norm_loss, batches=Batches(), steps=10, run=run, log_every=5)
+    graphdef, state = initial_train_state(WithNorm(), OPTIMIZER)
+    step, losses = make_train_step(graphdef, OPTIMIZER, norm_loss), []
+    for k in sorted(set(range(10)) - bad):
+        state, totals = step(state, {}, BATCHES(k), jnp.uint32(11))
+        losses.append(totals["loss"].value())
+    assert_close(trained.state.params, state.params, 0)
+    assert_close(trained.state.opt_state, state.opt_state, 0)
+    assert_close(trained.state.rest, state.rest, 0)  # batch statistics too
+    assert (int(trained.state.step), int(trained.state.skipped.count), int(trained.state.skipped.in_row)) == (10, 3, 0)
+    lines = [line for line in run.history() if "train/loss" in line]
+    assert [line["train/skipped"] for line in lines] == pytest.approx([2 / 5, 1 / 5])
+    assert lines[0]["train/loss"] == pytest.approx(np.mean(losses[:3]), rel=1e-6)
+    written = [json.loads(line) for line in (run.folder / "skipped.jsonl").read_text().splitlines()]
+    assert written == [{"step": k, "ids": [10 * k, 10 * k + 1]} for k in sorted(bad)]
+    told = capsys.readouterr().out
+    assert "step 5: skipped 2, loss or gradient not finite, at step 3 (examples [30, 31]); 4 (examples [40, 41])" in told
+    assert "step 10: skipped 1" in told
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_where_the_loss_is():
+    """The square root has an infinite slope at zero, where its value is fine."""
+
+    def at_zero(model, batch, key):
+        value = jnp.sqrt(jnp.sum(model.output.kernel[...] ** 2) * 0)
+        return value, {}
+
+    trained = fit_small(WithNorm(), loss=at_zero, steps=3)
+    assert int(trained.state.skipped.count) == 3
+    assert_close(trained.state.params, nnx.state(WithNorm(), nnx.Param), 0)
+
+
+def test_too_many_skipped_steps_in_a_row_stop_the_run_and_name_the_checkpoint(tmp_path):
+    def batches(step):
+        batch = BATCHES(step)
+        return {**batch, "xs": batch["xs"] * np.float32(np.inf if step >= 12 else 1)}
+
+    run = run_in(tmp_path)
+    with pytest.raises(
+        FloatingPointError, match=r"steps in a row .*; the last good checkpoint is that of step 10 in .*checkpoints"
+    ):
+        fit_small(small_model(), batches=batches, steps=100, run=run, checkpoint_every=10, log_every=5, max_skipped=8, keep=9)
+    assert int(run.history()[-1]["step"]) == 20
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(parts):
+    """Also where the parts count differently: rows with more labels that count weigh more."""
+    counts = np.random.default_rng(4).integers(0, 2, (N, 1)).astype(bool) | (np.arange(N)[:, None] % 8 < 2)
+
+    def batches(step):
+        rows = (np.arange(8) + 8 * step) % N
+        return {"xs": DATA["xs"][rows], "labels": DATA["labels"][rows], "counts": counts[rows, 0]}
+
+    def masked(model, batch, key):
+        nats = cross_entropy(model(batch["xs"]), batch["labels"], batch["counts"])
+        return nats.total / nats.count, {"loss": nats}
+
+    whole = fit_small(small_model(), loss=masked, batches=batches, steps=12)
+    apart = fit_small(small_model(), loss=masked, batches=batches, steps=12, accumulate=parts)
+    assert_close(apart.state.params, whole.state.params, 2e-4)
+    with pytest.raises(ValueError, match="accumulate: expected a divisor of the batch's 8 rows, got 3"):
+        fit_small(small_model(), steps=1, accumulate=3)
+
+
+def test_averaged_parameters_are_those_of_the_equation():
+    """`a[t] = d a[t-1] + (1 - d) p[t]` with d = min(decay, t / (9 + t)), over the parameters of single steps."""
+    graphdef, state = initial_train_state(small_model(), OPTIMIZER)
+    step, average = make_train_step(graphdef, OPTIMIZER, loss), jax.tree.map(np.array, state.params)
+    for k in range(30):
+        state, _ = step(state, {}, BATCHES(k), jnp.uint32(11))
+        decay = min(0.7, (k + 1) / (10 + k))
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * np.asarray(p), average, state.params)
+    trained = fit_small(small_model(), steps=30, average_decay=0.7)
+    assert_close(nnx.state(trained.model, nnx.Param), average, 1e-5)
+    assert_close(trained.state.params, state.params, 1e-6)
+    assert np.any(np.asarray(trained.model.output.bias[...]) != np.asarray(trained.state.params["output"]["bias"][...]))
+
+
+def test_bfloat16_computes_narrow_and_keeps_wide():
+    seen = []
+
+    def watched(model, batch, key):
+        logits = model(batch["xs"], key=key)
+        seen.append((model.output.kernel[...].dtype, batch["xs"].dtype, batch["labels"].dtype, logits.dtype))
+        nats = cross_entropy(logits, batch["labels"])
+        return nats.total / nats.count, {"loss": nats}
+
+    trained = fit_small(small_model(), loss=watched, steps=20, compute_dtype=jnp.bfloat16)
+    assert set(seen) == {(jnp.bfloat16, jnp.bfloat16, jnp.int32, jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained.state.params)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained.state.opt_state)} <= {jnp.dtype("float32"), jnp.dtype("int32")}
+    wide = fit_small(small_model(), steps=20)
+    assert_close(trained.state.params, wide.state.params, 0.2)
+
+
+SCORES = [5.0, 3.0, 4.0, float("nan"), 2.0, 2.0, 2.5, 9.0, 1.0]
+
+
+def scripted(scores):
+    """An evaluation that says these numbers, one after the other, and the output bias of the model that it saw."""
+    told = []
+
+    def evaluate(model):
+        told.append(np.asarray(model.output.bias[...]))
+        return {"score": scores[len(told) - 1]}
+
+    return evaluate, told
+
+
+@pytest.mark.parametrize("in_folder", [False, True], ids=["in memory", "in a folder"])
+@pytest.mark.parametrize(
+    ("goal", "best", "evaluations"),
+    [
+        (Goal("score"), 8, 9),
+        (Goal("score", patience=3), 4, 8),
+        (Goal("score", patience=2), 1, 4),
+        (Goal("score", greater=True, keep=2), 7, 9),
+        (Goal("score", greater=True, patience=4), 0, 5),
+    ],
+    ids=str,
+)
+def test_the_best_model_comes_back_and_patience_ends(tmp_path, goal, best, evaluations, in_folder):
+    evaluate, told = scripted(SCORES)
+    run = run_in(tmp_path) if in_folder else None
+    options = {"steps": 18, "evaluate_every": 2, "goal": goal, "run": run, "checkpoint_every": 4}
+    trained = fit_small(small_model(), evaluate=evaluate, **options)
+    assert len(told) == evaluations
+    assert_close(np.asarray(trained.model.output.bias[...]), told[best], 0)
+    assert int(trained.state.step) == 2 * evaluations
+    if run is not None:
+        finite = {2 * k + 2: score for k, score in enumerate(SCORES[:evaluations]) if score == score}
+        order = sorted(finite, key=lambda step: (-finite[step] if goal.greater else finite[step], step))
+        assert {path.name for path in (run.folder / "best").iterdir()} == {
+            f"step-{k:08}.safetensors" for k in order[: goal.keep]
+        }
+        # The same command again trains no further, and gives the same model.
+        again = fit_small(small_model(), evaluate=evaluate, **options)
+        assert len(told) == evaluations
+        assert_close(nnx.state(again.model), nnx.state(trained.model), 0)
+
+
+def test_best_score_and_patience_outlive_an_interrupt(tmp_path):
+    """The last of three evaluations without a better one falls into the second sitting."""
+    evaluate, told = scripted(SCORES)
+    run = run_in(tmp_path)
+
+    def interrupted(step):
+        if step == 12 and len(told) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return BATCHES(step)
+
+    options = {"steps": 18, "evaluate_every": 2, "goal": Goal("score", patience=3), "run": run, "checkpoint_every": 100}
+    with pytest.raises(SystemExit) as stopped:
+        fit_small(small_model(), batches=interrupted, evaluate=evaluate, **options)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert len(told) == 6
+    trained = fit_small(small_model(), evaluate=evaluate, **options)
+    assert len(told) == 8
+    assert_close(np.asarray(trained.model.output.bias[...]), told[4], 0)
+
+
+def test_a_goal_that_is_not_measured_is_refused():
+    with pytest.raises(ValueError, match="goal: expected one of the metrics score, got 'accuracy'"):
+        fit_small(small_model(), steps=2, evaluate=scripted(SCORES)[0], goal=Goal("accuracy"))
+    with pytest.raises(ValueError, match="goal: expected one with keep of at least 1 and an evaluation"):
+        fit_small(small_model(), steps=2, goal=Goal("score"))
+
+
+def test_batches_that_iterate_are_asked_for_a_stream(tmp_path):
+    """From the step on where the run goes on, and only once a sitting."""
+
+    class Streamed:
+        def __init__(self):
+            self.began = []
+
+        def __call__(self, step):
+            return BATCHES(step)
+
+        def iterate(self, step):
+            self.began.append(step)
+            while True:
+                yield BATCHES(step)
+                step += 1
+
+    run, batches = run_in(tmp_path), Streamed()
+    fit_small(small_model(), batches=batches, steps=6, run=run, checkpoint_every=6)
+    trained = fit_small(small_model(), batches=batches, steps=12, run=run, checkpoint_every=6)
+    assert batches.began == [0, 6]
+    assert_close(trained.state.params, fit_small(small_model(), steps=12).state.params, 0)
+
+
+def test_the_parts_of_the_time_add_up(capsys):
+    def slow(step):
+        time.sleep(0.02)
+        return BATCHES(step)
+
+    def evaluate(model):
+        time.sleep(0.1)
+        return {"score": 0.0}
+
+    trained = fit_small(small_model(), batches=slow, steps=50, evaluate=evaluate, evaluate_every=10)
+    assert sum(trained.times.values()) == pytest.approx(trained.seconds, abs=0.05)
+    assert 1.0 <= trained.times["data"] < 1.5
+    assert 0.5 <= trained.times["evaluation"] < 0.8
+    assert "Time: " in capsys.readouterr().out
+
+
 # Compiled once, and fast enough --------------------------------------------------------------------------------------------
 
 
@@ -224,8 +448,8 @@ def test_the_step_compiles_once():
     assert len(traced) <= 2, "the step was traced again: once for the shapes of its metrics and once to compile it"
 
 
-def overhead(steps=100, rounds=9):
-    """Median seconds of a step in `fit` and of the bare jitted step, measured in turns inside one run of `fit`."""
+def overhead(run, steps=100, rounds=9):
+    """Median seconds of a step in `fit`, logs included, and of the bare jitted step, in turns inside one run of `fit`."""
     model, data = small_model(), DATA
     graphdef, state = initial_train_state(model, OPTIMIZER)
     state = jax.tree.map(jnp.copy, state)
@@ -259,40 +483,60 @@ def overhead(steps=100, rounds=9):
             began = time.perf_counter()
         return data
 
-    fit(model, loss, batches, optimizer=OPTIMIZER, steps=(rounds + 2) * steps, log_every=steps)
+    fit(model, loss, batches, optimizer=OPTIMIZER, steps=(rounds + 2) * steps, log_every=steps, run=run)
     return float(np.median(of_fit)), float(np.median(of_bare))
 
 
-def test_overhead_over_the_bare_step():
+def test_overhead_over_the_bare_step(tmp_path):
     """At most 5 % or 150 microseconds a step; the best of several tries, as other work on the machine only ever adds."""
     tries = []
-    for _ in range(6):
-        ours, bare = overhead()
+    for number in range(6):
+        ours, bare = overhead(run_in(tmp_path / str(number)))
         tries.append((1e6 * ours, 1e6 * bare))
         if ours - bare <= max(0.05 * bare, 150e-6):
             return
     pytest.fail(f"microseconds a step in fit and bare: {tries}")
 
 
-@pytest.mark.parametrize("name", ["addition", "addition repeat_vector", "pixels"])
-def test_train_steps_lower_for_every_platform(name):
+def of_addition(**options):
+    config = addition.Config(hidden_features=8, batch_size=4, **options)
+    sums = addition.sums_of(config)
+    return (
+        addition.build_model(config, sums),
+        functools.partial(addition.loss, config),
+        addition.training_batch(config, sums, 0),
+    )
+
+
+def of_pixels(**options):
+    config = pixels.Config(hidden_features=8, batch_size=4, **options)
+    batch = pixels.LabelledImages(np.zeros((4, 28, 28), np.uint8), np.zeros(4, np.int32))
+    return pixels.build_model(config), functools.partial(pixels.loss, config), batch
+
+
+TRAIN_STEPS = {
+    "addition": lambda: of_addition(),
+    "addition repeat_vector gru": lambda: of_addition(decoder="repeat_vector", cell="gru"),
+    "addition teacher forcing rnn": lambda: of_addition(teacher_forcing=0.5, cell="rnn", double_source=True),
+    "pixels": lambda: of_pixels(),
+    "pixels gru both ways": lambda: of_pixels(cell="gru", bidirectional=True, pooling="mean", order="permuted"),
+    "batch norm": lambda: (WithNorm(), norm_loss, BATCHES(0)),
+}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 2, "average_decay": 0.9, "compute_dtype": jnp.bfloat16}], ids=["", "all"]
+)
+@pytest.mark.parametrize("name", TRAIN_STEPS)
+def test_train_steps_lower_for_every_platform(name, options):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
-    if name == "pixels":
-        config = pixels.Config(hidden_features=8, batch_size=4)
-        model, loss = pixels.build_model(config), functools.partial(pixels.loss, config)
-        batch = pixels.LabelledImages(np.zeros((4, 28, 28), np.uint8), np.zeros(4, np.int32))
-    else:
-        decoder = "repeat_vector" if "repeat_vector" in name else "autoregressive"
-        config = addition.Config(hidden_features=8, batch_size=4, decoder=decoder)
-        sums = addition.sums_of(config)
-        model, loss = addition.build_model(config, sums), functools.partial(addition.loss, config)
-        batch = addition.training_batch(config, sums, 0)
-    graphdef, state = initial_train_state(model, optimizer)
+    model, loss, batch = TRAIN_STEPS[name]()
+    graphdef, state = initial_train_state(model, optimizer, average="average_decay" in options)
     abstract = jax.eval_shape(lambda *args: args, state, {}, batch, jnp.uint32(0))
     platforms = ("cpu", "cuda", "tpu")
-    exported = jax.export.export(make_train_step(graphdef, optimizer, loss), platforms=platforms)(*abstract)
+    exported = jax.export.export(make_train_step(graphdef, optimizer, loss, **options), platforms=platforms)(*abstract)
     assert exported.platforms == platforms
-    assert "while" in exported.mlir_module()
+    assert "while" in exported.mlir_module() or name == "batch norm"
 
 
 # What is refused -----------------------------------------------------------------------------------------------------------
@@ -395,7 +639,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bits(tmp_path):
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
-    assert "and saved. The same command goes on from there." in output
+    assert "and saved; the same command goes on from there." in output
     assert "Traceback" not in output
     assert not (folder / "weights.safetensors").exists()
     stopped = int(output.split("Stopped at step ")[1].split()[0])

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from s2s_jax.training.parallel import data_mesh, local, replicate, split_batch
+from s2s_jax.training.parallel import OwnRows, data_mesh, local, replicate, split_batch
 from tests.samples import assert_close
-from tests.training.test_loop import BATCHES, fit_small, norm_loss, run_in, small_model
-from tests.training.test_loop import WithNorm as WithNorm
+from tests.training.test_loop import BATCHES, WithNorm, fit_small, norm_loss, run_in, small_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,13 +70,13 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import jax
-from s2s_jax.training.parallel import data_mesh
+from s2s_jax.training.parallel import OwnRows, data_mesh
 process, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 jax.distributed.initialize(f"localhost:{port}", 2, process)
 from tests.training.test_loop import BATCHES, fit_small, run_in, small_model
 mesh = data_mesh()
 assert (mesh.size, len(mesh.local_devices)) == (4, 2)
-half = lambda step: jax.tree.map(lambda rows: rows[4 * process : 4 * process + 4], BATCHES(step))
+half = OwnRows(BATCHES, process, 2)
 evaluate = lambda model: {"bias": float(model.output.bias[...][0])}
 options = dict(run=run_in(folder), log_every=1, mesh=mesh, checkpoint_every=10, evaluate=evaluate, evaluate_every=10)
 fit_small(small_model(), batches=half, steps=10, **options)
@@ -109,3 +108,21 @@ def test_two_processes_give_the_losses_of_one_device(tmp_path):
     assert biases[0] == biases[1]
     assert biases[0] == pytest.approx(float(want.model.output.bias[...][0]), rel=1e-4)
     assert json.loads((got.folder / "config.json").read_text())["steps"] == 25
+
+
+def test_own_rows_put_together_are_the_batch():
+    class Named:
+        def __call__(self, step):
+            return BATCHES(step)
+
+        def ids(self, step):
+            return [step]
+
+    parts = [OwnRows(Named(), index, 4) for index in range(4)]
+    for step, together in zip(range(3, 6), zip(*(part.iterate(3) for part in parts), strict=True), strict=False):
+        assert_close(jax.tree.map(lambda *rows: np.concatenate(rows), *together), BATCHES(step), 0)
+        assert_close(parts[1](step), together[1], 0)
+    assert parts[2].ids(7) == [7]
+    assert not hasattr(OwnRows(BATCHES, 0, 2), "ids")
+    with pytest.raises(ValueError, match="batch: expected a number of rows that 3 processes can share, got 8"):
+        OwnRows(BATCHES, 0, 3)(0)

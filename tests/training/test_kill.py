@@ -1,0 +1,145 @@
+"""A real run, killed with SIGKILL again and again, ends with the bits of one that was left alone."""
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+
+from s2s_jax.training.checkpoint import Checkpoints, save_weights
+from s2s_jax.training.loop import Goal, fit
+from tests.training import test_loop as small
+
+STEPS, EVERY, KILLS = 200, 10, 20
+# Each run is a process of its own; it is forked from one that has imported everything and done nothing, which saves seconds.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["orbax.checkpoint", "tests.training.test_kill"])
+
+
+def train(folder, cache, pause):
+    """A run with dropout, a goal with patience, averaged parameters, and a step that is skipped."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def batches(step):
+        with (folder / "asked").open("a") as asked:
+            asked.write(f"{step}\n")
+        time.sleep(pause)
+        batch = small.BATCHES(step)
+        return {**batch, "xs": batch["xs"] * np.float32(np.nan if step == 57 else 1)}
+
+    with (folder / "told").open("a") as told, contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        run = small.run_in(folder, steps=STEPS)
+        trained = fit(
+            small.small_model(),
+            small.loss,
+            batches,
+            optimizer=small.OPTIMIZER,
+            steps=STEPS,
+            seed=11,
+            evaluate=lambda model: {"score": float(np.sin(1e3 * model.output.bias[...][0]))},
+            evaluate_every=10,
+            goal=Goal("score", patience=1000, keep=3),
+            run=run,
+            checkpoint_every=EVERY,
+            log_every=10,
+            average_decay=0.99,
+        )
+        save_weights(run.weights, trained.model)
+
+
+def start(folder, cache, pause=0.0):
+    process = PROCESSES.Process(target=train, args=(folder, cache, pause))
+    process.start()
+    return process
+
+
+def finish(process, folder):
+    process.join(300)
+    assert process.exitcode == 0, (folder / "told").read_text()
+
+
+def last_checkpoint(folder):
+    """All leaves of the newest checkpoint as they lie on the disk, and its values but for the seconds."""
+    checkpoints = Checkpoints(folder / "task" / "default" / "checkpoints")
+    (*_, step) = checkpoints.steps()
+    stored = checkpoints._manager.restore(step, args=checkpoints._ocp.args.Composite(
+        tree=checkpoints._ocp.args.StandardRestore(), values=checkpoints._ocp.args.JsonRestore()
+    ))  # fmt: skip
+    values = {name: value for name, value in stored["values"].items() if name != "times"}
+    return step, {name: np.asarray(leaf) for name, leaf in stored["tree"].items()}, values
+
+
+def test_twenty_kills_change_no_bit(tmp_path):
+    """At random moments, during the write of a checkpoint too; at most the steps since the last checkpoint are done twice."""
+    left_alone, killed, cache = tmp_path / "left alone", tmp_path / "killed", tmp_path / "cache"
+    finish(start(left_alone, cache), left_alone)
+
+    rng = np.random.default_rng(0)
+    kills, during_write = 0, 0
+    while kills < KILLS:
+        process = start(killed, cache, pause=0.02)
+        asked = killed / "asked"
+        before = asked.stat().st_size if asked.exists() else 0
+        deadline = time.monotonic() + 120
+        # It has begun to train once it asks for batches; then some of the time that all steps that are left would take.
+        while (not asked.exists() or asked.stat().st_size == before) and process.is_alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        if kills % 2:
+            # Wait for the temporary folder of a checkpoint, so that it is the write that is killed.
+            folder = killed / "task" / "default" / "checkpoints"
+            until = time.monotonic() + 20
+            while not list(folder.glob("*tmp*")) and process.is_alive() and time.monotonic() < until:
+                time.sleep(0.0005)
+            during_write += bool(list(folder.glob("*tmp*")))
+        else:
+            time.sleep(float(rng.uniform(0.0, 0.6)))
+        if not process.is_alive():
+            break  # it has ended before its kill
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    finish(start(killed, cache), killed)
+
+    step, leaves, values = last_checkpoint(killed)
+    want_step, want_leaves, want_values = last_checkpoint(left_alone)
+    assert step == want_step == STEPS
+    assert leaves.keys() == want_leaves.keys()
+    for name, leaf in leaves.items():
+        assert leaf.tobytes() == want_leaves[name].tobytes(), name
+    assert values == want_values
+    for name in ("weights.safetensors", *(f"best/{path.name}" for path in (left_alone / "task/default/best").iterdir())):
+        assert (killed / "task/default" / name).read_bytes() == (left_alone / "task/default" / name).read_bytes(), name
+
+    sittings, last = [], STEPS
+    for line in (killed / "asked").read_text().splitlines():
+        if int(line) <= last:
+            sittings.append([])
+        last = int(line)
+        sittings[-1].append(last)
+    for sitting, after in itertools.pairwise(sittings):
+        assert sitting[-1] - after[0] <= EVERY + 1, "more steps were done again than since the last checkpoint"
+    assert kills == KILLS
+    assert during_write >= 3
+    lines = {(line["step"], tuple(line)): line for line in map(json.loads, _whole_lines(killed / "task/default/metrics.jsonl"))}
+    want = {
+        (line["step"], tuple(line)): line for line in map(json.loads, _whole_lines(left_alone / "task/default/metrics.jsonl"))
+    }
+    assert lines.keys() == want.keys()
+    for key, line in want.items():
+        timed = ("seconds", "steps_per_second")
+        assert {name: v for name, v in lines[key].items() if name not in timed} == {
+            n: v for n, v in line.items() if n not in timed
+        }
+
+
+def _whole_lines(path):
+    return [line for line in path.read_text().splitlines() if line.endswith("}")]

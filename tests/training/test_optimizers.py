@@ -1,0 +1,117 @@
+"""Optimisers and schedules by name against optax itself and closed forms, and parts of a model that stay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from s2s_jax.training.optimizers import is_under, make_optimizer, make_schedule, with_frozen
+from tests.samples import assert_close
+
+PEAK, WARMUP, STEPS = 0.4, 10, 200
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("constant", lambda step: PEAK),
+        ("cosine", lambda step: PEAK * 0.5 * (1 + np.cos(np.pi * (step - WARMUP) / (STEPS - WARMUP)))),
+        ("linear", lambda step: PEAK * (STEPS - step) / (STEPS - WARMUP)),
+        ("inverse_sqrt", lambda step: PEAK * np.sqrt(WARMUP / (step + 1))),
+    ],
+)
+def test_schedules_rise_to_the_peak_and_fall_as_their_formula(name, at):
+    schedule = make_schedule(name, PEAK, WARMUP, STEPS)
+    for step in range(WARMUP):
+        begun = step + 1 if name == "inverse_sqrt" else step
+        assert float(schedule(step)) == pytest.approx(PEAK * begun / WARMUP, abs=1e-6)
+    for step in range(WARMUP, STEPS + 1):
+        assert float(schedule(step)) == pytest.approx(at(step), abs=2e-6)
+
+
+def test_a_warm_up_takes_at_most_a_tenth():
+    assert float(make_schedule("constant", PEAK, 1000, 50)(5)) == pytest.approx(PEAK)
+
+
+def test_any_schedule_of_optax_by_its_call():
+    ours = make_schedule("exponential_decay(init_value=0.1, transition_steps=5, decay_rate=0.5)", PEAK, WARMUP, STEPS)
+    assert [float(ours(step)) for step in (0, 5, 10)] == pytest.approx([0.1, 0.05, 0.025])
+
+
+def trained(optimizer, steps=5):
+    params = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2))}
+    state = optimizer.init(params)
+    for step in range(steps):
+        gradients = jax.tree.map(lambda p, k=step: jnp.cos(p + k) * 3, params)
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("adam", lambda: optax.adam(0.1)),
+        ("sgd(momentum=0.9, nesterov=True)", lambda: optax.sgd(0.1, momentum=0.9, nesterov=True)),
+        ("adamw(weight_decay=0.3)", lambda: optax.adamw(0.1, weight_decay=0.3)),
+        ("rmsprop", lambda: optax.rmsprop(0.1)),
+    ],
+)
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_optimisers_by_name_are_those_of_optax(name, theirs, clip):
+    want = optax.chain(optax.clip_by_global_norm(clip), theirs()) if clip else theirs()
+    assert_close(trained(make_optimizer(name, 0.1, clip=clip)), trained(want), 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: make_optimizer("adamm", 0.1), "optimizer: expected a name of optax, got 'adamm'"),
+        (lambda: make_optimizer("adam(0.1)", 0.1), "optimizer: expected a name of optax, or name"),
+        (lambda: make_optimizer("adam(beta=1)", 0.1), r"optimizer: 'adam\(beta=1\)' is not what optax takes.*beta"),
+        (lambda: make_optimizer("__import__('os')", 0.1), "optimizer: expected a name of optax, or name"),
+        (lambda: make_optimizer("adam(b1=open('x'))", 0.1), "optimizer: expected a name of optax, or name"),
+        (lambda: make_optimizer("global_norm", 0.1), "is not what optax takes|expected one of optax"),
+        (lambda: make_schedule("cosinus", 1.0, 1, 10), "schedule: expected constant, cosine, linear, inverse_sqrt, or a call"),
+        (lambda: make_schedule("no_such(a=1)", 1.0, 1, 10), "schedule: expected a name of optax, got 'no_such'"),
+    ],
+)
+def test_what_optax_does_not_have_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+class Two(nnx.Module):
+    def __init__(self):
+        self.below = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        self.above = nnx.Linear(3, 1, rngs=nnx.Rngs(1))
+
+
+@pytest.mark.parametrize(("freeze", "stay"), [(("below",), {"below"}), (("above.bias", "below.kernel"), None), ((), set())])
+def test_frozen_parts_stay_and_count_in_no_norm(freeze, stay):
+    model = Two()
+    params = nnx.state(model, nnx.Param)
+    base = make_optimizer("adamw(weight_decay=0.5)", 0.1, clip=1.0)
+    optimizer = with_frozen(base, model, freeze)
+    gradients = jax.tree.map(lambda p: jnp.ones_like(p) * 7, params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    named = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(updates)}
+    frozen = {name for name in named if any(is_under(name, prefix) for prefix in freeze)}
+    assert {name for name, update in named.items() if not np.any(update)} == frozen
+    if stay is not None:
+        assert {name.split(".")[0] for name in frozen} == stay
+    # What is left is trained as if nothing else were there.
+    rest = {
+        name: jnp.asarray(leaf[...])
+        for (name, leaf) in ((".".join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(params))
+    }
+    rest = {name: leaf for name, leaf in rest.items() if name not in frozen}
+    want, _ = base.update(jax.tree.map(lambda p: jnp.ones_like(p) * 7, rest), base.init(rest), rest)
+    assert_close({name: named[name] for name in rest}, want, 1e-6)
+
+
+def test_a_part_that_the_model_lacks_is_refused():
+    with pytest.raises(ValueError, match="freeze: expected a part of the model such as above, got 'bel'"):
+        with_frozen(optax.sgd(1.0), Two(), ("bel",))

@@ -1,0 +1,166 @@
+"""The flags that every training has, from the command line to the weights."""
+
+import dataclasses
+import json
+import statistics
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from s2s_jax.training.checkpoint import load_weights, read_weights
+from s2s_jax.training.command import main
+from s2s_jax.training.loop import fit
+from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
+from tests.samples import assert_close
+from tests.training.test_loop import BATCHES, loss, small_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    steps: int = 12
+    evaluate_every: int = 3
+    learning_rate: float = 0.01
+
+
+def evaluation(model):
+    return {"bias": float(model.output.bias[...][0])}
+
+
+def train(run):
+    run.trained_on("noise", "generated")
+    trained = train_by_recipe(run, seeded(run.config.seed), loss, BATCHES, evaluation)
+    run.finish(split="none", metrics=evaluation(trained.model), published=[], steps=12, examples=96, seconds=1.0)
+
+
+def seeded(seed):
+    graphdef, params, rest = nnx.split(small_model(), nnx.Param, ...)
+    return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf * (1 + 0.1 * seed), params), rest)
+
+
+def nothing(*_):
+    raise AssertionError
+
+
+def call(folder, *flags):
+    main("task", Config, train=train, evaluate=nothing, predict=nothing, arguments=[*flags, "--runs-dir", str(folder)])
+
+
+def weights(folder, name="default"):
+    return load_file(str(folder / "task" / name / "weights.safetensors"))
+
+
+def by_hand(optimizer, steps=12, **options):
+    return fit(small_model(), loss, BATCHES, optimizer=optimizer, steps=steps, seed=0, **options).model
+
+
+def clipped(optimizer):
+    return optax.chain(optax.clip_by_global_norm(1.0), optimizer)
+
+
+COSINE = optax.warmup_cosine_decay_schedule(0.0, 0.01, 1, 12)
+SGD = ["--optimizer", "sgd(momentum=0.9)", "--schedule", "constant", "--warmup-steps", "0", "--clip", "0"]
+CALLED = ["--optimizer", "adamw(weight_decay=0.1)"]
+CALLED += ["--schedule", "exponential_decay(init_value=0.1, transition_steps=3, decay_rate=0.5)"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "optimizer"),
+    [
+        ([], clipped(optax.adam(COSINE))),
+        (SGD, optax.sgd(0.01, momentum=0.9)),
+        (CALLED, clipped(optax.adamw(optax.exponential_decay(0.1, 3, 0.5), weight_decay=0.1))),
+    ],
+    ids=["defaults", "sgd", "called"],
+)
+def test_optimiser_and_schedule_are_those_named(tmp_path, flags, optimizer):
+    call(tmp_path, *flags)
+    load_weights(tmp_path / "task" / "default" / "weights.safetensors", got := small_model())
+    assert_close(nnx.state(got), nnx.state(by_hand(optimizer)), 1e-6)
+
+
+def test_a_run_starts_from_another_in_part_with_frozen_parts(tmp_path):
+    call(tmp_path, "--name", "first")
+    first = weights(tmp_path, "first")
+    options = ["--init-from", str(tmp_path / "task" / "first"), "--init-parts", "recurrent", "--freeze", "recurrent", "--name"]
+    call(tmp_path, *options, "second")
+    second = weights(tmp_path, "second")
+    for name in first:
+        if name.startswith("recurrent"):
+            assert_close(second[name], first[name], 0)
+        else:  # from nothing, and trained
+            assert np.any(second[name] != first[name])
+    # All of it, and none frozen: what the first steps of the first run's end would give.
+    call(tmp_path, "--init-from", str(tmp_path / "task" / "first"), "--learning-rate", "0.0", "--name", "third")
+    assert_close(weights(tmp_path, "third"), first, 0)
+
+
+def test_several_seeds_are_several_runs_with_mean_and_deviation(tmp_path, capsys):
+    call(tmp_path, "--seeds", "3", "--seed", "4", "--name", "many")
+    values = []
+    for seed in (4, 5, 6):
+        result = json.loads((tmp_path / "task" / f"many-seed{seed}" / "result.json").read_text())
+        assert result["seed"] == seed
+        values.append(result["metrics"]["bias"])
+    assert len(set(values)) == 3
+    line = f"bias {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+    assert line in capsys.readouterr().out
+    before = (tmp_path / "task" / "many-seed5" / "result.json").read_text()
+    call(tmp_path, "--seeds", "3", "--seed", "4", "--name", "many")
+    assert line in capsys.readouterr().out
+    assert (tmp_path / "task" / "many-seed5" / "result.json").read_text() == before
+
+
+def test_the_best_models_and_their_mean(tmp_path):
+    call(tmp_path, "--goal", "max:bias", "--keep-best", "2")
+    best = sorted((tmp_path / "task" / "default" / "best").iterdir())
+    assert len(best) == 2
+    scores = {path: float(read_weights(path)["output.bias"][0]) for path in best}
+    assert weights(tmp_path)["output.bias"][0] == max(scores.values())
+    call(tmp_path, "--goal", "max:bias", "--keep-best", "2", "--average-best", "--name", "mean")
+    assert_close(
+        weights(tmp_path, "mean")["output.bias"], np.mean([read_weights(path)["output.bias"] for path in best], axis=0), 1e-6
+    )
+
+
+def test_all_devices_give_the_same_weights(tmp_path):
+    call(tmp_path, "--name", "one")
+    call(tmp_path, "--name", "eight", "--data-parallel")
+    assert_close(weights(tmp_path, "eight"), weights(tmp_path, "one"), 1e-3)
+
+
+def test_narrow_precision_and_averages_reach_the_training(tmp_path):
+    call(tmp_path, "--precision", "bfloat16", "--average-decay", "0.5", "--accumulate", "2")
+    want = by_hand(
+        clipped(optax.adam(COSINE)),
+        compute_dtype=jax.numpy.bfloat16,
+        average_decay=0.5,
+        accumulate=2,
+    )
+    load_weights(tmp_path / "task" / "default" / "weights.safetensors", got := small_model())
+    assert_close(nnx.state(got), nnx.state(want), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--goal", "bias"], "goal: expected min:METRIC or max:METRIC, got 'bias'"),
+        (["--goal", "max:acc"], "goal: expected one of the metrics bias, got 'acc'"),
+        (["--patience", "3"], "goal: expected one with --patience or --average-best"),
+        (["--init-parts", "recurrent"], "init_parts: expected --init-from as well"),
+        (["--init-from", "nowhere"], r"nowhere.*weights.safetensors"),
+        (["--freeze", "encoder"], "freeze: expected a part of the model such as"),
+        (["--processes", "2"], "processes: expected --data-parallel"),
+        (["--optimizer", "adamm"], "optimizer: expected a name of optax, got 'adamm'"),
+        (["--learning-rate", "nan"], "learning_rate: expected a number from 0 on, got nan"),
+        (["--average-decay", "1.0"], r"average_decay: expected a number in \[0, 1\), got 1.0"),
+        (["--accumulate", "3"], "accumulate: expected a divisor of the batch's 8 rows, got 3"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_flags_that_do_not_fit_are_named(tmp_path, flags, message):
+    with pytest.raises(SystemExit, match=message):
+        call(tmp_path, *flags)
