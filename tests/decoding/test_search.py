@@ -1,4 +1,4 @@
-"""Greedy search on decoders whose logits are written down, against enumeration."""
+"""Greedy search and sampling on decoders whose logits are written down, against enumeration."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2s_jax.decoding import greedy
+from s2s_jax.decoding import greedy, sample
 from s2s_jax.types import DecoderOutput
 from tests.samples import assert_close
 
@@ -191,3 +191,102 @@ def test_scores_of_half_precision_logits_add_up_in_float32():
 def test_bad_input_is_named(state, options, message):
     with pytest.raises(ValueError, match=message):
         greedy(markov_step, jnp.zeros((V, V)), None, state, **{"start": START, "end": END, "max_length": 4, **options})
+
+
+# Sampling --------------------------------------------------------------------------------------------------------------------
+
+
+def allowed(logits, temperature, top_k, top_p):
+    """The distribution that a symbol is drawn from, one symbol after the other."""
+    scaled = [value / temperature for value in logits]
+    order = sorted(range(V), key=lambda symbol: -scaled[symbol])
+    kept = order[: top_k or V]
+    whole = sum(np.exp(scaled[symbol]) for symbol in kept)
+    if top_p is not None:
+        total, enough = 0.0, []
+        for symbol in kept:
+            if total < top_p:
+                enough.append(symbol)
+            total += np.exp(scaled[symbol]) / whole
+        kept = enough
+    weights = np.array([np.exp(scaled[symbol]) if symbol in kept else 0.0 for symbol in range(V)])
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1.0, None, None), (0.5, None, None), (2.0, 3, None), (1.0, 1, None), (1.0, None, 0.7), (1.5, 4, 0.8), (1.0, None, 1e-6)],
+)
+def test_symbols_are_drawn_from_the_distribution_that_is_left(temperature, top_k, top_p):
+    """20,000 first symbols and, of those rows, second ones that depend on the first."""
+    rows = 20_000
+    transitions = np.random.default_rng(1).normal(size=(V, V)).astype(np.float32) * 1.5
+    state = jnp.zeros(rows, jnp.int32)
+    found = sample(
+        lambda params, context, state, tokens: DecoderOutput(state, params[tokens], ()),
+        jnp.asarray(transitions), None, state, jax.random.key(0), start=START, end=END, max_length=2, pad=PAD,
+        temperature=temperature, top_k=top_k, top_p=top_p,
+    )  # fmt: skip
+    tokens, scores = np.asarray(found.tokens), np.asarray(found.scores)
+    want = allowed(transitions[START], temperature, top_k, top_p)
+    counts = np.bincount(tokens[:, 0], minlength=V)
+    assert np.all(counts[want == 0] == 0)
+    assert np.all(np.abs(counts / rows - want) <= 5 * np.sqrt(want * (1 - want) / rows) + 1e-9)
+    for first in range(V):
+        of_first = tokens[tokens[:, 0] == first, 1]
+        if first == END:
+            assert np.all(of_first == PAD)
+        elif len(of_first) > 100:
+            want = allowed(transitions[first], temperature, top_k, top_p)
+            share = np.bincount(of_first, minlength=V) / len(of_first)
+            assert np.all(np.abs(share - want) <= 5 * np.sqrt(want * (1 - want) / len(of_first)) + 1e-9)
+    logs = log_softmax(transitions)
+    by_hand = logs[START, tokens[:, 0]] + np.where(tokens[:, 0] == END, 0, logs[tokens[:, 0], tokens[:, 1]])
+    assert_close(scores, by_hand, 1e-5)
+    assert np.array_equal(np.asarray(found.lengths), np.where(tokens[:, 0] == END, 1, 2))
+
+
+def test_the_key_decides_and_one_symbol_is_greedy():
+    table = jnp.asarray(np.random.default_rng(3).normal(size=(6, 8, V)), jnp.float32)
+    how = {"start": START, "end": END, "max_length": 8}
+
+    def drawn(key, **options):
+        return sample(script_step, None, table, jnp.zeros(6, jnp.int32), jax.random.key(key), **how, **options)
+
+    assert_close(tuple(drawn(1)), tuple(drawn(1)), 0)
+    assert np.any(np.asarray(drawn(1).tokens) != np.asarray(drawn(2).tokens))
+    assert_close(tuple(drawn(1, top_k=1)), tuple(search(table)), 0)
+    assert_close(tuple(drawn(1, temperature=1e-4)), tuple(search(table)), 1e-6)
+
+
+def test_another_temperature_compiles_nothing_new():
+    table = jnp.asarray(np.random.default_rng(3).normal(size=(2, 3, V)), jnp.float32)
+    how = {"start": START, "end": END, "max_length": 3}
+    traced = []
+
+    def step(params, context, state, tokens):
+        traced.append(1)
+        return script_step(params, context, state, tokens)
+
+    counts = []
+    for temperature, top_p in ((1.0, 0.9), (0.3, 0.2)):
+        sample(step, None, table, jnp.zeros(2, jnp.int32), jax.random.key(0), temperature=temperature, top_p=top_p, **how)
+        counts.append(len(traced))
+    assert counts[1] - counts[0] <= 1  # the look at the size of the vocabulary
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature: expected a number above 0, got 0.0"),
+        ({"temperature": float("nan")}, "temperature: expected a number above 0, got nan"),
+        ({"top_k": 0}, "top_k: expected 1 to 5, got 0"),
+        ({"top_k": 6}, "top_k: expected 1 to 5, got 6"),
+        ({"top_p": 0.0}, "top_p: expected a number above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.1}, "top_p: expected a number above 0 and at most 1, got 1.1"),
+    ],
+)
+def test_what_nothing_can_be_drawn_from_is_refused(options, message):
+    table = jnp.zeros((2, 3, V))
+    with pytest.raises(ValueError, match=message):
+        sample(script_step, None, table, jnp.zeros(2, jnp.int32), jax.random.key(0), start=1, end=2, max_length=3, **options)
