@@ -1,5 +1,6 @@
 """Checkpoints of a training state (Orbax), and a model's weights as one file (safetensors)."""
 
+import json
 import os
 import warnings
 import zlib
@@ -123,7 +124,8 @@ class BestWeights:
         # Of equal scores the earlier stays, so that a run that went on after a kill keeps the same ones.
         kept = sorted(scores, key=lambda other: (-self._sign * scores[other], other))[: self._keep]
         if step in kept:
-            save_weights(self._path(step), model, {"step": str(step), "score": repr(score)})
+            # One entry: safetensors writes several in an order of its own, and the same weights should be the same bytes.
+            save_weights(self._path(step), model, {"evaluation": json.dumps({"step": step, "score": score})})
         for other in scores:
             if other not in kept:
                 self._path(other).unlink(missing_ok=True)
@@ -145,8 +147,8 @@ class BestWeights:
         scores = {}
         for path in sorted(self.folder.glob("step-*.safetensors")):
             with safe_open(str(path), framework="np") as file:
-                values = file.metadata()
-            scores[int(values["step"])] = float(values["score"])
+                evaluation = json.loads(file.metadata()["evaluation"])
+            scores[evaluation["step"]] = evaluation["score"]
         return scores
 
 

@@ -95,8 +95,12 @@ def make_train_step(
                 state._replace(rest=rest), part, jax.random.fold_in(key, k)
             )
             count = metrics["loss"].count.astype(jnp.float32)
-            gradients = jax.tree.map(lambda total, g: total + count * g, gradients, part_gradients)
-            return (rest, value + count * part_value, weight + count, gradients), metrics
+
+            def weighted(x: Array) -> Array:
+                return jnp.where(count > 0, count * x, 0)  # a part in which nothing counts has a mean of NaN
+
+            gradients = jax.tree.map(lambda total, g: total + weighted(g), gradients, part_gradients)
+            return (rest, value + weighted(part_value), weight + count, gradients), metrics
 
         parts = jax.tree.map(lambda rows: rows.reshape(accumulate, len(rows) // accumulate, *rows.shape[1:]), batch)
         nothing = (state.rest, jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
@@ -341,7 +345,8 @@ class _Best:
         if self._files is not None and score == score:
             self._files.add(step, score, model)
         if self._goal.improves(score, past.best):
-            self._kept = model
+            graphdef, state = nnx.split(model)
+            self._kept = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))  # its arrays are given up to the next step
             return past._replace(best=score, best_step=step, worse=0)
         worse = past.worse + 1
         return past._replace(worse=worse, ended=self._goal.patience is not None and worse >= self._goal.patience)

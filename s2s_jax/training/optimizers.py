@@ -5,23 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
-# (peak, warm-up steps, all steps) -> schedule. What optax has beyond these is named as a call, arguments and all.
+# (peak, steps after the warm-up, steps of the warm-up) -> schedule after the warm-up. What optax has beyond these is named as
+# a call, arguments and all.
 _SCHEDULES = {
-    "constant": lambda peak, warmup, steps: optax.warmup_constant_schedule(0.0, peak, warmup),
-    "cosine": lambda peak, warmup, steps: optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps),
-    "linear": lambda peak, warmup, steps: (
-        optax.schedules.warmup_constant_schedule(0.0, peak, warmup)
-        if steps <= warmup
-        else optax.join_schedules(
-            [optax.linear_schedule(0.0, peak, warmup), optax.linear_schedule(peak, 0.0, steps - warmup)], [warmup]
-        )
-    ),
+    "constant": lambda peak, steps, warmup: optax.constant_schedule(peak),
+    "cosine": lambda peak, steps, warmup: optax.cosine_decay_schedule(peak, steps),
+    "linear": lambda peak, steps, warmup: optax.linear_schedule(peak, 0.0, steps),
     # Vaswani et al., arXiv 1706.03762, section 5.3.
-    "inverse_sqrt": lambda peak, warmup, steps: (
-        lambda step: peak * jax.numpy.minimum((step + 1) / max(warmup, 1), jax.numpy.sqrt(max(warmup, 1) / (step + 1)))
+    "inverse_sqrt": lambda peak, steps, warmup: (
+        lambda step: peak * jnp.sqrt(max(warmup, 1) / jnp.maximum(step + max(warmup, 1), 1))
     ),
 }
 
@@ -40,7 +36,9 @@ def make_schedule(name: str, peak: float, warmup_steps: int, steps: int) -> opta
       ValueError: a name that is none, or arguments that optax does not take.
     """
     if name in _SCHEDULES:
-        return _SCHEDULES[name](peak, min(warmup_steps, steps // 10), steps)
+        warmup = min(warmup_steps, steps // 10)
+        after = _SCHEDULES[name](peak, steps - warmup, warmup)
+        return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
     if "(" not in name:
         raise ValueError(
             f"schedule: expected {', '.join(_SCHEDULES)}, or a call such as 'cosine_decay_schedule(...)', got {name!r}"

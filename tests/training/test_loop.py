@@ -315,7 +315,8 @@ def test_bfloat16_computes_narrow_and_keeps_wide():
         return nats.total / nats.count, {"loss": nats}
 
     trained = fit_small(small_model(), loss=watched, steps=20, compute_dtype=jnp.bfloat16)
-    assert set(seen) == {(jnp.bfloat16, jnp.bfloat16, jnp.int32, jnp.bfloat16)}
+    narrow = jnp.dtype("bfloat16")
+    assert set(seen) == {(narrow, narrow, jnp.dtype("int32"), narrow)}
     assert {leaf.dtype for leaf in jax.tree.leaves(trained.state.params)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(trained.state.opt_state)} <= {jnp.dtype("float32"), jnp.dtype("int32")}
     wide = fit_small(small_model(), steps=20)

@@ -19,20 +19,25 @@ PEAK, WARMUP, STEPS = 0.4, 10, 200
         ("constant", lambda step: PEAK),
         ("cosine", lambda step: PEAK * 0.5 * (1 + np.cos(np.pi * (step - WARMUP) / (STEPS - WARMUP)))),
         ("linear", lambda step: PEAK * (STEPS - step) / (STEPS - WARMUP)),
-        ("inverse_sqrt", lambda step: PEAK * np.sqrt(WARMUP / (step + 1))),
+        ("inverse_sqrt", lambda step: PEAK * np.sqrt(WARMUP / step)),
     ],
 )
 def test_schedules_rise_to_the_peak_and_fall_as_their_formula(name, at):
     schedule = make_schedule(name, PEAK, WARMUP, STEPS)
     for step in range(WARMUP):
-        begun = step + 1 if name == "inverse_sqrt" else step
-        assert float(schedule(step)) == pytest.approx(PEAK * begun / WARMUP, abs=1e-6)
+        assert float(schedule(step)) == pytest.approx(PEAK * step / WARMUP, abs=1e-6)
     for step in range(WARMUP, STEPS + 1):
         assert float(schedule(step)) == pytest.approx(at(step), abs=2e-6)
 
 
 def test_a_warm_up_takes_at_most_a_tenth():
     assert float(make_schedule("constant", PEAK, 1000, 50)(5)) == pytest.approx(PEAK)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "inverse_sqrt"])
+def test_without_a_warm_up_the_first_step_has_the_peak(name):
+    assert float(make_schedule(name, PEAK, 0, STEPS)(0)) == pytest.approx(PEAK)
+    assert float(make_schedule(name, PEAK, 5, 9)(0)) == pytest.approx(PEAK)  # of nine steps none is a tenth
 
 
 def test_any_schedule_of_optax_by_its_call():

@@ -155,7 +155,6 @@ def test_narrow_precision_and_averages_reach_the_training(tmp_path):
         (["--freeze", "encoder"], "freeze: expected a part of the model such as"),
         (["--processes", "2"], "processes: expected --data-parallel"),
         (["--optimizer", "adamm"], "optimizer: expected a name of optax, got 'adamm'"),
-        (["--learning-rate", "nan"], "learning_rate: expected a number from 0 on, got nan"),
         (["--average-decay", "1.0"], r"average_decay: expected a number in \[0, 1\), got 1.0"),
         (["--accumulate", "3"], "accumulate: expected a divisor of the batch's 8 rows, got 3"),
     ],
@@ -164,3 +163,9 @@ def test_narrow_precision_and_averages_reach_the_training(tmp_path):
 def test_flags_that_do_not_fit_are_named(tmp_path, flags, message):
     with pytest.raises(SystemExit, match=message):
         call(tmp_path, *flags)
+
+
+@pytest.mark.parametrize(("field", "value"), [("learning_rate", float("nan")), ("clip", -1.0), ("keep", 0), ("patience", -1)])
+def test_numbers_out_of_range_are_named(field, value):
+    with pytest.raises(ValueError, match=rf"{field}: expected (a number from 0 on|at least [01]), got {value}"):
+        Config(**{field: value})
