@@ -106,3 +106,7 @@ def test_bad_input_is_named(tmp_path):
 
 def test_an_empty_folder_gives_an_empty_table(tmp_path):
     assert report.table(tmp_path).endswith(report.HEADER)
+
+
+def test_the_table_in_the_repository_is_that_of_its_cards():
+    assert report.table(report.FOLDER / "results") == (report.FOLDER / "RESULTS.md").read_text()
