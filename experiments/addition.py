@@ -26,7 +26,7 @@ import numpy as np
 from flax import nnx
 
 from s2s_jax import cells, plots
-from s2s_jax.data.pipeline import evaluation_batches
+from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.sums import Sums
 from s2s_jax.data.vocabulary import END, PAD, START
 from s2s_jax.decoding.search import Found, greedy
@@ -148,13 +148,12 @@ def decode(model: Seq2Seq, batch: dict[str, Any]) -> Found:
     return greedy(step, params, context, state, start=START, end=END, max_length=length, pad=PAD)
 
 
-def measure(model: Seq2Seq, batch: tuple[dict[str, Any], Any]) -> dict[str, Mean]:
+def measure(model: Seq2Seq, batch: dict[str, Any]) -> dict[str, Mean]:
     """Exact match and character accuracy of the greedy decoding, and loss and accuracy with the true symbols before."""
-    sums, counts = batch
-    target, found = sums["target"], decode(model, sums).tokens
+    target, counts, found = batch["target"], batch["mask"], decode(model, batch).tokens
     right = exact_match(found, target, jnp.ones_like(target, bool), counts)
     valid = (target != PAD) & counts[:, None]
-    logits = model(sums["source"], sums["source_lengths"], shifted(target))
+    logits = model(batch["source"], batch["source_lengths"], shifted(target))
     return {
         "exact_match": right,
         "character_accuracy": token_accuracy(found, target, valid),
@@ -168,7 +167,7 @@ def train(run: Run[Config]) -> None:
     sums = sums_of(config)
     run.trained_on(f"{config.task}{config.digits}", "real")
     measure_over = make_measure(measure)
-    validation = list(evaluation_batches(sums.encode(*sums.sample(1, 500)), 500))
+    validation = Batches(sums.encode(*sums.sample(1, 500)), 500, seed=None)
     trained = train_by_recipe(
         run,
         build_model(config, sums),
@@ -206,7 +205,7 @@ def report(run: Run[Config], model: Seq2Seq, steps: int, seconds: float) -> None
 
 
 def score(sums: Sums, model: Seq2Seq, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    return make_measure(measure)(model, evaluation_batches(sums.encode(a, b), 500))
+    return make_measure(measure)(model, Batches(sums.encode(a, b), 500, seed=None))
 
 
 def examples(sums: Sums, model: Seq2Seq, a: np.ndarray, b: np.ndarray) -> list[str]:

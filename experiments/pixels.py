@@ -13,7 +13,9 @@ validation split; the test split is read once, after training.
 
 import dataclasses
 import functools
-from typing import Any, Literal
+import os
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +23,9 @@ import numpy as np
 from flax import nnx
 
 from s2s_jax import cells, plots
-from s2s_jax.data.images import LabelledImages, drawn_digits, find_mnist, load_mnist
-from s2s_jax.data.pipeline import ShuffledBatches, evaluation_batches
+from s2s_jax.data import datasets
+from s2s_jax.data.images import drawn_digits
+from s2s_jax.data.pipeline import Batches
 from s2s_jax.losses import cross_entropy
 from s2s_jax.metrics import Mean, mean_over
 from s2s_jax.models.classifier import SequenceClassifier
@@ -74,21 +77,24 @@ class Config(TrainingConfig):
     learning_rate: float = 2e-3
 
 
-class Splits(dict[str, LabelledImages]):
-    """Training, validation and test pictures, and whether they are "real" or "generated"."""
+class Splits(NamedTuple):
+    """Training, validation and test pictures, random access to {"image": uint8 [28, 28], "label"}, and where they are from."""
 
-    def __init__(self, config: Config):
-        folder = find_mnist(config.data_dir)
-        self.dataset, self.origin = ("drawn-digits", "generated") if folder is None else ("mnist", "real")
-        if folder is None:
-            train, test = drawn_digits(25_000, seed=0), drawn_digits(2_000, seed=1)
-        else:
-            train, test = load_mnist(folder, "train"), load_mnist(folder, "test")
-        super().__init__(
-            train=LabelledImages(train.images[:-VALIDATION], train.labels[:-VALIDATION]),
-            validation=LabelledImages(train.images[-VALIDATION:], train.labels[-VALIDATION:]),
-            test=test,
-        )
+    dataset: str
+    origin: str  # "real" or "generated"
+    train: Any
+    validation: Any
+    test: Any
+
+
+def load_splits(config: Config) -> Splits:
+    folder = config.data_dir or os.environ.get("S2S_DATA_DIR")
+    if folder:
+        slices = f"train[:-{VALIDATION}]", f"train[-{VALIDATION}:]", "test"
+        return Splits("mnist", "real", *(datasets.load("mnist", split, data_dir=folder) for split in slices))
+    train, test = drawn_digits(25_000, seed=0), drawn_digits(2_000, seed=1)
+    parts = [(train, slice(None, -VALIDATION)), (train, slice(-VALIDATION, None)), (test, slice(None))]
+    return Splits("drawn-digits", "generated", *({"image": d.images[part], "label": d.labels[part]} for d, part in parts))
 
 
 def build_model(config: Config) -> SequenceClassifier:
@@ -133,31 +139,38 @@ def augmented(images: Any, key: jax.Array) -> jax.Array:
 
 def loss(config: Config, model: SequenceClassifier, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
     key_augment, key_dropout = jax.random.split(key)
-    images = augmented(batch.images, key_augment) if config.augment else batch.images
-    logits = model(as_sequence(config, images), key=key_dropout)
-    nats = cross_entropy(logits, batch.labels)
-    return nats.total / nats.count, {"loss": nats, "accuracy": mean_over(logits.argmax(-1) == batch.labels)}
+    images = augmented(batch["image"], key_augment) if config.augment else batch["image"]
+    sequences = as_sequence(config, images).astype(model.output.kernel[...].dtype)
+    logits = model(sequences, key=key_dropout)
+    nats = cross_entropy(logits, batch["label"], batch["mask"])
+    right = mean_over(logits.argmax(-1) == batch["label"], batch["mask"])
+    return nats.total / nats.count, {"loss": nats, "accuracy": right}
 
 
 def measure(config: Config, model: SequenceClassifier, batch: Any) -> dict[str, Mean]:
-    (images, labels), counts = batch
-    logits = model(as_sequence(config, images))
+    labels, counts = batch["label"], batch["mask"]
+    logits = model(as_sequence(config, batch["image"]))
     return {"loss": cross_entropy(logits, labels, counts), "accuracy": mean_over(logits.argmax(-1) == labels, counts)}
+
+
+def in_order(split: Any) -> Batches:
+    """All pictures of a split, 1,000 at a time; the mask is False where the last batch holds none."""
+    return Batches(split, 1000, seed=None)
 
 
 def train(run: Run[Config]) -> None:
     config = run.config
-    splits = Splits(config)
+    splits = load_splits(config)
     if splits.origin == "generated":
-        print("No data folder given: trains on generated digits, whose figures say nothing about MNIST.")
+        run.say("No data folder given: trains on generated digits, whose figures say nothing about MNIST.")
     run.trained_on(splits.dataset, splits.origin)
     measure_over = make_measure(functools.partial(measure, config))
     trained = train_by_recipe(
         run,
         build_model(config),
         functools.partial(loss, config),
-        ShuffledBatches(splits["train"], config.batch_size, config.seed),
-        lambda model: measure_over(model, evaluation_batches(splits["validation"], 1000)),
+        Batches(splits.train, config.batch_size, seed=config.seed),
+        lambda model: measure_over(model, in_order(splits.validation)),
     )
     report(run, trained.model, splits, int(trained.state.step), trained.seconds)
 
@@ -165,13 +178,12 @@ def train(run: Run[Config]) -> None:
 def report(run: Run[Config], model: SequenceClassifier, splits: Splits, steps: int, seconds: float) -> None:
     """Scores the whole test split, draws the figures, and writes result.json."""
     config = run.config
-    test = splits["test"]
-    metrics = make_measure(functools.partial(measure, config))(model, evaluation_batches(test, 1000))
-    guesses, _ = classify(config, model, test.images)
-    run.say(f"\n{len(test.labels)} test pictures ({splits.origin}): accuracy {metrics['accuracy']:.4f}")
-    draw(run, splits, guesses)
+    metrics = make_measure(functools.partial(measure, config))(model, in_order(splits.test))
+    count, wrong = errors(config, model, splits.test)
+    run.say(f"\n{count} test pictures ({splits.origin}): accuracy {metrics['accuracy']:.4f}")
+    draw(run, splits, wrong, count)
     result = run.finish(
-        split=f"test, all {len(test.labels)}",
+        split=f"test, all {count}",
         metrics=metrics,
         published=published(config) if splits.origin == "real" else [],
         steps=steps,
@@ -190,30 +202,39 @@ def published(config: Config) -> list[dict[str, Any]]:
     return [] if known is None else [dict(zip(("metric", "value", "how", "source"), ("accuracy", *known), strict=True))]
 
 
-def classify(config: Config, model: SequenceClassifier, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The most probable class of each picture, and its probability."""
+def classify(config: Config, model: SequenceClassifier, split: Any) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Each batch of a split, and the probabilities of the classes of its pictures."""
     run = jax.jit(lambda parts, images: jax.nn.softmax(nnx.merge(*parts)(as_sequence(config, images))))
     parts = nnx.split(model)
-    probabilities = np.concatenate([run(parts, images[start : start + 1000]) for start in range(0, len(images), 1000)])
-    return probabilities.argmax(-1), probabilities.max(-1)
+    for batch in in_order(split):
+        yield batch, np.asarray(run(parts, batch["image"]))
 
 
-def draw(run: Run[Config], splits: Splits, guesses: np.ndarray) -> None:
+def errors(config: Config, model: SequenceClassifier, split: Any) -> tuple[int, list[tuple[np.ndarray, int, int]]]:
+    """How many pictures there are, and those read wrongly: picture, label, guess."""
+    count, wrong = 0, []
+    for batch, probabilities in classify(config, model, split):
+        guesses = probabilities.argmax(-1)
+        count += int(batch["mask"].sum())
+        for row in np.flatnonzero((guesses != batch["label"]) & batch["mask"]):
+            wrong.append((batch["image"][row], int(batch["label"][row]), int(guesses[row])))
+    return count, wrong
+
+
+def draw(run: Run[Config], splits: Splits, wrong: list[tuple[np.ndarray, int, int]], count: int) -> None:
     config = run.config
-    test = splits["test"]
     title = f"{'MNIST' if splits.origin == 'real' else 'Generated'} digits by {config.order}, {config.cell}"
     run.figure("learning_curve", plots.learning_curve(run.history(), ["accuracy"], title))
-    wrong = np.flatnonzero(guesses != test.labels)[:24]
-    titles = [f"{test.labels[i]} read as {guesses[i]}" for i in wrong]
-    heading = f"{title}: {np.sum(guesses != test.labels)} of {len(guesses)} test pictures read wrongly"
-    run.figure("errors", plots.images([test.images[i] for i in wrong], titles, title=heading))
+    titles = [f"{label} read as {guess}" for _, label, guess in wrong[:24]]
+    heading = f"{title}: {len(wrong)} of {count} test pictures read wrongly"
+    run.figure("errors", plots.images([picture for picture, _, _ in wrong[:24]], titles, title=heading))
 
 
 def load(run: Run[Config]) -> tuple[SequenceClassifier, Splits]:
     config = run.config
     model = build_model(config)
     checkpoint.load_weights(run.weights, model)
-    splits = Splits(config)
+    splits = load_splits(config)
     run.trained_on(splits.dataset, splits.origin)
     return model, splits
 
@@ -225,13 +246,15 @@ def evaluate(run: Run[Config]) -> None:
 
 def predict(run: Run[Config], inputs: list[str]) -> None:
     model, splits = load(run)
-    test = splits["test"]
-    if not inputs or not all(text.isdigit() and int(text) < len(test.labels) for text in inputs):
-        raise ValueError(f"expected numbers of test pictures from 0 to {len(test.labels) - 1}, got {inputs}")
-    chosen = np.array([int(text) for text in inputs])
-    guesses, sure = classify(run.config, model, test.images[chosen])
-    for number, guess, share in zip(chosen, guesses, sure, strict=True):
-        print(f"picture {number}: read as {guess} ({share:.1%}), is {test.labels[number]}")
+    one_by_one = Batches(splits.test, 1, seed=None)
+    count = one_by_one.steps_per_epoch
+    if not inputs or not all(text.isdigit() and int(text) < count for text in inputs):
+        raise ValueError(f"expected numbers of test pictures from 0 to {count - 1}, got {inputs}")
+    chosen = [one_by_one(int(text)) for text in inputs]
+    pictures = {name: np.concatenate([batch[name] for batch in chosen]) for name in ("image", "label")}
+    probabilities = np.concatenate([shares for _, shares in classify(run.config, model, pictures)])
+    for text, label, shares in zip(inputs, pictures["label"], probabilities, strict=False):  # the last rows hold no picture
+        print(f"picture {text}: read as {shares.argmax()} ({shares.max():.1%}), is {label}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import gzip
 import math
-import os
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -48,21 +47,6 @@ def read_idx(path: str | Path) -> np.ndarray:
     if len(raw) - start != expected:
         raise ValueError(f"{path}: expected {expected} bytes of values for shape {shape}, got {len(raw) - start}")
     return np.frombuffer(raw, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
-
-
-def find_mnist(data_dir: str | Path | None) -> Path | None:
-    """The folder of MNIST's idx files: `data_dir` or the variable S2S_DATA_DIR, or `mnist` in it; None if neither is given.
-
-    Raises:
-      FileNotFoundError: a folder was given, and the files are not there.
-    """
-    named = data_dir or os.environ.get("S2S_DATA_DIR")
-    if not named:
-        return None
-    for folder in (Path(named), Path(named) / "mnist"):
-        if any(folder.glob("*-ubyte*")):
-            return folder
-    raise FileNotFoundError(f"data_dir: expected {_MNIST['train'][0]}.gz and three more idx files in {named}, found none")
 
 
 def load_mnist(folder: str | Path, split: str) -> LabelledImages:

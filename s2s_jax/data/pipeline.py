@@ -11,57 +11,6 @@ import numpy as np
 from s2s_jax.data.buckets import bucket_of, padded_lengths
 
 
-class ShuffledBatches:
-    """The batch of each training step: epoch after epoch, each in an order of its own, none of it dropped.
-
-    A batch at the border of two epochs takes from both, so that all are full and need no mask. The order of an epoch depends
-    on the seed and its number only, so a run can go on at any step. For lengths, or for what is not in memory: `Batches`.
-
-    Args:
-      arrays: a pytree of arrays [N, ...].
-      batch_size: examples in a batch.
-      seed: of the orders.
-
-    Raises:
-      ValueError: no examples, or arrays of different N.
-    """
-
-    def __init__(self, arrays: Any, batch_size: int, seed: int = 0):
-        self._arrays = arrays
-        self._count = _count(arrays)
-        _check_batch_size(batch_size)
-        self._batch_size = batch_size
-        self._seed = seed
-        self._order = functools.lru_cache(maxsize=2)(self._shuffled)
-
-    def __call__(self, step: int) -> Any:
-        """The batch of a step, counted from 0."""
-        places = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
-        rows = [
-            self._order(int(epoch))[places[places // self._count == epoch] % self._count]
-            for epoch in _epochs(places, self._count)
-        ]
-        chosen = np.concatenate(rows)
-        return jax.tree.map(lambda array: array[chosen], self._arrays)
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self._seed, epoch)).permutation(self._count)
-
-
-def evaluation_batches(arrays: Any, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
-    """All examples in order, in batches of one shape, each with a mask [batch_size] of the rows that count.
-
-    The last batch is filled up with copies of the first example, where the mask is False.
-    """
-    count = _count(arrays)
-    _check_batch_size(batch_size)
-    for start in range(0, count, batch_size):
-        rows = np.arange(start, start + batch_size)
-        counts = rows < count
-        chosen = np.where(counts, rows, 0)
-        yield jax.tree.map(lambda array, chosen=chosen: array[chosen], arrays), counts
-
-
 class BatchShape(NamedTuple):
     """One of the shapes of a plan: how many rows, the length that each field is padded to, and its steps in an epoch."""
 
@@ -196,6 +145,10 @@ class Batches:
         if not len(own):  # rows of zeros, but of what shape and type an example must tell
             return self._collated(bucket, ids[:1], self._examples(ids[:1]), counted=0)
         return self._collated(bucket, own, self._examples(own), counted=len(own))
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """The batches of the first epoch, one after the other; with `seed=None` what an evaluation goes through."""
+        return map(self, range(self.steps_per_epoch))
 
     def ids(self, step: int) -> np.ndarray:
         """Places in the source of the rows of a batch, int64 [rows]; -1 for a row that holds none."""
@@ -337,15 +290,6 @@ class _Arrays:
 
 def _steps(bucket: _Bucket) -> int:
     return -(-len(bucket.ids) // bucket.rows)
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
-
-
-def _epochs(places: np.ndarray, count: int) -> range:
-    return range(int(places[0] // count), int(places[-1] // count) + 1)
 
 
 def _count(arrays: Any) -> int:

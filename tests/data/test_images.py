@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from s2s_jax.data.images import drawn_digits, find_mnist, load_mnist, read_idx
+from s2s_jax.data.images import drawn_digits, load_mnist, read_idx
 
 CODES = {"uint8": 8, "int8": 9, "int16": 11, "int32": 12, "float32": 13, "float64": 14}
 
@@ -85,34 +85,6 @@ def test_a_missing_file_is_missing(tmp_path):
 @pytest.fixture(autouse=True)
 def _no_variable(monkeypatch):
     monkeypatch.delenv("S2S_DATA_DIR", raising=False)
-
-
-def test_without_a_folder_there_is_none():
-    assert find_mnist(None) is None
-
-
-@pytest.mark.parametrize("by_variable", [False, True], ids=["argument", "variable"])
-@pytest.mark.parametrize("nested", [False, True], ids=["itself", "mnist in it"])
-def test_finds_the_folder(tmp_path, monkeypatch, nested, by_variable):
-    folder = tmp_path / "mnist" if nested else tmp_path
-    folder.mkdir(exist_ok=True)
-    (folder / "train-images-idx3-ubyte.gz").touch()
-    if by_variable:
-        monkeypatch.setenv("S2S_DATA_DIR", str(tmp_path))
-    assert find_mnist(None if by_variable else tmp_path) == folder
-
-
-def test_the_argument_goes_before_the_variable(tmp_path, monkeypatch):
-    monkeypatch.setenv("S2S_DATA_DIR", str(tmp_path / "elsewhere"))
-    (tmp_path / "t10k-labels-idx1-ubyte").touch()
-    assert find_mnist(tmp_path) == tmp_path
-
-
-@pytest.mark.parametrize("exists", [True, False], ids=["empty", "missing"])
-def test_an_empty_or_missing_folder_is_an_error_and_not_a_stand_in(tmp_path, exists):
-    folder = tmp_path if exists else tmp_path / "none"
-    with pytest.raises(FileNotFoundError, match=r"data_dir: expected train-images-idx3-ubyte.gz and three more"):
-        find_mnist(folder)
 
 
 def small_mnist(folder, split, images=None, labels=None, count=10_000, suffix=".gz"):

@@ -21,7 +21,7 @@ from flax import nnx
 
 from experiments import addition, pixels
 from s2s_jax import layers
-from s2s_jax.data.pipeline import ShuffledBatches, evaluation_batches
+from s2s_jax.data.pipeline import Batches
 from s2s_jax.losses import cross_entropy
 from s2s_jax.metrics import Mean, mean_over
 from s2s_jax.models import SequenceClassifier
@@ -37,7 +37,7 @@ N, T = 40, 5
 RNG = np.random.default_rng(0)
 DATA = {"xs": RNG.normal(size=(N, T, D)).astype(np.float32), "labels": RNG.integers(CLASSES, size=N).astype(np.int32)}
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
-BATCHES = ShuffledBatches(DATA, 8, seed=5)
+BATCHES = Batches(DATA, 8, seed=5).__call__  # without its `iterate`, which starts threads
 
 
 def small_model(hidden_features=6, num_layers=1):
@@ -197,13 +197,12 @@ def test_evaluation_is_logged_on_time_and_after_the_last_step(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 40, 64])
 def test_evaluation_of_a_split_with_a_short_last_batch_is_exact(batch_size):
     def measure(model, batch):
-        arrays, counts = batch
-        logits = model(arrays["xs"])
-        right = logits.argmax(-1) == arrays["labels"]
-        return {"loss": cross_entropy(logits, arrays["labels"], counts), "accuracy": mean_over(right, counts)}
+        logits = model(batch["xs"])
+        right = logits.argmax(-1) == batch["labels"]
+        return {"loss": cross_entropy(logits, batch["labels"], batch["mask"]), "accuracy": mean_over(right, batch["mask"])}
 
     model = small_model()
-    got = make_measure(measure)(model, evaluation_batches(DATA, batch_size))
+    got = make_measure(measure)(model, Batches(DATA, batch_size, seed=None))
     logits = np.asarray(model(DATA["xs"]), np.float64)
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     assert got["accuracy"] == np.mean(logits.argmax(-1) == DATA["labels"])
@@ -511,7 +510,7 @@ def of_addition(**options):
 
 def of_pixels(**options):
     config = pixels.Config(hidden_features=8, batch_size=4, **options)
-    batch = pixels.LabelledImages(np.zeros((4, 28, 28), np.uint8), np.zeros(4, np.int32))
+    batch = {"image": np.zeros((4, 28, 28), np.uint8), "label": np.zeros(4, np.int32), "mask": np.ones(4, bool)}
     return pixels.build_model(config), functools.partial(pixels.loss, config), batch
 
 
