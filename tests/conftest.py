@@ -4,8 +4,9 @@ import os
 
 # Before the first import of jax or keras; both read them once.
 # A quarter of the suite's time is compiling; nothing here runs long enough for optimised code to pay.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+).strip()
 os.environ["KERAS_BACKEND"] = "jax"
 
 import hypothesis

@@ -80,3 +80,11 @@ def test_predictions_of_another_shape_are_refused(metric):
 def test_a_mask_of_another_shape_is_refused(call):
     with pytest.raises(ValueError, match=r"mask: expected shape \(.*\), got"):
         call()
+
+
+def test_means_in_float64_are_exact_to_it(float64):
+    """Each value is off from one by what float32 cannot hold."""
+    values = jnp.full(1000, 1 + 1e-12, jnp.float64)
+    mean = mean_over(values, jnp.arange(1000) % 3 == 0)
+    assert mean.total.dtype == mean.count.dtype == jnp.float64
+    assert mean.value() == pytest.approx(1 + 1e-12, abs=1e-15)
