@@ -302,7 +302,7 @@ def fit(
             saved = "and saved; the same command goes on from there" if checkpoints is not None else "; nothing was saved"
             progress.say(f"Stopped at step {done} {saved}.")
         elif clock.seconds() > 1:
-            progress.say(f"Time: {clock.told()}.")
+            progress.say(f"Time: {clock.told()}. Shapes of batches compiled for: {train_step._cache_size()}.")
     if checkpoints is not None:
         checkpoints.close()
     if interrupted:

@@ -110,6 +110,8 @@ def train_by_recipe(
     elif config.init_parts:
         raise ValueError("init_parts: expected --init-from as well, which says where the parts come from")
     run.say(summary(model))
+    if hasattr(batches, "usage"):
+        run.say(f"Batches: {batches.usage()}.")
     schedule = make_schedule(config.schedule, config.learning_rate, config.warmup_steps, config.steps)
     optimizer = with_frozen(make_optimizer(config.optimizer, schedule, clip=config.clip), model, config.freeze)
     goal = config.goal_of_training()

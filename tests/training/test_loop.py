@@ -431,7 +431,18 @@ def test_the_parts_of_the_time_add_up(capsys):
     assert sum(trained.times.values()) == pytest.approx(trained.seconds, abs=0.05)
     assert 1.0 <= trained.times["data"] < 1.5
     assert 0.5 <= trained.times["evaluation"] < 0.8
-    assert "Time: " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Time: " in told
+    assert told.strip().endswith("Shapes of batches compiled for: 1.")
+
+
+def test_the_run_says_for_how_many_shapes_it_compiled(capsys):
+    def batches(step):
+        time.sleep(0.12)  # of a run shorter than a second nothing is said
+        return jax.tree.map(lambda rows: rows[: 8 - step % 3], BATCHES(step))
+
+    fit_small(small_model(), batches=batches, steps=9)
+    assert "Shapes of batches compiled for: 3." in capsys.readouterr().out
 
 
 # Compiled once, and fast enough --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from s2s_jax.data.pipeline import Batches
 from s2s_jax.training.checkpoint import load_weights, read_weights
 from s2s_jax.training.command import main
 from s2s_jax.training.loop import fit
@@ -96,6 +97,23 @@ def test_a_run_starts_from_another_in_part_with_frozen_parts(tmp_path):
     # All of it, and none frozen: what the first steps of the first run's end would give.
     call(tmp_path, "--init-from", str(tmp_path / "task" / "first"), "--learning-rate", "0.0", "--name", "third")
     assert_close(weights(tmp_path, "third"), first, 0)
+
+
+def test_padding_and_shapes_are_said(tmp_path, capsys):
+    def train_on_batches(run):
+        batches = Batches({"xs": np.ones((21, 5, 3), np.float32), "labels": np.zeros(21, np.int32)}, 8, seed=0)
+        train_by_recipe(run, small_model(), loss, batches, evaluation)
+
+    main(
+        "task",
+        Config,
+        train=train_on_batches,
+        evaluate=nothing,
+        predict=nothing,
+        arguments=["--runs-dir", str(tmp_path)],
+    )
+    told = capsys.readouterr().out
+    assert "Batches: 21 examples; batches in an epoch: 3 of [8]; 12.5% padding, 3 rows without an example." in told
 
 
 def test_several_seeds_are_several_runs_with_mean_and_deviation(tmp_path, capsys):
