@@ -35,6 +35,13 @@ def _on_cpu(request):
             yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forgets_what_was_compiled():
+    """Each compiled program holds memory maps, and a process has only so many: past them XLA dies of a segmentation fault."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     """Name of the floating dtype to compute in; float64 is switched on for the test."""
