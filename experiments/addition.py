@@ -192,7 +192,10 @@ def report(run: Run[Config], model: Seq2Seq, steps: int, seconds: float) -> None
         f"character accuracy {metrics['character_accuracy']:.4f}\n"
     )
     run.say("\n".join(examples(sums, model, a[:10], b[:10])))
-    draw(run, by_digits(sums, model))
+    exact = by_digits(sums, model)
+    told = "; ".join(f"{label.replace(chr(10), ', ')}: {share:.1%}" for label, share in exact.items())
+    run.say(f"\nExact match by digits of the longer number, on up to 200 unseen sums of each: {told}")
+    draw(run, exact)
     result = run.finish(
         split=f"test: {len(a)} pairs never trained on, uniform over all such pairs of numbers up to {sums.base}^{sums.digits}",
         metrics=metrics,
@@ -248,7 +251,7 @@ def draw(run: Run[Config], exact: dict[str, float]) -> None:
         list(exact.values()),
         xlabel="digits of the longer number",
         ylabel="exact match",
-        title=f"{title}:\nunseen sums exactly right",
+        title=f"{title}:\nunseen sums exactly right, up to 200 of each length",
     )
     run.figure("exact_match_by_digits", figure)
 

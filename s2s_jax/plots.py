@@ -14,18 +14,19 @@ def learning_curve(history: Sequence[dict[str, float]], metrics: Sequence[str], 
     """
     figure, ((above,), (below,)) = _subplots(2, 1, (7, 5.5), sharex=True)
     steps, losses = _series(history, "train/loss")
-    above.plot(steps, losses, color="tab:gray", label="training")
+    above.plot(steps, losses, color="tab:gray", label="training", marker="o" if len(steps) < 3 else None, markersize=3)
     validation_steps, validation_losses = _series(history, "validation/loss")
     if validation_steps:
         above.plot(validation_steps, validation_losses, marker="o", markersize=3, color="tab:blue", label="validation")
     above.set(yscale="log", ylabel="loss (nats)", title=title)
+    above.set_xlim(left=0)
     above.legend(frameon=False)
     for name in metrics:
         steps, values = _series(history, f"validation/{name}")
         below.plot(steps, values, marker="o", markersize=3, label=name.replace("_", " "))
     below.set(xlabel="step", ylabel="validation", ylim=(-0.03, 1.03))
     below.yaxis.set_major_formatter(_percent())
-    below.legend(frameon=False, loc="lower right")
+    below.legend(frameon=False, loc="best")
     _quiet(above, below)
     return figure
 

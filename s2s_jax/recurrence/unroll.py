@@ -303,6 +303,8 @@ def _check_builtin(cell: Cell, params: Params, context: Context, in_features: in
     hidden_features = u.shape[1] // spec.gates
     expected = jax.eval_shape(lambda key: cell.init(key, in_features, hidden_features), jax.random.key(0))
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (expected, params)]
+    if type(expected) is not type(params):  # whose sizes say nothing about those that are expected
+        raise ValueError(f"params{where}: expected the {type(expected).__name__} that init of this cell gives, got {shapes[1]}")
     if jax.tree.structure(expected) != jax.tree.structure(params) or shapes[0] != shapes[1]:
         raise ValueError(f"params{where}: expected {shapes[0]}, got {shapes[1]}")
     mask_shape = (batch_size, u.shape[0])

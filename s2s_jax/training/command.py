@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from s2s_jax.training.recipe import TrainingConfig
-from s2s_jax.training.run import ConfigType, Run, program
+from s2s_jax.training.run import ConfigType, Run, describe_device, program
 
 COMMANDS = ("train", "evaluate", "predict")
 
@@ -50,7 +50,7 @@ def main(
             return
         description = {
             "evaluate": "Scores the test split again with a finished run.",
-            "predict": f"{started} predict INPUT ... [--flags]: what the inputs are, the head of the experiment's file says.",
+            "predict": f"{started} predict INPUT ... [--flags]. {sys.modules['__main__'].__doc__ or ''}",
         }[command]
         where, inputs = tyro.cli(
             FinishedRun, args=rest, prog=f"{started} {command}", description=description, return_unknown_args=True
@@ -68,6 +68,7 @@ def main(
     except ModuleNotFoundError as error:
         sys.exit(f"{started}: {error}; the experiments need more than the package: pip install -e '.[experiments]'")
     except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)  # what was saved, if anything, the training has said by itself
         sys.exit(130)
 
 
@@ -77,19 +78,29 @@ def _train(task: str, config: Any, train: Callable[[Run[Any]], None]) -> None:
         config.join_processes()
         seeds = config.seeds
     if seeds == 1:
-        train(Run.begin(task, config))
+        _train_once(Run.begin(task, config), train)
         return
     results = []
     for seed in range(config.seed, config.seed + seeds):
         print(f"\nSeed {seed}:")
         run = Run.begin(task, dataclasses.replace(config, seed=seed, seeds=1, name=f"{config.name}-seed{seed}"))
-        if not run.has_result():  # of an earlier sitting
-            train(run)
+        _train_once(run, train)
         results.append(json.loads((run.folder / "result.json").read_text())["metrics"])
     print(f"\nMean and standard deviation over {seeds} seeds:")
     for metric in results[0]:
         values = [result[metric] for result in results]
         print(f"{metric.replace('_', ' ')} {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
+
+
+def _train_once(run: Run[Any], train: Callable[[Run[Any]], None]) -> None:
+    """Trains, unless the run has been finished and scored; the test split is not read again for nothing."""
+    if run.has_result():
+        metrics = json.loads((run.folder / "result.json").read_text())["metrics"]
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
+        run.say(f"Finished already, in {run.folder}: {told}. `evaluate` scores it again.")
+        return
+    run.say(f"{run.task}, {run.config.steps} steps, seed {run.config.seed}, on {describe_device()}, in {run.folder}")
+    train(run)
 
 
 def _command(arguments: list[str]) -> tuple[str, list[str]]:

@@ -79,7 +79,7 @@ def make_train_step(
     def gradients_of(state: TrainState, batch: Batch, key: Array) -> tuple[Array, Metrics, nnx.State, Any]:
         def run(params: nnx.State) -> tuple[Array, tuple[Metrics, nnx.State]]:
             model = nnx.merge(graphdef, _cast(params, compute_dtype), state.rest, copy=True)
-            value, metrics = loss(model, _cast(batch, compute_dtype), key)
+            value, metrics = _checked_loss(loss(model, _cast(batch, compute_dtype), key))
             return value, (metrics, nnx.state(model, nnx.Not(nnx.Param)))
 
         (value, (metrics, rest)), gradients = jax.value_and_grad(run, has_aux=True)(state.params)
@@ -169,7 +169,7 @@ def fit(
     evaluate_every: int = 0,
     goal: Goal | None = None,
     run: Run | None = None,
-    checkpoint_every: int = 0,
+    checkpoint_every: int | None = None,
     keep: int = 2,
     log_every: int = 100,
     accumulate: int = 1,
@@ -195,7 +195,8 @@ def fit(
       evaluate: `model -> {name: value}`, every `evaluate_every` steps and after the last.
       goal: which of these numbers counts: the best model is kept and comes back, and training may stop early.
       run: the folder of the run: its logs are written, and where it holds a checkpoint training goes on from there.
-      checkpoint_every: steps between two checkpoints; the last step has one as well. 0 for none but at an interrupt.
+      checkpoint_every: steps between two checkpoints; the last step has one as well. 0 for none but at an interrupt; None for
+        what the run's config says.
       keep: how many of the newest checkpoints stay.
       log_every: steps between two lines of the log.
       accumulate: the batch is cut into so many parts that go through the model one after the other; the gradient is that of
@@ -212,6 +213,12 @@ def fit(
       FloatingPointError: `max_skipped` steps in a row were not finite.
       KeyboardInterrupt: after the state was saved; `SystemExit` after SIGTERM.
     """
+    if not callable(batches):
+        raise TypeError(f"batches: expected a function of the step, got {type(batches).__name__}")
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer: expected one of optax, such as optax.adam(1e-3), got {optimizer!r}")
+    if checkpoint_every is None:
+        checkpoint_every = 0 if run is None else int(run.config.checkpoint_every)
     for name, number in (("steps", steps), ("log_every", log_every), ("accumulate", accumulate), ("max_skipped", max_skipped)):
         if number < 1:
             raise ValueError(f"{name}: expected a positive number, got {number}")
@@ -226,7 +233,7 @@ def fit(
         raise ValueError(f"goal: expected one with keep of at least 1 and an evaluation, got {goal}")
     clock = _Clock()
     graphdef, state = initial_train_state(model, optimizer, average=average_decay > 0)
-    train_step = make_train_step(
+    train_step: Any = make_train_step(
         graphdef, optimizer, loss, accumulate=accumulate, average_decay=average_decay, compute_dtype=compute_dtype
     )
     checkpoints = None
@@ -284,7 +291,7 @@ def fit(
             if evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0)):
                 measured = model_of(graphdef, local(state))
                 values = {f"validation/{name}": value for name, value in evaluate(measured).items()}
-                told = ", ".join(f"{name.split('/')[1].replace('_', ' ')} {value:.4g}" for name, value in values.items())
+                told = ", ".join(f"{name.split('/')[1].replace('_', ' ')} {value:.4f}" for name, value in values.items())
                 progress.say(f"step {done}/{steps}  validation: {told}")
                 if run is not None:
                     run.log(done, {**values, "seconds": clock.seconds()})
@@ -301,7 +308,9 @@ def fit(
             save()
             saved = "and saved; the same command goes on from there" if checkpoints is not None else "; nothing was saved"
             progress.say(f"Stopped at step {done} {saved}.")
-        elif clock.seconds() > 1:
+        elif best is not None and past.best is not None:
+            progress.say(f"The best model is that of step {past.best_step}.")
+        if not interrupted and clock.seconds() > 1:
             progress.say(f"Time: {clock.told()}. Shapes of batches compiled for: {train_step._cache_size()}.")
     if checkpoints is not None:
         checkpoints.close()
@@ -388,6 +397,15 @@ class _Clock:
         whole = sum(self._parts.values())
         parts = sorted(self._parts.items(), key=lambda item: -item[1])
         return ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in parts) + f" of {whole:.1f} s"
+
+
+def _checked_loss(returned: Any) -> tuple[Array, Metrics]:
+    """What a loss returned, if it is a scalar and means by name."""
+    right = isinstance(returned, tuple) and len(returned) == 2 and jnp.ndim(returned[0]) == 0 and isinstance(returned[1], dict)
+    if isinstance(returned, Mean) or not right or not all(isinstance(mean, Mean) for mean in returned[1].values()):
+        told = jax.tree.map(jnp.shape, returned)
+        raise TypeError(f"loss: expected (scalar, {{name: Mean}}), see s2s_jax.metrics.mean_over; got {told}")
+    return returned
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

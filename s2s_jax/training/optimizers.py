@@ -81,6 +81,9 @@ def with_frozen(
         if not any(is_under(path, prefix) for path in paths):
             raise ValueError(f"freeze: expected a part of the model such as {paths[0].split('.')[0]}, got {prefix!r}")
 
+    if all(any(is_under(path, prefix) for prefix in freeze) for path in paths):
+        raise ValueError(f"freeze: expected a part that is left to train, got {', '.join(freeze)}, which is all of the model")
+
     def label(path: Any, _: Any) -> str:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         return "frozen" if any(is_under(name, prefix) for prefix in freeze) else "trained"

@@ -73,7 +73,7 @@ class TrainingConfig(RunConfig):
         """Joins the other processes; has to come before anything asks JAX for its devices."""
         if self.processes > 1:
             if not self.data_parallel:
-                raise ValueError("processes: expected --data-parallel with more than one")
+                raise ValueError(f"processes: expected --data-parallel with --processes {self.processes}, got it without")
             jax.distributed.initialize(self.coordinator, self.processes, self.process)
 
     def goal_of_training(self) -> Goal | None:
@@ -109,12 +109,14 @@ def train_by_recipe(
         run.say(f"{len(filled)} arrays come from {config.init_from}.")
     elif config.init_parts:
         raise ValueError("init_parts: expected --init-from as well, which says where the parts come from")
-    run.say(summary(model))
+    run.say(summary(model, config.freeze))
     if hasattr(batches, "usage"):
         run.say(f"Batches: {batches.usage()}.")
     schedule = make_schedule(config.schedule, config.learning_rate, config.warmup_steps, config.steps)
     optimizer = with_frozen(make_optimizer(config.optimizer, schedule, clip=config.clip), model, config.freeze)
     goal = config.goal_of_training()
+    if config.data_parallel and jax.device_count() == 1:
+        run.say("--data-parallel: there is one device, and nothing to split.")
     if jax.process_count() > 1:
         batches = OwnRows(batches, jax.process_index(), jax.process_count())
     trained = fit(
@@ -137,6 +139,7 @@ def train_by_recipe(
         mesh=data_mesh() if config.data_parallel else None,
     )
     if config.average_best:
+        run.say(f"The model is the mean of the best {config.keep_best} by {config.goal}.")
         BestWeights(run.folder / "best", keep=config.keep_best, greater=goal is not None and goal.greater).load_mean(
             trained.model
         )

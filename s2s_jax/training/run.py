@@ -9,12 +9,14 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import jax
 
 from s2s_jax.training.checkpoint import named_variables
+from s2s_jax.training.optimizers import is_under
 from s2s_jax.training.state import count_parameters
 
 
@@ -64,8 +66,11 @@ class Run(Generic[ConfigType]):
         """Makes the folder, or goes on in it.
 
         Raises:
+          TypeError: `config` is no `RunConfig`.
           ValueError: it holds a run of another configuration.
         """
+        if not isinstance(config, RunConfig):
+            raise TypeError(f"config: expected a RunConfig, such as RunConfig(steps=1000, name='first'), got {config!r}")
         run = cls(task, config)
         path = run.folder / "config.json"
         wanted = _as_json(config)
@@ -76,7 +81,8 @@ class Run(Generic[ConfigType]):
             if different:
                 changes = ", ".join(f"{name} {there.get(name)} (now {wanted.get(name)})" for name in different)
                 raise ValueError(
-                    f"{run.folder} holds a run with {changes}. Give this one another --name, or delete that folder."
+                    f"{run.folder} holds a run with {changes}. Give this one another --name (--init-from {run.folder} starts "
+                    "from its weights), or delete that folder."
                 )
         if run.writes:
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +100,8 @@ class Run(Generic[ConfigType]):
         """
         folder = runs_dir / task / name
         if not (folder / "weights.safetensors").exists():
-            raise FileNotFoundError(f"{folder}: expected a finished run with weights.safetensors, found none; train it first")
+            where = folder.absolute()
+            raise FileNotFoundError(f"{where}: expected a finished run with weights.safetensors, found none; train it first")
         values: dict[str, Any] = json.loads((folder / "config.json").read_text())
         known = {field.name for field in dataclasses.fields(config_type)}
         if values.keys() - known:
@@ -365,10 +372,15 @@ def program() -> str:
     return f"python {Path(sys.argv[0]).name}"
 
 
-def summary(model: Any) -> str:
-    """A table of a model's arrays (name, shape, how many numbers), and how many of the numbers are trained."""
+def summary(model: Any, freeze: Sequence[str] = ()) -> str:
+    """A table of a model's arrays (name, shape, how many numbers), and how many of the numbers are trained.
+
+    Those under the paths in `freeze` are not.
+    """
     rows = [(name, variable[...].shape) for name, variable in named_variables(model).items()]
+    frozen = sum(math.prod(shape) for name, shape in rows if any(is_under(name, part) for part in freeze))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {shape!s:<14} {math.prod(shape):>10,}" for name, shape in rows]
     heading = f"{'array':<{width}}  {'shape':<14} {'numbers':>10}"
-    return "\n".join([heading, *lines, f"{'trained':<{width}}  {'':<14} {count_parameters(model):>10,}"])
+    sums = {"trained": count_parameters(model) - frozen, **({"frozen": frozen} if frozen else {})}
+    return "\n".join([heading, *lines, *(f"{name:<{width}}  {'':<14} {number:>10,}" for name, number in sums.items())])

@@ -200,9 +200,19 @@ def test_a_missing_library_says_what_to_install(monkeypatch):
         call("--steps", "1")
 
 
-def test_a_finished_run_is_not_trained_again(own, capsys):
+def test_a_finished_run_is_neither_trained_nor_scored_again(own, capsys):
+    path = own / "addition" / "tiny" / "result.json"
+    before = path.read_text()
+    call(*SMALL, "--runs-dir", own, "--name", "tiny")
+    told = capsys.readouterr().out
+    assert "Finished already" in told
+    assert f"exact match {json.loads(before)['metrics']['exact_match']:.4f}" in told
+    assert path.read_text() == before
+    # Trained to its end but not scored yet, as a kill in between leaves it.
+    path.unlink()
     call(*SMALL, "--runs-dir", own, "--name", "tiny")
     assert "Trained already, 20 steps" in capsys.readouterr().out
+    assert json.loads(path.read_text())["metrics"] == json.loads(before)["metrics"]
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

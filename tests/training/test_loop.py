@@ -395,6 +395,34 @@ def test_a_goal_that_is_not_measured_is_refused():
         fit_small(small_model(), steps=2, goal=Goal("score"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": lambda model, batch, key: jnp.float32(1)}, r"loss: expected \(scalar, \{name: Mean\}\).*; got \(\)"),
+        ({"loss": lambda model, batch, key: Mean(jnp.float32(1), jnp.float32(1))}, r"loss: expected \(scalar"),
+        ({"loss": lambda model, batch, key: (jnp.float32(1), {"a": jnp.float32(1)})}, r"loss: expected \(scalar"),
+        ({"loss": lambda model, batch, key: (jnp.ones(3), {})}, r"loss: expected \(scalar"),
+        ({"optimizer": "adam"}, r"optimizer: expected one of optax, such as optax.adam\(1e-3\), got 'adam'"),
+        ({"batches": [1]}, "batches: expected a function of the step, got list"),
+    ],
+)
+def test_what_fit_cannot_use_is_named(changes, message):
+    with pytest.raises(TypeError, match=message):
+        fit(small_model(), **{"loss": loss, "batches": BATCHES, "optimizer": OPTIMIZER, "steps": 2, **changes})
+
+
+def test_a_run_keeps_what_its_config_says(tmp_path):
+    """Without arguments for it: checkpoints, so that a second call has nothing to do."""
+    run = run_in(tmp_path)
+    trained = fit_small(small_model(), steps=7, run=run)
+    asked = []
+    again = fit_small(small_model(), batches=lambda step: asked.append(step) or BATCHES(step), steps=7, run=run)
+    assert asked == [6]  # for its shapes
+    assert_close(again.state.params, trained.state.params, 0)
+    with pytest.raises(TypeError, match="config: expected a RunConfig, such as RunConfig"):
+        Run.begin("task", {"steps": 3})
+
+
 def test_batches_that_iterate_are_asked_for_a_stream(tmp_path):
     """From the step on where the run goes on, and only once a sitting."""
 

@@ -117,6 +117,11 @@ def test_frozen_parts_stay_and_count_in_no_norm(freeze, stay):
     assert_close({name: named[name] for name in rest}, want, 1e-6)
 
 
+def test_something_must_be_left_to_train():
+    with pytest.raises(ValueError, match="freeze: expected a part that is left to train, got below, above"):
+        with_frozen(optax.sgd(1.0), Two(), ("below", "above"))
+
+
 def test_a_part_that_the_model_lacks_is_refused():
     with pytest.raises(ValueError, match="freeze: expected a part of the model such as above, got 'bel'"):
         with_frozen(optax.sgd(1.0), Two(), ("bel",))

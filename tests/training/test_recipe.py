@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import statistics
 
 import jax
@@ -83,12 +84,16 @@ def test_optimiser_and_schedule_are_those_named(tmp_path, flags, optimizer):
     assert_close(nnx.state(got), nnx.state(by_hand(optimizer)), 1e-6)
 
 
-def test_a_run_starts_from_another_in_part_with_frozen_parts(tmp_path):
+def test_a_run_starts_from_another_in_part_with_frozen_parts(tmp_path, capsys):
     call(tmp_path, "--name", "first")
     first = weights(tmp_path, "first")
     options = ["--init-from", str(tmp_path / "task" / "first"), "--init-parts", "recurrent", "--freeze", "recurrent", "--name"]
     call(tmp_path, *options, "second")
     second = weights(tmp_path, "second")
+    frozen = sum(value.size for name, value in first.items() if name.startswith("recurrent"))
+    told = capsys.readouterr().out
+    assert re.search(rf"^frozen +{frozen}$", told, re.MULTILINE)
+    assert re.search(rf"^trained +{sum(value.size for value in first.values()) - frozen}$", told, re.MULTILINE)
     for name in first:
         if name.startswith("recurrent"):
             assert_close(second[name], first[name], 0)
@@ -171,7 +176,7 @@ def test_narrow_precision_and_averages_reach_the_training(tmp_path):
         (["--init-parts", "recurrent"], "init_parts: expected --init-from as well"),
         (["--init-from", "nowhere"], r"nowhere.*weights.safetensors"),
         (["--freeze", "encoder"], "freeze: expected a part of the model such as"),
-        (["--processes", "2"], "processes: expected --data-parallel"),
+        (["--processes", "2"], "processes: expected --data-parallel with --processes 2"),
         (["--optimizer", "adamm"], "optimizer: expected a name of optax, got 'adamm'"),
         (["--average-decay", "1.0"], r"average_decay: expected a number in \[0, 1\), got 1.0"),
         (["--accumulate", "3"], "accumulate: expected a divisor of the batch's 8 rows, got 3"),
