@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from s2s_jax.training import interrupts
 from s2s_jax.training.recipe import TrainingConfig
 from s2s_jax.training.run import ConfigType, Run, describe_device, program
 
@@ -100,7 +101,11 @@ def _train_once(run: Run[Any], train: Callable[[Run[Any]], None]) -> None:
         run.say(f"Finished already, in {run.folder}: {told}. `evaluate` scores it again.")
         return
     run.say(f"{run.task}, {run.config.steps} steps, seed {run.config.seed}, on {describe_device()}, in {run.folder}")
-    train(run)
+    interrupts.hold()
+    try:
+        train(run)
+    finally:
+        interrupts.release()
 
 
 def _command(arguments: list[str]) -> tuple[str, list[str]]:

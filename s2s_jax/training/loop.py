@@ -1,11 +1,9 @@
 """The training loop: a jitted step, evaluation on whole splits, and what is written on the way."""
 
-import contextlib
 import itertools
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from s2s_jax.metrics import Mean
+from s2s_jax.training import interrupts
 from s2s_jax.training.checkpoint import BestWeights, Checkpoints
 from s2s_jax.training.parallel import local, replicate, split_batch, waits_for_each_step
 from s2s_jax.training.run import Progress, Run
@@ -261,7 +260,7 @@ def fit(
         clock.lap("checkpoints")
 
     clock.lap("start")
-    with Progress(steps, done) as progress, _interrupts() as interrupted:
+    with Progress(steps, done) as progress, interrupts.held() as interrupted:
         if done == steps or past.ended:
             progress.say(f"Trained already, {done} steps; nothing is left to do.")
         elif done:
@@ -456,28 +455,3 @@ def _empty_totals(train_step: Any, state: TrainState, batch: Batch, seed: Array)
     """Zeros in the shape of the metrics of a step, so that one program serves the first step and all others."""
     _, totals = jax.eval_shape(train_step, state, {}, batch, seed)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), totals)
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM instead of raising them, so that a step in progress ends and its state can be saved.
-
-    A second one raises at once.
-    """
-    caught: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield caught
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(number, handle) for number in numbers]
-    try:
-        yield caught
-    finally:
-        for number, handler in zip(numbers, previous, strict=True):
-            signal.signal(number, handler)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 import statistics
 
 import jax
@@ -192,3 +194,21 @@ def test_flags_that_do_not_fit_are_named(tmp_path, flags, message):
 def test_numbers_out_of_range_are_named(field, value):
     with pytest.raises(ValueError, match=rf"{field}: expected (a number from 0 on|at least [01]), got {value}"):
         Config(**{field: value})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_before_the_first_step_waits_for_it(tmp_path, capsys, number):
+    """While data is read, say, or libraries are imported; then the same command goes on."""
+
+    def interrupted(run):
+        os.kill(os.getpid(), number)
+        train(run)
+
+    handler = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        main("task", Config, train=interrupted, evaluate=nothing, predict=nothing, arguments=["--runs-dir", str(tmp_path)])
+    assert stopped.value.code == 128 + number
+    assert "Stopped at step 0 and saved; the same command goes on from there." in capsys.readouterr().out
+    assert signal.getsignal(number) == handler
+    call(tmp_path)
+    assert_close(weights(tmp_path)["output.bias"], np.asarray(by_hand(clipped(optax.adam(COSINE))).output.bias[...]), 1e-6)
