@@ -16,6 +16,7 @@ from s2s_jax import cells
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.masks import check_ids, check_lengths, double_sequence, length_mask
+from s2s_jax.sharding import varying_as
 from s2s_jax.types import Cell, Context, DecoderOutput, DecoderStep, Params, State
 
 
@@ -178,6 +179,7 @@ class RepeatVectorDecoder(_Decoder):
           ValueError: the encoder's cell has neither one array as its state nor a field `h`.
         """
         summary = functools.reduce(jnp.add, [_hidden(state) for state in encoded.states[-1]])
+        summary = summary.astype(encoded.outputs.dtype)  # a state is kept in float32 where the computation is narrower
         return summary, self.recurrent.initial_states(summary.shape[0], summary.dtype)
 
     def __call__(self, context: Context, state: State, tokens: Int[Array, "B T"], *, key: Array | None = None) -> DecoderOutput:
@@ -297,7 +299,8 @@ class Seq2Seq(nnx.Module):
             state, logits, _ = self.decoder(context, state, jnp.where(choose, true_token, own)[:, None], key=key_decoder)
             return (state, jnp.argmax(logits[:, 0], axis=-1).astype(own.dtype)), logits[:, 0]
 
-        _, logits = jax.lax.scan(advance, (state, target_inputs[:, 0]), (target_inputs.T, truth.T))
+        start = varying_as((state, target_inputs[:, 0]), (context, target_inputs))
+        _, logits = jax.lax.scan(advance, start, (target_inputs.T, truth.T))
         return jnp.swapaxes(logits, 0, 1)
 
 

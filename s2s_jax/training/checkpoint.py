@@ -130,6 +130,12 @@ class BestWeights:
             if other not in kept:
                 self._path(other).unlink(missing_ok=True)
 
+    def forget_after(self, step: int) -> None:
+        """Removes those of later steps."""
+        for later in self._scores():
+            if later > step:
+                self._path(later).unlink(missing_ok=True)
+
     def load(self, step: int, model: nnx.Module) -> None:
         """Fills `model` with the weights of a step."""
         load_weights(self._path(step), model)

@@ -82,7 +82,9 @@ def make_train_step(
             return value, (metrics, nnx.state(model, nnx.Not(nnx.Param)))
 
         (value, (metrics, rest)), gradients = jax.value_and_grad(run, has_aux=True)(state.params)
-        return value, {"loss": Mean(value, jnp.ones_like(value)), **metrics}, rest, gradients
+        metrics = {"loss": Mean(value, jnp.ones_like(value)), **metrics}
+        # Sums over many steps: in bfloat16 they would stand still from some point on.
+        return value, jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)), metrics), rest, gradients
 
     def accumulated(state: TrainState, batch: Batch, key: Array) -> tuple[Array, Metrics, nnx.State, Any]:
         """Part after part of the batch, each weighted by what its loss counts, so that the sum is that of the whole batch."""
@@ -101,6 +103,7 @@ def make_train_step(
             gradients = jax.tree.map(lambda total, g: total + weighted(g), gradients, part_gradients)
             return (rest, value + weighted(part_value), weight + count, gradients), metrics
 
+        _check_parts(batch, accumulate)  # batches may be of several shapes
         parts = jax.tree.map(lambda rows: rows.reshape(accumulate, len(rows) // accumulate, *rows.shape[1:]), batch)
         nothing = (state.rest, jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
         (rest, value, weight, gradients), metrics = jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))
@@ -239,14 +242,15 @@ def fit(
     if run is not None and (checkpoint_every or run.has_checkpoints()):
         checkpoints = Checkpoints(run.folder / "checkpoints", keep=keep)
     sample = batches(min(max([0, *(checkpoints.steps() if checkpoints else ())]), steps - 1))
-    _check_parts(sample, accumulate)
     totals = _empty_totals(train_step, state, sample, jnp.uint32(seed))
     past = _Past()
     restored = checkpoints.restore_latest({"state": state, "totals": totals}) if checkpoints else None
     if restored is not None:
         (state, totals), past = (restored[0]["state"], restored[0]["totals"]), _Past(**restored[1])
+        if int(state.step) > steps:
+            raise ValueError(f"steps: expected at least {int(state.step)}, which the run has done already, got {steps}")
         clock.add(past.times)
-    best = None if goal is None else _Best(goal, run)
+    best = None if goal is None else _Best(goal, run, int(state.step))
     # The step gives its state up, and the model's own arrays must outlive that.
     state, totals, seed_array = jax.tree.map(jnp.copy, (state, totals, jnp.uint32(seed)))
     if mesh is not None:
@@ -287,7 +291,12 @@ def fit(
                     past = past._replace(skipped=int(state.skipped.count))
                     if int(state.skipped.in_row) >= max_skipped:
                         raise FloatingPointError(_gave_up(state.skipped, done, checkpoints))
-            if evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0)):
+            evaluated = evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0))
+            saved = checkpoint_every and (last or done % checkpoint_every == 0)
+            if evaluated or saved:
+                jax.block_until_ready(totals)  # or evaluation and checkpoints are charged for steps under way
+                clock.lap("step")
+            if evaluate is not None and evaluated:
                 measured = model_of(graphdef, local(state))
                 values = {f"validation/{name}": value for name, value in evaluate(measured).items()}
                 told = ", ".join(f"{name.split('/')[1].replace('_', ' ')} {value:.4f}" for name, value in values.items())
@@ -299,14 +308,14 @@ def fit(
                     if past.ended:
                         progress.say(f"Stops: nothing better in {past.worse} evaluations since step {past.best_step}.")
                 clock.lap("evaluation")
-            if checkpoint_every and (last or past.ended or done % checkpoint_every == 0):
+            if saved or (checkpoint_every and past.ended):
                 save()
         if interrupted:
             if run is not None and checkpoints is None:
                 checkpoints = Checkpoints(run.folder / "checkpoints", keep=keep)
             save()
-            saved = "and saved; the same command goes on from there" if checkpoints is not None else "; nothing was saved"
-            progress.say(f"Stopped at step {done} {saved}.")
+            where = "and saved; the same command goes on from there" if checkpoints is not None else "; nothing was saved"
+            progress.say(f"Stopped at step {done} {where}.")
         elif best is not None and past.best is not None:
             progress.say(f"The best model is that of step {past.best_step}.")
         if not interrupted and clock.seconds() > 1:
@@ -339,10 +348,13 @@ class _Past(NamedTuple):
 class _Best:
     """Keeps the best model, in the run's folder `best/` or in memory."""
 
-    def __init__(self, goal: Goal, run: Run | None):
+    def __init__(self, goal: Goal, run: Run | None, done: int):
         self._goal = goal
         self._kept: nnx.Module | None = None
+        self._writes = run is not None and run.writes
         self._files = None if run is None else BestWeights(run.folder / "best", keep=goal.keep, greater=goal.greater)
+        if self._files is not None and self._writes:
+            self._files.forget_after(done)  # what a killed sitting found will be found again, or on another machine not
 
     def judge(self, past: _Past, step: int, values: dict[str, float], model: nnx.Module) -> _Past:
         name = f"validation/{self._goal.metric}"
@@ -350,7 +362,7 @@ class _Best:
             known = ", ".join(other.split("/")[1] for other in values)
             raise ValueError(f"goal: expected one of the metrics {known}, got {self._goal.metric!r}")
         score = float(values[name])
-        if self._files is not None and score == score:
+        if self._files is not None and self._writes and score == score:
             self._files.add(step, score, model)
         if self._goal.improves(score, past.best):
             graphdef, state = nnx.split(model)
@@ -434,14 +446,9 @@ def _tell_skipped(skipped: Skipped, told: int, done: int, batches: Any, progress
 
 
 def _gave_up(skipped: Skipped, done: int, checkpoints: Checkpoints | None) -> str:
-    steps = [] if checkpoints is None else checkpoints.steps()
-    # Skipped steps change nothing, so every checkpoint is a good one; the newest from before them is the last that was trained.
-    good = [step for step in steps if step <= done - int(skipped.in_row)]
-    where = (
-        f"the last good checkpoint is that of step {good[-1]} in {checkpoints.folder}"
-        if good and checkpoints
-        else "no checkpoint"
-    )
+    where = "no checkpoint"
+    if checkpoints is not None and checkpoints.steps():  # skipped steps change nothing, so every one of them is good
+        where = f"the last good checkpoint is that of step {checkpoints.steps()[-1]} in {checkpoints.folder}"
     return f"{int(skipped.in_row)} steps in a row whose loss or gradient was not finite, up to step {done}; {where}"
 
 

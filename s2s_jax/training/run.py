@@ -84,6 +84,8 @@ class Run(Generic[ConfigType]):
                     f"{run.folder} holds a run with {changes}. Give this one another --name (--init-from {run.folder} starts "
                     "from its weights), or delete that folder."
                 )
+        elif run.writes:
+            (run.folder / "data.json").unlink(missing_ok=True)  # of a sitting that trained nothing, perhaps on other data
         if run.writes:
             run.folder.mkdir(parents=True, exist_ok=True)
             _write_json(path, wanted)
@@ -324,7 +326,17 @@ def describe_device() -> str:
 
 
 # Where a run is, finds its data and is computed may change without making it another run.
-_PLACES = ("runs_dir", "data_dir", "checkpoint_every", "keep", "data_parallel", "processes", "process", "coordinator")
+_PLACES = (
+    "runs_dir",
+    "data_dir",
+    "checkpoint_every",
+    "keep",
+    "data_parallel",
+    "processes",
+    "process",
+    "coordinator",
+    "max_skipped",
+)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -25,7 +25,9 @@ def drawn(seed=0):
 
 def norm_of(scale, bias, mean, var, **options):
     norm = BatchNorm(F, **options)
-    norm.scale[...], norm.bias[...], norm.mean[...], norm.var[...] = map(jnp.asarray, (scale, bias, mean, var))
+    # Variables anew, and not their values alone: these would be cast to float32.
+    norm.scale, norm.bias = nnx.Param(jnp.asarray(scale)), nnx.Param(jnp.asarray(bias))
+    norm.mean, norm.var = nnx.BatchStat(jnp.asarray(mean)), nnx.BatchStat(jnp.asarray(var))
     return norm
 
 

@@ -26,6 +26,7 @@ from s2s_jax.losses import cross_entropy
 from s2s_jax.metrics import Mean, mean_over
 from s2s_jax.models import SequenceClassifier
 from s2s_jax.training import checkpoint
+from s2s_jax.training.checkpoint import BestWeights
 from s2s_jax.training.command import main
 from s2s_jax.training.loop import Goal, fit, make_measure, make_train_step
 from s2s_jax.training.run import Run, RunConfig
@@ -421,6 +422,37 @@ def test_a_run_keeps_what_its_config_says(tmp_path):
     assert_close(again.state.params, trained.state.params, 0)
     with pytest.raises(TypeError, match="config: expected a RunConfig, such as RunConfig"):
         Run.begin("task", {"steps": 3})
+
+
+def test_losses_in_bfloat16_are_added_up_in_float32():
+    """600 of them between two lines of the log: in bfloat16 a count stands still at 256."""
+    graphdef, state = initial_train_state(small_model(), OPTIMIZER)
+
+    def narrow(model, batch, key):
+        return (model.output.bias[...].sum() * 0 + 2).astype(jnp.bfloat16), {}
+
+    step, totals = make_train_step(graphdef, OPTIMIZER, narrow), {}
+    for _ in range(600):
+        state, totals = step(state, totals, BATCHES(0), jnp.uint32(0))
+    assert (float(totals["loss"].total), float(totals["loss"].count)) == (1200, 600)
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path):
+    run = run_in(tmp_path)
+    fit_small(small_model(), steps=6, run=run, checkpoint_every=3)
+    with pytest.raises(ValueError, match="steps: expected at least 6, which the run has done already, got 5"):
+        fit_small(small_model(), steps=5, run=run, checkpoint_every=3)
+
+
+def test_best_models_of_a_killed_sitting_are_forgotten(tmp_path):
+    """Their evaluations were after the last checkpoint; on another machine they need not come again."""
+    run = run_in(tmp_path)
+    options = {"steps": 6, "evaluate_every": 2, "run": run, "checkpoint_every": 100}
+    BestWeights(run.folder / "best", keep=1, greater=False).add(4, -5.0, small_model())
+    evaluate, told = scripted([3.0, 2.0, 4.0])
+    trained = fit_small(small_model(), evaluate=evaluate, goal=Goal("score"), **options)
+    assert_close(np.asarray(trained.model.output.bias[...]), told[1], 0)
+    assert [path.name for path in (run.folder / "best").iterdir()] == ["step-00000004.safetensors"]
 
 
 def test_batches_that_iterate_are_asked_for_a_stream(tmp_path):
