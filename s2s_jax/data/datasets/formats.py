@@ -336,7 +336,7 @@ def _date(text: str, where: str) -> np.datetime64:
     try:
         date = np.datetime64(text)
     except ValueError:
-        date = np.datetime64("NaT")
+        date = np.datetime64("NaT", "s")
     if np.isnat(date):
         raise ValueError(f"{where}: expected an ISO date such as 1949-01 or 2016-07-01 00:00:00, got {text!r}")
     return date
