@@ -1,7 +1,9 @@
 """Figures. Each function returns a matplotlib figure; the caller saves it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
 
 def learning_curve(history: Sequence[dict[str, float]], metrics: Sequence[str], title: str) -> Any:
@@ -39,6 +41,39 @@ def bars(labels: Sequence[str], values: Sequence[float], *, xlabel: str, ylabel:
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, 1.12))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.yaxis.set_major_formatter(_percent())
+    _quiet(axes)
+    return figure
+
+
+def spread(
+    lines: Mapping[str, Mapping[float, Sequence[float]]], *, xlabel: str, ylabel: str, title: str, logarithmic: bool = True
+) -> Any:
+    """A line for each name through the means of the values at each place; every value is a dot, and the values span a band.
+
+    Args:
+      lines: {name: {place: values, one for each seed}}; values are fractions from 0 to 1.
+      xlabel, ylabel, title: of the figure.
+      logarithmic: whether places are drawn by their logarithm.
+    """
+    figure, ((axes,),) = _subplots(1, 1, (6.4, 4.2))
+    for color, (name, by_place) in zip(_COLORS, sorted(lines.items()), strict=False):
+        places = sorted(by_place)
+        values = [by_place[place] for place in places]
+        most = max(map(len, values))
+        axes.plot(
+            places, [sum(v) / len(v) for v in values], color=color, label=f"{name} (mean of {most})" if most > 1 else name
+        )
+        axes.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.15, linewidth=0)
+        dots = [(place, value) for place, several in zip(places, values, strict=True) for value in several]
+        axes.scatter(*zip(*dots, strict=True), color=color, s=14, zorder=3)
+    places = sorted({place for by_place in lines.values() for place in by_place})
+    if logarithmic:
+        axes.set_xscale("log")
+    axes.set_xticks(places, [f"{place:,}" for place in places])
+    axes.minorticks_off()
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.yaxis.set_major_formatter(_percent())
+    axes.legend(frameon=False, loc="best")
     _quiet(axes)
     return figure
 

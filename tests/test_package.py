@@ -132,11 +132,11 @@ def test_the_package_alone_needs_no_flax():
 
 def test_import_takes_at_most_a_fifth_more_than_that_of_its_dependencies():
     best = {"jax, flax, optax": float("inf"), "s2s_jax": float("inf")}
-    for _ in range(6):
+    for attempt in range(6):  # other work on the machine only ever adds
         for wanted in best:
             start = time.perf_counter()
             run(f"import {wanted}")
             best[wanted] = min(best[wanted], time.perf_counter() - start)
-        if best["s2s_jax"] <= 1.2 * best["jax, flax, optax"]:
-            return
-    pytest.fail(f"seconds: {best}")
+        if attempt and best["s2s_jax"] <= 1.2 * best["jax, flax, optax"]:
+            break
+    assert best["s2s_jax"] <= 1.2 * best["jax, flax, optax"], f"seconds: {best}"

@@ -62,3 +62,28 @@ class Characters:
             numbers[row, : len(encoded)] = encoded
             lengths[row] = len(encoded)
         return numbers, lengths
+
+
+class Bytes:
+    """The bytes of UTF-8, 3 to 258; 0, 1 and 2 are padding, start and end. No text of any script is outside of it."""
+
+    def __len__(self) -> int:
+        return END + 1 + 256
+
+    def encode(self, text: str) -> np.ndarray:
+        """The numbers of the bytes of `text`, int32 [bytes].
+
+        Raises:
+          ValueError: half of a surrogate pair, which UTF-8 has no bytes for.
+        """
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) + (END + 1)
+
+    def decode(self, numbers: Iterable[int]) -> str:
+        """The text of `numbers` up to the end symbol, without padding and start; bytes that make no character are U+FFFD."""
+        kept = bytearray()
+        for number in numbers:
+            if number == END:
+                break
+            if number > END:
+                kept.append(number - END - 1)
+        return kept.decode("utf-8", errors="replace")

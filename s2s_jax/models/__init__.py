@@ -1,6 +1,8 @@
 """Flax NNX models."""
 
 from s2s_jax.models.classifier import SequenceClassifier as SequenceClassifier
+from s2s_jax.models.classifier import TextClassifier as TextClassifier
+from s2s_jax.models.language_model import LanguageModel as LanguageModel
 from s2s_jax.models.seq2seq import AutoregressiveDecoder as AutoregressiveDecoder
 from s2s_jax.models.seq2seq import Encoder as Encoder
 from s2s_jax.models.seq2seq import RepeatVectorDecoder as RepeatVectorDecoder

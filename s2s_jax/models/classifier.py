@@ -9,6 +9,7 @@ from s2s_jax import cells
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.masks import check_lengths, length_mask
+from s2s_jax.models.seq2seq import Encoder
 from s2s_jax.types import Cell
 
 
@@ -42,10 +43,7 @@ class SequenceClassifier(nnx.Module):
         recurrent_dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        if classes < 1:
-            raise ValueError(f"classes: expected a positive number, got {classes}")
-        if pooling not in ("last", "mean"):
-            raise ValueError(f'pooling: expected "last" or "mean", got {pooling!r}')
+        _check(classes, pooling)
         self.pooling = pooling
         self.recurrent = Recurrent(
             cell,
@@ -71,22 +69,84 @@ class SequenceClassifier(nnx.Module):
             lengths = check_lengths(lengths, xs.shape[0], xs.shape[1])
         key_recurrent, key_pooled = (None, None) if key is None else jax.random.split(key)
         outputs, _ = self.recurrent(xs, lengths=lengths, key=key_recurrent)
-        pooled = self._mean(outputs, lengths) if self.pooling == "mean" else self._last(outputs, lengths)
+        pooled = _pooled(outputs, lengths, self.pooling, self.recurrent)
         return self.output(self.dropout(pooled, key=key_pooled))
 
-    def _mean(self, outputs: Array, lengths: Array | None) -> Array:
-        total = jnp.sum(outputs, axis=1, dtype=jnp.promote_types(outputs.dtype, jnp.float32))
-        counts = outputs.shape[1] if lengths is None else lengths[:, None]
-        return (total / jnp.maximum(counts, 1)).astype(outputs.dtype)
 
-    def _last(self, outputs: Array, lengths: Array | None) -> Array:
-        """Sums with one position at most in each row, so that a row (or a batch) without any gives zeros."""
-        batch_size, time = outputs.shape[:2]
-        features = self.recurrent.step_features
-        valid = length_mask(jnp.full(batch_size, time) if lengths is None else lengths, time)
-        last = valid & ~jnp.pad(valid[:, 1:], ((0, 0), (0, 1)))
-        forward = jnp.sum(outputs[..., :features] * last[..., None], axis=1)
-        if len(self.recurrent.directions) == 1:
-            return forward
-        first = valid & (jnp.arange(time) == 0)
-        return jnp.concatenate([forward, jnp.sum(outputs[..., features:] * first[..., None], axis=1)], axis=-1)
+class TextClassifier(nnx.Module):
+    """`Encoder` over symbols [B, T], pooled over time, and one linear layer: logits [B, classes].
+
+    The encoder is that of a `LanguageModel` of the same sizes, so that its weights can come from there (Dai & Le,
+    arXiv 1511.01432).
+
+    Args:
+      vocabulary_size, embedding_features, hidden_features, classes: V, E, H and the number of labels.
+      cell, num_layers, dropout, recurrent_dropout: see `Encoder`; `dropout` also acts on what is pooled.
+      pooling: "last" or "mean"; see `SequenceClassifier`.
+      rngs: key `params` draws the parameters.
+
+    Raises:
+      ValueError: an unknown pooling, or a size that is not positive.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        classes: int,
+        *,
+        embedding_features: int,
+        hidden_features: int,
+        cell: Cell = cells.lstm,
+        num_layers: int = 1,
+        pooling: str = "last",
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        _check(classes, pooling)
+        self.pooling = pooling
+        self.encoder = Encoder(
+            vocabulary_size,
+            embedding_features,
+            hidden_features,
+            cell=cell,
+            num_layers=num_layers,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            rngs=rngs,
+        )
+        self.dropout = Dropout(dropout)
+        self.output = nnx.Linear(self.encoder.recurrent.out_features, classes, rngs=rngs)
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"] | None = None, *, key: Array | None = None
+    ) -> Float[Array, "B classes"]:
+        """Logits of each class; a key turns dropout on. A text of length 0 gives the bias of the last layer."""
+        key_encoder, key_pooled = (None, None) if key is None else jax.random.split(key)
+        encoded = self.encoder(tokens, lengths, key=key_encoder)
+        pooled = _pooled(encoded.outputs, encoded.lengths, self.pooling, self.encoder.recurrent)
+        return self.output(self.dropout(pooled, key=key_pooled))
+
+
+def _check(classes: int, pooling: str) -> None:
+    if classes < 1:
+        raise ValueError(f"classes: expected a positive number, got {classes}")
+    if pooling not in ("last", "mean"):
+        raise ValueError(f'pooling: expected "last" or "mean", got {pooling!r}')
+
+
+def _pooled(outputs: Array, lengths: Array | None, pooling: str, recurrent: Recurrent) -> Array:
+    """One vector for each row of what `recurrent` gave. Sums over valid positions, so that a row without any gives zeros."""
+    batch_size, time = outputs.shape[:2]
+    if pooling == "mean":
+        total = jnp.sum(outputs, axis=1, dtype=jnp.promote_types(outputs.dtype, jnp.float32))
+        counts = time if lengths is None else lengths[:, None]
+        return (total / jnp.maximum(counts, 1)).astype(outputs.dtype)
+    features = recurrent.step_features
+    valid = length_mask(jnp.full(batch_size, time) if lengths is None else lengths, time)
+    last = valid & ~jnp.pad(valid[:, 1:], ((0, 0), (0, 1)))
+    forward = jnp.sum(outputs[..., :features] * last[..., None], axis=1)
+    if len(recurrent.directions) == 1:
+        return forward
+    first = valid & (jnp.arange(time) == 0)
+    return jnp.concatenate([forward, jnp.sum(outputs[..., features:] * first[..., None], axis=1)], axis=-1)

@@ -79,9 +79,18 @@ class Encoder(nnx.Module):
         )
 
     def __call__(
-        self, source: Int[Array, "B S"], lengths: Int[Array, " B"] | None = None, *, key: Array | None = None
+        self,
+        source: Int[Array, "B S"],
+        lengths: Int[Array, " B"] | None = None,
+        states: State = None,
+        *,
+        key: Array | None = None,
     ) -> Encoded:
-        """Encodes symbols [B, S]; a key turns dropout on. Concrete ids outside the vocabulary are a ValueError."""
+        """Encodes symbols [B, S], from `states` (as they are in `Encoded`) or from the cell's own; a key turns dropout on.
+
+        Raises:
+          ValueError: concrete ids outside the vocabulary; shapes that do not match.
+        """
         if source.ndim != 2:
             raise ValueError(f"source: expected [B, S], got {source.shape}")
         if lengths is not None:
@@ -92,7 +101,7 @@ class Encoder(nnx.Module):
             source, lengths = double_sequence(source, lengths)
         key_embedding, key_recurrent = (None, None) if key is None else jax.random.split(key)
         embedded = self.dropout(_embedded(self.embedding, source), key=key_embedding)
-        outputs, states = self.recurrent(embedded, lengths=lengths, key=key_recurrent)
+        outputs, states = self.recurrent(embedded, states, lengths=lengths, key=key_recurrent)
         return Encoded(outputs, states, lengths)
 
 
@@ -304,12 +313,13 @@ class Seq2Seq(nnx.Module):
         return jnp.swapaxes(logits, 0, 1)
 
 
-def decoder_step(model: Seq2Seq) -> tuple[DecoderStep, Params]:
+def decoder_step(model: Seq2Seq | nnx.Module) -> tuple[DecoderStep, Params]:
     """A model's decoder as a `DecoderStep` and the parameters that go with it, for `s2s_jax.decoding`.
 
-    A step is the decoder's own call on a sequence of length one, so that search and training cannot differ.
+    A step is the decoder's own call on a sequence of length one, so that search and training cannot differ. What has no
+    part named `decoder` is taken for one itself, as a `LanguageModel` is.
     """
-    graphdef, params = nnx.split(model.decoder)
+    graphdef, params = nnx.split(getattr(model, "decoder", model))
     return _step_of(graphdef), params
 
 

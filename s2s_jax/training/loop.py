@@ -20,10 +20,8 @@ from s2s_jax.training.checkpoint import BestWeights, Checkpoints
 from s2s_jax.training.parallel import local, replicate, split_batch, waits_for_each_step
 from s2s_jax.training.run import Progress, Run
 from s2s_jax.training.state import Skipped, TrainState, initial_train_state, model_of
+from s2s_jax.training.step import Batch, Loss, Metrics, add_metrics, make_train_step
 
-Batch = Any  # a pytree of arrays with a leading batch axis
-Metrics = dict[str, Mean]
-Loss = Callable[[Any, Batch, Array], tuple[Array, Metrics]]  # (model, batch, key) -> (loss, metrics)
 Measure = Callable[[Any, Batch], Metrics]  # (model, batch) -> metrics
 
 
@@ -47,93 +45,17 @@ class Trained(NamedTuple):
     """What training ends with.
 
     `model`: the best by the goal; without one that of the last step (averaged parameters, where there are any).
-    `state`: after the last step. `seconds`: of all steps, with compiling, evaluation and checkpoints. `times`: their parts.
+    `state`: after the last step. `times`: seconds by what they were for: steps, compiling, evaluation, checkpoints, data.
     """
 
     model: Any
     state: TrainState
-    seconds: float
     times: dict[str, float]
 
-
-def make_train_step(
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    loss: Loss,
-    *,
-    accumulate: int = 1,
-    average_decay: float = 0.0,
-    compute_dtype: Any = None,
-) -> Callable[..., Any]:
-    """Jitted `(state, totals, batch, seed) -> (state, totals)`; the old state and totals are given up to the new ones.
-
-    `totals` holds the metrics added up since it was last emptied ({} is empty too, but compiles once more): those of
-    `loss`, its value as "loss" if it is not among them, the norm of the gradient, and the share of steps that were skipped
-    because loss or gradient was not finite; these count in no other metric.
-
-    Args:
-      accumulate, average_decay, compute_dtype: see `fit`.
-    """
-
-    def gradients_of(state: TrainState, batch: Batch, key: Array) -> tuple[Array, Metrics, nnx.State, Any]:
-        def run(params: nnx.State) -> tuple[Array, tuple[Metrics, nnx.State]]:
-            model = nnx.merge(graphdef, _cast(params, compute_dtype), state.rest, copy=True)
-            value, metrics = _checked_loss(loss(model, _cast(batch, compute_dtype), key))
-            return value, (metrics, nnx.state(model, nnx.Not(nnx.Param)))
-
-        (value, (metrics, rest)), gradients = jax.value_and_grad(run, has_aux=True)(state.params)
-        metrics = {"loss": Mean(value, jnp.ones_like(value)), **metrics}
-        # Sums over many steps: in bfloat16 they would stand still from some point on.
-        return value, jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)), metrics), rest, gradients
-
-    def accumulated(state: TrainState, batch: Batch, key: Array) -> tuple[Array, Metrics, nnx.State, Any]:
-        """Part after part of the batch, each weighted by what its loss counts, so that the sum is that of the whole batch."""
-
-        def add(carry: tuple[nnx.State, Array, Array, Any], at: tuple[Array, Batch]) -> tuple[Any, Metrics]:
-            rest, value, weight, gradients = carry
-            k, part = at
-            part_value, metrics, rest, part_gradients = gradients_of(
-                state._replace(rest=rest), part, jax.random.fold_in(key, k)
-            )
-            count = metrics["loss"].count.astype(jnp.float32)
-
-            def weighted(x: Array) -> Array:
-                return jnp.where(count > 0, count * x, 0)  # a part in which nothing counts has a mean of NaN
-
-            gradients = jax.tree.map(lambda total, g: total + weighted(g), gradients, part_gradients)
-            return (rest, value + weighted(part_value), weight + count, gradients), metrics
-
-        _check_parts(batch, accumulate)  # batches may be of several shapes
-        parts = jax.tree.map(lambda rows: rows.reshape(accumulate, len(rows) // accumulate, *rows.shape[1:]), batch)
-        nothing = (state.rest, jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-        (rest, value, weight, gradients), metrics = jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))
-        metrics = jax.tree.map(lambda of_parts: jnp.sum(of_parts, axis=0), metrics)
-        return value / weight, metrics, rest, jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
-
-    def step(state: TrainState, totals: Metrics, batch: Batch, seed: Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        value, metrics, rest, gradients = (gradients_of if accumulate == 1 else accumulated)(state, batch, key)
-        norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        average = state.average
-        if average is not None:
-            # Fewer of the first steps count: the average of ten parameters should not be mostly the initial ones.
-            decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
-
-        new = state._replace(params=params, rest=rest, opt_state=opt_state, average=average)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-        state = state._replace(step=state.step + 1, skipped=_skipped(state.skipped, finite, state.step))
-
-        metrics = {**metrics, "gradient_norm": Mean(norm, jnp.float32(1))}
-        metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), metrics)
-        metrics["skipped"] = Mean(1 - finite.astype(jnp.float32), jnp.float32(1))
-        return state, add_metrics(totals, metrics)
-
-    return jax.jit(step, donate_argnums=(0, 1))
+    @property
+    def seconds(self) -> float:
+        """Of all sittings."""
+        return sum(self.times.values())
 
 
 def make_measure(measure: Measure) -> Callable[[Any, Iterable[Batch]], dict[str, float]]:
@@ -298,13 +220,14 @@ def fit(
                 clock.lap("step")
             if evaluate is not None and evaluated:
                 measured = model_of(graphdef, local(state))
-                values = {f"validation/{name}": value for name, value in evaluate(measured).items()}
-                told = ", ".join(f"{name.split('/')[1].replace('_', ' ')} {value:.4f}" for name, value in values.items())
+                scores = evaluate(measured)
+                told = ", ".join(f"{name.replace('_', ' ')} {score:.4f}" for name, score in scores.items())
                 progress.say(f"step {done}/{steps}  validation: {told}")
                 if run is not None:
+                    values = {f"validation/{name}": score for name, score in scores.items()}
                     run.log(done, {**values, "seconds": clock.seconds()})
                 if best is not None:
-                    past = best.judge(past, done, values, measured)
+                    past = best.judge(past, done, scores, measured)
                     if past.ended:
                         progress.say(f"Stops: nothing better in {past.worse} evaluations since step {past.best_step}.")
                 clock.lap("evaluation")
@@ -325,13 +248,7 @@ def fit(
     if interrupted:
         raise KeyboardInterrupt if interrupted[0] == signal.SIGINT else SystemExit(128 + interrupted[0])
     trained = model_of(graphdef, local(state))
-    return Trained(trained if best is None else best.model(past, trained), state, clock.seconds(), clock.times)
-
-
-def add_metrics(totals: Metrics, metrics: Metrics) -> Metrics:
-    """The sums and counts of both; a name that only one of them has is taken as it is."""
-    both = {name: totals[name] + mean if name in totals else mean for name, mean in metrics.items()}
-    return {**totals, **both}
+    return Trained(trained if best is None else best.model(past, trained), state, clock.times)
 
 
 class _Past(NamedTuple):
@@ -356,12 +273,10 @@ class _Best:
         if self._files is not None and self._writes:
             self._files.forget_after(done)  # what a killed sitting found will be found again, or on another machine not
 
-    def judge(self, past: _Past, step: int, values: dict[str, float], model: nnx.Module) -> _Past:
-        name = f"validation/{self._goal.metric}"
-        if name not in values:
-            known = ", ".join(other.split("/")[1] for other in values)
-            raise ValueError(f"goal: expected one of the metrics {known}, got {self._goal.metric!r}")
-        score = float(values[name])
+    def judge(self, past: _Past, step: int, scores: dict[str, float], model: nnx.Module) -> _Past:
+        if self._goal.metric not in scores:
+            raise ValueError(f"goal: expected one of the metrics {', '.join(scores)}, got {self._goal.metric!r}")
+        score = float(scores[self._goal.metric])
         if self._files is not None and self._writes and score == score:
             self._files.add(step, score, model)
         if self._goal.improves(score, past.best):
@@ -410,27 +325,6 @@ class _Clock:
         return ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in parts) + f" of {whole:.1f} s"
 
 
-def _checked_loss(returned: Any) -> tuple[Array, Metrics]:
-    """What a loss returned, if it is a scalar and means by name."""
-    right = isinstance(returned, tuple) and len(returned) == 2 and jnp.ndim(returned[0]) == 0 and isinstance(returned[1], dict)
-    if isinstance(returned, Mean) or not right or not all(isinstance(mean, Mean) for mean in returned[1].values()):
-        told = jax.tree.map(jnp.shape, returned)
-        raise TypeError(f"loss: expected (scalar, {{name: Mean}}), see s2s_jax.metrics.mean_over; got {told}")
-    return returned
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    if dtype is None:
-        return tree
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
-
-
-def _skipped(skipped: Skipped, finite: Array, step: Array) -> Skipped:
-    """Takes down a step, if it was not finite."""
-    steps = jnp.where(finite, skipped.steps, jnp.concatenate([step[None], skipped.steps[:-1]]))
-    return Skipped(skipped.count + ~finite, jnp.where(finite, 0, skipped.in_row + 1), steps)
-
-
 def _tell_skipped(skipped: Skipped, told: int, done: int, batches: Any, progress: Progress, run: Run | None) -> None:
     """Says which steps were skipped since the last time, and what their examples were."""
     new = int(skipped.count) - told
@@ -450,12 +344,6 @@ def _gave_up(skipped: Skipped, done: int, checkpoints: Checkpoints | None) -> st
     if checkpoints is not None and checkpoints.steps():  # skipped steps change nothing, so every one of them is good
         where = f"the last good checkpoint is that of step {checkpoints.steps()[-1]} in {checkpoints.folder}"
     return f"{int(skipped.in_row)} steps in a row whose loss or gradient was not finite, up to step {done}; {where}"
-
-
-def _check_parts(batch: Batch, accumulate: int) -> None:
-    for rows in jax.tree.leaves(batch):
-        if len(rows) % accumulate:
-            raise ValueError(f"accumulate: expected a divisor of the batch's {len(rows)} rows, got {accumulate}")
 
 
 def _empty_totals(train_step: Any, state: TrainState, batch: Batch, seed: Array) -> Metrics:

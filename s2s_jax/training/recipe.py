@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from s2s_jax.training.checkpoint import BestWeights, load_weights, save_weights
-from s2s_jax.training.loop import Batch, Goal, Loss, Trained, fit
+from s2s_jax.training.loop import Goal, Trained, fit
 from s2s_jax.training.optimizers import make_optimizer, make_schedule, with_frozen
 from s2s_jax.training.parallel import OwnRows, data_mesh
 from s2s_jax.training.run import Run, RunConfig, summary
+from s2s_jax.training.step import Batch, Loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,12 +94,12 @@ def train_by_recipe(
     model: nnx.Module,
     loss: Loss,
     batches: Callable[[int], Batch],
-    evaluate: Callable[[Any], dict[str, float]],
+    evaluate: Callable[[Any], dict[str, float]] | None,
 ) -> Trained:
     """`fit` with the flags of the run, from another run's weights where they say so; writes `weights.safetensors`.
 
     Prints a summary of the model first. `model` is changed only by `--init-from`. With several processes `batches` gives
-    whole batches in each of them, and each trains on its own rows.
+    whole batches in each of them, and each trains on its own rows. `evaluate` is None where there is nothing to validate on.
 
     Raises:
       ValueError, FileNotFoundError: a flag that does not fit the model; see `fit`, `load_weights`, `with_frozen`.

@@ -28,9 +28,10 @@ from s2s_jax.models import SequenceClassifier
 from s2s_jax.training import checkpoint
 from s2s_jax.training.checkpoint import BestWeights
 from s2s_jax.training.command import main
-from s2s_jax.training.loop import Goal, fit, make_measure, make_train_step
+from s2s_jax.training.loop import Goal, fit, make_measure
 from s2s_jax.training.run import Run, RunConfig
 from s2s_jax.training.state import initial_train_state, model_of
+from s2s_jax.training.step import make_train_step
 from tests.samples import assert_close
 
 D, CLASSES = 3, 4
@@ -560,13 +561,13 @@ def overhead(run, steps=100, rounds=9):
 
 def test_overhead_over_the_bare_step(tmp_path):
     """At most 5 % or 150 microseconds a step; the best of several tries, as other work on the machine only ever adds."""
-    tries = []
+    beyond = []  # seconds a step more than is allowed
     for number in range(6):
         ours, bare = overhead(run_in(tmp_path / str(number)))
-        tries.append((1e6 * ours, 1e6 * bare))
-        if ours - bare <= max(0.05 * bare, 150e-6):
-            return
-    pytest.fail(f"microseconds a step in fit and bare: {tries}")
+        beyond.append(ours - bare - max(0.05 * bare, 150e-6))
+        if beyond[-1] <= 0:
+            break
+    assert min(beyond) <= 0
 
 
 def of_addition(**options):

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import hashlib
 import itertools
 import lzma
 import re
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from s2s_jax.data.datasets.report import Duplicates, Report
 from s2s_jax.data.datasets.text_files import Kind, kind_of, number_of, read_lines, read_rows, value_of
 from s2s_jax.data.images import load_mnist, read_idx
 
@@ -26,32 +26,6 @@ _TABLE = re.compile(r"(?P<split>.+?)\.(?P<kind>tsv|csv)(\.gz|\.xz)?")
 _LANGUAGE = re.compile(r"(?P<split>.+?)\.(?P<language>[a-z]{2,3}([-_][A-Za-z]{2,4})?)(\.gz|\.xz)?")
 _NO_LANGUAGES = {"tsv", "csv", "txt", "zip", "md", "npy", "npz", "png", "jpg", "wav"}
 _IDX = re.compile(r"(?P<prefix>.+)-(?P<what>images|labels)-idx\d-ubyte(\.gz)?")
-
-
-class Report:
-    """What was found in a folder: the examples of each split, and what is no error but worth knowing.
-
-    Attributes:
-      examples: how many each split has.
-      columns: of a csv series, the names of the numbers in `values`.
-      findings: what was found, to how often and the first five places. What was not found is not in it.
-    """
-
-    def __init__(self, examples: dict | None = None, columns: dict | None = None, findings: dict | None = None):
-        self.examples: dict[str, int] = examples or {}
-        self.columns: dict[str, list[str]] = columns or {}
-        self.findings: dict[str, dict[str, Any]] = findings or {}
-
-    def found(self, what: str, where: str) -> None:
-        finding = self.findings.setdefault(what, {"count": 0, "first": []})
-        finding["count"] += 1
-        if len(finding["first"]) < 5:
-            finding["first"].append(where)
-
-    def __str__(self) -> str:
-        lines = [", ".join(f"{split} {count}" for split, count in self.examples.items())]
-        lines += [f"{what}: {found['count']}, first {'; '.join(found['first'])}" for what, found in self.findings.items()]
-        return "\n".join(lines)
 
 
 class Contents(NamedTuple):
@@ -119,7 +93,7 @@ def _read_idx_images(folder: Path, name: str) -> Contents:
     if len(shapes) != 1:
         raise ValueError(f"{folder}: expected pictures of one shape, got {sorted(shapes)}")
     report = Report()
-    twice = _Duplicates(report, "the same picture in two splits")
+    twice = Duplicates(report, "the same picture in two splits")
 
     def examples(split: str) -> Iterator[Example]:
         for number, (image, label) in enumerate(zip(*arrays[split], strict=True)):
@@ -158,7 +132,7 @@ def _read_parallel_text(folder: Path, name: str, languages: Sequence[str] | None
                 other = next(iter(by_language.values()))
                 raise ValueError(f"{folder}: expected {split}.{language}, plain, .gz or .xz, to go with {other}, found none")
     report = Report()
-    twice = _Duplicates(report, "the same text in two splits")
+    twice = Duplicates(report, "the same text in two splits")
 
     def examples(split: str) -> Iterator[Example]:
         paths = [folder / files[split][language] for language in chosen]
@@ -284,7 +258,7 @@ def _read_labelled_text(folder: Path, name: str) -> Contents:
         if header != columns:
             raise ValueError(f"{paths[split]}:1: expected the columns of the other splits, {columns}, got {header}")
     report = Report()
-    twice = _Duplicates(report, "the same text in two splits")
+    twice = Duplicates(report, "the same text in two splits")
 
     def examples(split: str) -> Iterator[Example]:
         for line, row in read_rows(paths[split], ("label", "text")):
@@ -354,19 +328,6 @@ FORMATS = {
     "csv series": Format(lambda names: _shows_table(names, "csv"), _read_series),
     "parallel text": Format(lambda names: bool(_languages(names)), _read_parallel_text, ("languages",)),
 }
-
-
-class _Duplicates:
-    """Finds what stands in two splits, and counts it: real sets hold some, multi30k's and imdb's among them."""
-
-    def __init__(self, report: Report, what: str):
-        self._report, self._what = report, what
-        self._first: dict[bytes, tuple[str, str]] = {}
-
-    def add(self, content: bytes, split: str, where: str) -> None:
-        first = self._first.setdefault(hashlib.blake2b(content, digest_size=16).digest(), (split, where))
-        if first[0] != split:
-            self._report.found(self._what, f"{first[1]} and {where}")
 
 
 def _per_split(examples: Callable[[str], Iterator[Example]], splits: Any) -> dict[str, Callable[[], Iterator[Example]]]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from s2s_jax.data.datasets.formats import FORMATS, Contents, Report, format_of
+from s2s_jax.data.datasets.formats import FORMATS, Contents, format_of
+from s2s_jax.data.datasets.report import Report
 
 _LAYOUT = 1  # of what is prepared; a new number has everything prepared anew
 

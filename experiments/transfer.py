@@ -1,0 +1,364 @@
+"""Are recurrent networks worth pretraining? A language model read byte by byte, then few labelled reviews.
+
+    python -m experiments.transfer                                                the language model, on made-up reviews
+    python -m experiments.transfer --labels 100 --name scratch                    a classifier from nothing, on 100 labels
+    python -m experiments.transfer --labels 100 --name pretrained --init-from runs/transfer/default --init-parts encoder
+    python -m experiments.transfer predict "What a dull film." --name pretrained  (a language model goes on with the text)
+
+With `--data-dir FOLDER`, where `imdb` holds `train.tsv` and `test.tsv` (xz or gz too), the same on the reviews of Maas et al.
+(2011); the commands with their figures and times stand in RESULTS.md. Each classifier draws `figures/accuracy_by_labels.png`
+and prints a table of all classifiers that stand beside it.
+
+The language model reads the training reviews without their labels (Dai & Le, arXiv 1511.01432), in windows, each from a state
+of zeros. The classifier is its encoder, the mean of the outputs over time, and one linear layer; all of it is trained. The
+labelled reviews are drawn by the seed, half of each class. 1,000 training reviews are for validation, and are neither read nor
+labelled in training, unless `--labels` asks for all of them. Accuracy: share of all reviews of the split whose more probable
+class is right. Bits per byte: mean of -log2 of the probability of each byte and of the end, given those before in its window.
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from s2s_jax import cells, plots
+from s2s_jax.data import datasets
+from s2s_jax.data.buckets import length_buckets
+from s2s_jax.data.pipeline import Batches
+from s2s_jax.data.reviews import made_up_reviews
+from s2s_jax.data.vocabulary import END, START, Bytes
+from s2s_jax.decoding.search import sample
+from s2s_jax.losses import cross_entropy
+from s2s_jax.masks import length_mask
+from s2s_jax.metrics import Mean, mean_over
+from s2s_jax.models import LanguageModel, TextClassifier, decoder_step
+from s2s_jax.training import checkpoint
+from s2s_jax.training.command import main
+from s2s_jax.training.loop import make_measure
+from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
+from s2s_jax.training.run import Run
+from s2s_jax.training.state import count_parameters
+
+VALIDATION = 1000
+VOCABULARY = Bytes()
+# Of all 25,000 labels, byte by byte, up to 4,096 bytes of each review.
+PUBLISHED = [
+    {"metric": "accuracy", "value": 0.6427, "how": "Transformer, bytes", "source": "Long Range Arena, arXiv 2011.04006"},
+    {"metric": "accuracy", "value": 0.8682, "how": "S4, bytes", "source": "arXiv 2111.00396"},
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    steps: int = 400
+    labels: int = 0
+    """Labelled reviews to train a classifier on; 0 trains the language model."""
+    window: int = 256
+    """Language model: bytes from one state of zeros to the next."""
+    last_bytes: int = 1024
+    """Classifier: how many bytes of a review are read, its last ones."""
+    cell: Literal["rnn", "lstm", "gru"] = "gru"
+    """Recurrent cell."""
+    hidden_features: int = 256
+    """Width of the state."""
+    embedding_features: int = 32
+    """Width of the embedded bytes."""
+    num_layers: int = 1
+    """Layers."""
+    dropout: float = 0.0
+    """On embeddings, between layers and before the last one."""
+    batch_size: int = 32
+    """Windows or reviews in a step."""
+    learning_rate: float = 3e-3
+    evaluate_every: int = 100
+
+    may_be_zero: ClassVar[tuple[str, ...]] = (*TrainingConfig.may_be_zero, "labels")
+
+
+class Reviews(NamedTuple):
+    """Symbols of each text, int32 [bytes], and its class, int32 [N]."""
+
+    texts: Sequence[np.ndarray]
+    labels: np.ndarray
+
+    def at(self, chosen: np.ndarray) -> "Reviews":
+        return Reviews([self.texts[number] for number in chosen], self.labels[chosen])
+
+
+class Splits(NamedTuple):
+    """Training, validation and test reviews, which are trained on, and where they are from."""
+
+    dataset: str
+    origin: str  # "real" or "generated"
+    train: Reviews
+    validation: Reviews | None
+    test: Reviews
+
+
+def load_splits(config: Config) -> Splits:
+    """All reviews but those for validation; of a classifier as many as it has labels, half of each class.
+
+    Raises:
+      ValueError: more labels than there are.
+    """
+    folder = config.data_dir or os.environ.get("S2S_DATA_DIR")
+    if folder:
+        train, test = (of_source(datasets.load("imdb", split, data_dir=folder)) for split in ("train", "test"))
+    else:
+        train, test = (encoded(*made_up_reviews(count, seed)) for count, seed in ((4000, 0), (1000, 1)))
+    dataset, origin = ("imdb", "real") if folder else ("made-up-reviews", "generated")
+    order = np.random.default_rng(0).permutation(len(train.labels))
+    rest, validation = order[VALIDATION:], train.at(order[:VALIDATION])
+    if config.labels == len(order):
+        return Splits(dataset, origin, train, None, test)
+    if config.labels:
+        drawn = np.random.default_rng(config.seed).permutation(rest)
+        of_class = [drawn[train.labels[drawn] == label][: -(-config.labels // 2)] for label in (0, 1)]
+        rest = np.stack(of_class, axis=1).reshape(-1)[: config.labels] if len(of_class[0]) == len(of_class[1]) else rest[:0]
+        if len(rest) < config.labels:
+            raise ValueError(
+                f"labels: expected {len(order)}, which is all, or about {len(order) - VALIDATION} at most, got {config.labels}"
+            )
+    return Splits(dataset, origin, train.at(rest), validation, test)
+
+
+def of_source(source: Any) -> Reviews:
+    examples = [source[number] for number in range(len(source))]
+    return encoded(
+        [example["text"] for example in examples], np.array([int(example["label"]) for example in examples], np.int32)
+    )
+
+
+def encoded(texts: Sequence[str], labels: np.ndarray) -> Reviews:
+    return Reviews([VOCABULARY.encode(text) for text in texts], labels)
+
+
+class Windows:
+    """Each text with a start and an end symbol, cut into windows; each begins with the last symbol of the one before."""
+
+    def __init__(self, texts: Sequence[np.ndarray], window: int):
+        self._symbols = np.concatenate([np.concatenate([[START], text, [END]]).astype(np.int16) for text in texts])
+        starts, lengths, place = [], [], 0
+        for text in texts:
+            predicted = len(text) + 1
+            first = np.arange(0, predicted, window)
+            starts.append(place + first)
+            lengths.append(np.minimum(window, predicted - first) + 1)
+            place += predicted + 1
+        self._starts = np.concatenate(starts)
+        self.lengths = np.concatenate(lengths)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        start = self._starts[number]
+        return {"tokens": self._symbols[start : start + self.lengths[number]].astype(np.int32)}
+
+    def batches(self, batch_size: int, seed: int | None) -> Batches:
+        buckets = length_buckets(self.lengths, 4)
+        return Batches(self, batch_size, seed=seed, lengths={"tokens": self.lengths}, buckets=buckets)
+
+
+class Labelled:
+    """The ends of texts, with their classes."""
+
+    def __init__(self, reviews: Reviews, last_bytes: int):
+        self._reviews = reviews
+        self._last_bytes = last_bytes
+        self.lengths = np.array([min(len(text), last_bytes) for text in reviews.texts], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._reviews.texts)
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        return {"tokens": self._reviews.texts[number][-self._last_bytes :], "label": self._reviews.labels[number]}
+
+    def batches(self, batch_size: int, seed: int | None) -> Batches:
+        """In the same four buckets for every split, so that evaluation compiles for no more shapes than training."""
+        buckets = [max(1, self._last_bytes * quarter // 4) for quarter in (1, 2, 3, 4)]
+        return Batches(self, batch_size, seed=seed, lengths={"tokens": self.lengths}, buckets=sorted(set(buckets)))
+
+
+def build_model(config: Config) -> LanguageModel | TextClassifier:
+    options: dict[str, Any] = {
+        "embedding_features": config.embedding_features,
+        "hidden_features": config.hidden_features,
+        "cell": {"rnn": cells.rnn, "lstm": cells.lstm, "gru": cells.gru}[config.cell],
+        "num_layers": config.num_layers,
+        "dropout": config.dropout,
+        "rngs": nnx.Rngs(config.seed),
+    }
+    if config.labels:
+        return TextClassifier(len(VOCABULARY), 2, pooling="mean", **options)
+    return LanguageModel(len(VOCABULARY), **options)
+
+
+# The language model --------------------------------------------------------------------------------------------------------
+
+
+def nats_of_language(model: LanguageModel, batch: Mapping[str, Any], key: jax.Array | None = None) -> Mean:
+    inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    logits = model(None, model.initial_states(len(inputs)), inputs, key=key).logits
+    return cross_entropy(logits, targets, length_mask(batch["tokens_lengths"] - 1, targets.shape[1]))
+
+
+def language_loss(model: LanguageModel, batch: Mapping[str, Any], key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+    nats = nats_of_language(model, batch, key)
+    return nats.total / nats.count, {"loss": nats}
+
+
+def measure_language(model: LanguageModel, batch: Mapping[str, Any]) -> dict[str, Mean]:
+    nats = nats_of_language(model, batch)
+    return {"loss": nats, "bits_per_byte": Mean(nats.total / math.log(2), nats.count)}
+
+
+# The classifier ------------------------------------------------------------------------------------------------------------
+
+
+def class_logits(model: TextClassifier, batch: Mapping[str, Any], key: jax.Array | None = None) -> jax.Array:
+    return model(batch["tokens"], batch["tokens_lengths"], key=key)
+
+
+def class_loss(model: TextClassifier, batch: Mapping[str, Any], key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+    nats = cross_entropy(class_logits(model, batch, key), batch["label"], batch["mask"])
+    return nats.total / nats.count, {"loss": nats}
+
+
+def measure_class(model: TextClassifier, batch: Mapping[str, Any]) -> dict[str, Mean]:
+    logits, labels, counts = class_logits(model, batch), batch["label"], batch["mask"]
+    return {"accuracy": mean_over(logits.argmax(-1) == labels, counts), "loss": cross_entropy(logits, labels, counts)}
+
+
+# Training and what it shows ------------------------------------------------------------------------------------------------
+
+
+def source_of(config: Config, reviews: Reviews) -> Windows | Labelled:
+    return Labelled(reviews, config.last_bytes) if config.labels else Windows(reviews.texts, config.window)
+
+
+def measure_over(config: Config, model: Any, reviews: Reviews) -> dict[str, float]:
+    return _measures(bool(config.labels))(model, source_of(config, reviews).batches(100, None))
+
+
+@functools.lru_cache
+def _measures(classifies: bool) -> Any:
+    return make_measure(measure_class if classifies else measure_language)
+
+
+def train(run: Run[Config]) -> None:
+    config = run.config
+    splits = load_splits(config)
+    if splits.origin == "generated":
+        run.say("No data folder given: trains on made-up reviews, whose figures say nothing about real ones.")
+    run.trained_on(splits.dataset, splits.origin)
+    if config.labels:
+        texts = splits.train.texts
+        cut = sum(len(text) > config.last_bytes for text in texts)
+        run.say(f"{len(texts)} labelled reviews; of {cut} of them only the last {config.last_bytes} bytes are read.")
+    validation = splits.validation
+    trained = train_by_recipe(
+        run,
+        build_model(config),
+        class_loss if config.labels else language_loss,
+        source_of(config, splits.train).batches(config.batch_size, config.seed),
+        None if validation is None else lambda model: measure_over(config, model, validation),
+    )
+    report(run, trained.model, splits, int(trained.state.step), trained.seconds)
+
+
+def report(run: Run[Config], model: Any, splits: Splits, steps: int, seconds: float) -> None:
+    """Scores the test reviews, draws the figures, and writes result.json."""
+    config = run.config
+    test = splits.test if config.labels else splits.test.at(np.arange(1000))
+    metrics = measure_over(config, model, test)
+    told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
+    run.say(f"\n{len(test.texts)} test reviews ({splits.origin}): {told}")
+    title = f"{'IMDB reviews' if splits.origin == 'real' else 'Made-up reviews'}, {config.cell} {config.hidden_features}"
+    what = f"classifier on {config.labels} labels" if config.labels else "language model"
+    names = ["accuracy"] if config.labels and splits.validation is not None else []
+    run.figure("learning_curve", plots.learning_curve(run.history(), names, f"{title}: {what}"))
+    result = run.finish(
+        split=f"test, the first {len(test.texts)} reviews"
+        if len(test.texts) < len(splits.test.texts)
+        else f"test, all {len(test.texts)}",
+        metrics=metrics,
+        published=PUBLISHED if splits.origin == "real" and splits.validation is None else [],
+        steps=steps,
+        examples=steps * config.batch_size,
+        seconds=seconds,
+        parameters=count_parameters(model),
+    )
+    if config.labels:
+        compare(run, title)
+    run.say(
+        f"{result['seconds']:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}."
+    )
+
+
+def compare(run: Run[Config], title: str) -> None:
+    """A table and a figure of all finished classifiers of the same data beside this run, by number of labels."""
+    here = json.loads((run.folder / "result.json").read_text())
+    found: dict[str, dict[int, list[float]]] = {}
+    for path in sorted(run.folder.parent.glob("*/result.json")):
+        result = json.loads(path.read_text())
+        labels = result["config"]["labels"]
+        if labels and result["dataset"] == here["dataset"]:
+            way = "pretrained" if result["config"]["init_from"] else "from nothing"
+            found.setdefault(way, collections.defaultdict(list))[labels].append(result["metrics"]["accuracy"])
+    run.say(f"\n{'':<14}{'labels':>8}{'seeds':>7}  test accuracy")
+    for way, by_labels in sorted(found.items()):
+        for labels, values in sorted(by_labels.items()):
+            deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            run.say(f"{way:<14}{labels:>8}{len(values):>7}  {statistics.mean(values):.4f}{deviation}")
+    figure = plots.spread(
+        found, xlabel="labelled reviews", ylabel="test accuracy", title=f"{title}: a pretrained encoder or none"
+    )
+    run.figure("accuracy_by_labels", figure)
+
+
+def load(run: Run[Config]) -> Any:
+    model = build_model(run.config)
+    checkpoint.load_weights(run.weights, model)
+    return model
+
+
+def evaluate(run: Run[Config]) -> None:
+    splits = load_splits(run.config)
+    run.trained_on(splits.dataset, splits.origin)
+    report(run, load(run), splits, run.steps(), run.seconds())
+
+
+def predict(run: Run[Config], inputs: list[str]) -> None:
+    """The class of each text; a language model goes on with each."""
+    if not inputs:
+        raise ValueError('expected at least one text, like "What a dull film."')
+    model = load(run)
+    for text in inputs:
+        symbols = VOCABULARY.encode(text)
+        if run.config.labels:
+            ends = symbols[-run.config.last_bytes :]
+            shares = jax.nn.softmax(model(ends[None], np.array([len(ends)])))[0]
+            print(f"{'praise' if shares[1] > shares[0] else 'no praise'} ({max(shares):.1%}): {text}")
+            continue
+        step, params = decoder_step(model)
+        read = np.concatenate([[START], symbols])
+        state = model(None, model.initial_states(1), jnp.asarray(read[None, :-1])).state
+        more = sample(
+            step, params, None, state, jax.random.key(0), start=int(read[-1]), end=END, max_length=200, temperature=0.7
+        )
+        print(text + VOCABULARY.decode(np.asarray(more.tokens[0])))
+
+
+if __name__ == "__main__":
+    main("transfer", Config, train=train, evaluate=evaluate, predict=predict)

@@ -1,0 +1,80 @@
+"""The probability of each symbol of a text, given those before it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Int
+
+from s2s_jax import cells
+from s2s_jax.layers.regularization import Dropout
+from s2s_jax.models.seq2seq import Encoder
+from s2s_jax.types import Cell, Context, DecoderOutput, State
+
+
+class LanguageModel(nnx.Module):
+    """Embedding, recurrent stack and output layer over one sequence of symbols (Mikolov et al. 2010).
+
+    It is called as a decoder is, without a context, so that `s2s_jax.models.decoder_step` and `s2s_jax.decoding` take it. Its
+    `encoder` can go on in another model, `--init-from RUN --init-parts encoder`.
+
+    ```python
+    model = LanguageModel(259, embedding_features=32, hidden_features=256, rngs=nnx.Rngs(0))
+    state, logits, _ = model(None, model.initial_states(batch_size), tokens)  # logits of the symbol after each token
+    ```
+
+    Args:
+      vocabulary_size, embedding_features, hidden_features: V, E, H.
+      cell, num_layers, dropout, recurrent_dropout: see `Encoder`; `dropout` also acts before the output layer.
+      rngs: key `params` draws the parameters.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        *,
+        embedding_features: int,
+        hidden_features: int,
+        cell: Cell = cells.lstm,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        self.encoder = Encoder(
+            vocabulary_size,
+            embedding_features,
+            hidden_features,
+            cell=cell,
+            num_layers=num_layers,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            rngs=rngs,
+        )
+        self.dropout = Dropout(dropout)
+        self.output = nnx.Linear(self.encoder.recurrent.out_features, vocabulary_size, rngs=rngs)
+
+    def initial_states(self, batch_size: int, dtype: Any = jnp.float32) -> State:
+        """The state before the first symbol."""
+        return self.encoder.recurrent.initial_states(batch_size, dtype)
+
+    def __call__(self, context: Context, state: State, tokens: Int[Array, "B T"], *, key: Array | None = None) -> DecoderOutput:
+        """The state after `tokens`, and logits [B, T, V] for the symbol after each of them; a key turns dropout on.
+
+        Padding stands on the right, where no logits before it can see it; the state has seen it, though.
+
+        Args:
+          context: None; a language model has none.
+          state: from `initial_states`, or of the call on the symbols before.
+          tokens: symbols [B, T].
+          key: of the dropout masks.
+
+        Raises:
+          ValueError: concrete ids outside the vocabulary, or a context.
+        """
+        if context is not None:
+            raise ValueError(f"context: expected None in a language model, got {jax.tree.map(jnp.shape, context)}")
+        key_encoder, key_output = (None, None) if key is None else jax.random.split(key)
+        outputs, states, _ = self.encoder(tokens, None, state, key=key_encoder)
+        return DecoderOutput(states, self.output(self.dropout(outputs, key=key_output)), ())
