@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import math
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,8 @@ class Config(TrainingConfig):
     test_examples: int | None = None
     """Test sums; if not given 1,000, and all that are held out in the binary task."""
     evaluate_every: int = 500
+
+    fractions: ClassVar[tuple[str, ...]] = ("exact_match", "character_accuracy")
 
 
 def sums_of(config: Config) -> Sums:
@@ -244,8 +246,7 @@ def by_digits(sums: Sums, model: Seq2Seq, each: int = 200) -> dict[str, float]:
 def draw(run: Run[Config], exact: dict[str, float]) -> None:
     config = run.config
     title = f"Addition, {config.task}, up to {config.digits} {'bits' if config.task == 'binary' else 'digits'}"
-    names = ["exact_match", "character_accuracy"]
-    run.figure("learning_curve", plots.learning_curve(run.history(), names, title))
+    run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, title))
     figure = plots.bars(
         list(exact),
         list(exact.values()),

@@ -224,7 +224,7 @@ def errors(config: Config, model: SequenceClassifier, split: Any) -> tuple[int, 
 def draw(run: Run[Config], splits: Splits, wrong: list[tuple[np.ndarray, int, int]], count: int) -> None:
     config = run.config
     title = f"{'MNIST' if splits.origin == 'real' else 'Generated'} digits by {config.order}, {config.cell}"
-    run.figure("learning_curve", plots.learning_curve(run.history(), ["accuracy"], title))
+    run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, title))
     titles = [f"{label} read as {guess}" for _, label, guess in wrong[:24]]
     heading = f"{title}: {len(wrong)} of {count} test pictures read wrongly"
     run.figure("errors", plots.images([picture for picture, _, _ in wrong[:24]], titles, title=heading))

@@ -280,18 +280,17 @@ def train(run: Run[Config]) -> None:
 def report(run: Run[Config], model: Any, splits: Splits, steps: int, seconds: float) -> None:
     """Scores the test reviews, draws the figures, and writes result.json."""
     config = run.config
-    test = splits.test if config.labels else splits.test.at(np.arange(1000))
+    test, what = splits.test, "all"
+    if not config.labels and len(test.texts) > 1000:  # enough for the bits of a byte
+        test, what = test.at(np.random.default_rng(0).permutation(len(test.texts))[:1000]), "drawn at random"
     metrics = measure_over(config, model, test)
     told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
     run.say(f"\n{len(test.texts)} test reviews ({splits.origin}): {told}")
     title = f"{'IMDB reviews' if splits.origin == 'real' else 'Made-up reviews'}, {config.cell} {config.hidden_features}"
-    what = f"classifier on {config.labels} labels" if config.labels else "language model"
-    names = ["accuracy"] if config.labels and splits.validation is not None else []
-    run.figure("learning_curve", plots.learning_curve(run.history(), names, f"{title}: {what}"))
+    subject = f"classifier on {config.labels} labels" if config.labels else "language model"
+    run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, f"{title}: {subject}"))
     result = run.finish(
-        split=f"test, the first {len(test.texts)} reviews"
-        if len(test.texts) < len(splits.test.texts)
-        else f"test, all {len(test.texts)}",
+        split=f"test, {len(test.texts)} reviews, {what}",
         metrics=metrics,
         published=PUBLISHED if splits.origin == "real" and splits.validation is None else [],
         steps=steps,
@@ -309,7 +308,7 @@ def report(run: Run[Config], model: Any, splits: Splits, steps: int, seconds: fl
 def compare(run: Run[Config], title: str) -> None:
     """A table and a figure of all finished classifiers of the same data beside this run, by number of labels."""
     here = json.loads((run.folder / "result.json").read_text())
-    found: dict[str, dict[int, list[float]]] = {}
+    found: dict[str, dict[float, list[float]]] = {}
     for path in sorted(run.folder.parent.glob("*/result.json")):
         result = json.loads(path.read_text())
         labels = result["config"]["labels"]

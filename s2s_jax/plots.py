@@ -6,30 +6,36 @@ from typing import Any
 _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
 
-def learning_curve(history: Sequence[dict[str, float]], metrics: Sequence[str], title: str) -> Any:
-    """Training loss (logarithmic), and below it validation metrics, against the step.
+def learning_curve(histories: Sequence[Sequence[dict[str, float]]], metrics: Sequence[str], title: str) -> Any:
+    """Training and validation loss (logarithmic) against the step, and below it validation metrics, if there are any.
 
     Args:
-      history: lines of metrics.jsonl; see `Run.history`.
-      metrics: names of the validation metrics to draw, fractions from 0 to 1.
+      histories: for each seed the lines of its metrics.jsonl; see `Run.history`. Of several the mean is drawn, in a band from
+        the smallest value to the greatest.
+      metrics: names of the validation metrics to draw, fractions from 0 to 1; those that no seed has are left out.
       title: over the figure.
     """
-    figure, ((above,), (below,)) = _subplots(2, 1, (7, 5.5), sharex=True)
-    steps, losses = _series(history, "train/loss")
-    above.plot(steps, losses, color="tab:gray", label="training", marker="o" if len(steps) < 3 else None, markersize=3)
-    validation_steps, validation_losses = _series(history, "validation/loss")
-    if validation_steps:
-        above.plot(validation_steps, validation_losses, marker="o", markersize=3, color="tab:blue", label="validation")
+    below_it = {name: values for name in metrics if (values := _by_step(histories, f"validation/{name}"))}
+    panels = 2 if below_it else 1
+    figure, axes = _subplots(panels, 1, (7, 2.75 * panels), sharex=True)
+    above, below = axes[0, 0], axes[-1, 0]
+    seeds = f", mean of {len(histories)} seeds" if len(histories) > 1 else ""
+    for name, label, color in (("train", "training", "tab:gray"), ("validation", "validation", "tab:blue")):
+        losses = _by_step(histories, f"{name}/loss")
+        if losses:
+            _draw_spread(above, losses, label + seeds, color, dots=name == "validation" or len(losses) < 3)
     above.set(yscale="log", ylabel="loss (nats)", title=title)
     above.set_xlim(left=0)
-    above.legend(frameon=False)
-    for name in metrics:
-        steps, values = _series(history, f"validation/{name}")
-        below.plot(steps, values, marker="o", markersize=3, label=name.replace("_", " "))
-    below.set(xlabel="step", ylabel="validation", ylim=(-0.03, 1.03))
-    below.yaxis.set_major_formatter(_percent())
-    below.legend(frameon=False, loc="best")
-    _quiet(above, below)
+    if above.has_data():
+        above.legend(frameon=False)
+    if below_it:
+        for (name, values), color in zip(below_it.items(), _COLORS, strict=False):
+            _draw_spread(below, values, name.replace("_", " ") + seeds, color)
+        below.set(ylabel="validation", ylim=(-0.03, 1.03))
+        below.yaxis.set_major_formatter(_percent())
+        below.legend(frameon=False, loc="best")
+    below.set(xlabel="step")
+    _quiet(*axes.flat)
     return figure
 
 
@@ -57,15 +63,10 @@ def spread(
     """
     figure, ((axes,),) = _subplots(1, 1, (6.4, 4.2))
     for color, (name, by_place) in zip(_COLORS, sorted(lines.items()), strict=False):
-        places = sorted(by_place)
-        values = [by_place[place] for place in places]
-        most = max(map(len, values))
-        axes.plot(
-            places, [sum(v) / len(v) for v in values], color=color, label=f"{name} (mean of {most})" if most > 1 else name
-        )
-        axes.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.15, linewidth=0)
-        dots = [(place, value) for place, several in zip(places, values, strict=True) for value in several]
-        axes.scatter(*zip(*dots, strict=True), color=color, s=14, zorder=3)
+        most = max(map(len, by_place.values()))
+        _draw_spread(axes, by_place, f"{name}, mean of up to {most} seeds" if most > 1 else name, color)
+        seeds = [(place, value) for place, values in by_place.items() for value in values]
+        axes.scatter(*zip(*seeds, strict=True), color=color, s=12, alpha=0.5, zorder=3)
     places = sorted({place for by_place in lines.values() for place in by_place})
     if logarithmic:
         axes.set_xscale("log")
@@ -91,9 +92,24 @@ def images(pictures: Sequence[Any], titles: Sequence[str], *, title: str, column
     return figure
 
 
-def _series(history: Sequence[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
-    points = [(line["step"], line[name]) for line in history if name in line]
-    return [step for step, _ in points], [value for _, value in points]
+def _by_step(histories: Sequence[Sequence[dict[str, float]]], name: str) -> dict[float, list[float]]:
+    """{step: a value of each seed that has one there}."""
+    values: dict[float, list[float]] = {}
+    for history in histories:
+        for line in history:
+            if name in line:
+                values.setdefault(line["step"], []).append(line[name])
+    return values
+
+
+def _draw_spread(axes: Any, values: Mapping[float, Sequence[float]], label: str, color: str, dots: bool = True) -> None:
+    """The means at each place, and a band from the smallest to the greatest value."""
+    places = sorted(values)
+    means = [sum(values[place]) / len(values[place]) for place in places]
+    axes.plot(places, means, marker="o" if dots else None, markersize=3, color=color, label=label)
+    least, most = ([extreme(values[place]) for place in places] for extreme in (min, max))
+    if least != most:
+        axes.fill_between(places, least, most, color=color, alpha=0.2, linewidth=0)
 
 
 def _quiet(*axes: Any) -> None:

@@ -6,10 +6,11 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from s2s_jax import plots
 from s2s_jax.training import interrupts
 from s2s_jax.training.recipe import TrainingConfig
 from s2s_jax.training.run import ConfigType, Run, describe_device, program
@@ -81,16 +82,32 @@ def _train(task: str, config: Any, train: Callable[[Run[Any]], None]) -> None:
     if seeds == 1:
         _train_once(Run.begin(task, config), train)
         return
-    results = []
+    if config.processes > 1:
+        raise ValueError(f"seeds: expected 1 with --processes {config.processes}, got {seeds}")
+    runs = []
     for seed in range(config.seed, config.seed + seeds):
         print(f"\nSeed {seed}:")
         run = Run.begin(task, dataclasses.replace(config, seed=seed, seeds=1, name=f"{config.name}-seed{seed}"))
         _train_once(run, train)
-        results.append(json.loads((run.folder / "result.json").read_text())["metrics"])
-    print(f"\nMean and standard deviation over {seeds} seeds:")
-    for metric in results[0]:
-        values = [result[metric] for result in results]
+        runs.append(run)
+    _summarize(runs, config.runs_dir / task / f"{config.name}-seeds")
+
+
+def _summarize(runs: Sequence[Run[Any]], folder: Path) -> None:
+    """Mean and standard deviation over the seeds, printed and in summary.json, and a learning curve of them all."""
+    results = [json.loads((run.folder / "result.json").read_text()) for run in runs]
+    summary: dict[str, Any] = {"seeds": [result["seed"] for result in results], "runs": [str(run.folder) for run in runs]}
+    print(f"\nMean and standard deviation over {len(runs)} seeds:")
+    for metric in results[0]["metrics"]:
+        values = [result["metrics"][metric] for result in results]
+        summary[metric] = {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "values": values}
         print(f"{metric.replace('_', ' ')} {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    title = f"{runs[0].task}, {folder.name.removesuffix('-seeds')}"
+    figure = plots.learning_curve([run.history() for run in runs], runs[0].config.fractions, title)
+    figure.savefig(folder / "learning_curve.png", dpi=150, bbox_inches="tight")
+    print(f"summary.json and learning_curve.png are in {folder}.")
 
 
 def _train_once(run: Run[Any], train: Callable[[Run[Any]], None]) -> None:

@@ -69,6 +69,7 @@ class TrainingConfig(RunConfig):
     """Address of process 0."""
 
     may_be_zero: ClassVar[tuple[str, ...]] = (*RunConfig.may_be_zero, "warmup_steps", "patience", "process")
+    fractions: ClassVar[tuple[str, ...]] = ("accuracy",)  # validation metrics from 0 to 1, which learning curves show
 
     def join_processes(self) -> None:
         """Joins the other processes; has to come before anything asks JAX for its devices."""

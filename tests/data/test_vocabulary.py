@@ -1,11 +1,11 @@
-"""Characters and their numbers."""
+"""Characters and bytes, and their numbers."""
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
 
-from s2s_jax.data.vocabulary import END, PAD, START, Characters
+from s2s_jax.data.vocabulary import END, PAD, START, Bytes, Characters
 
 DIGITS = Characters("0123456789+")
 
@@ -50,3 +50,20 @@ def test_a_batch_is_padded_on_the_right():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@given(st.text(max_size=30))
+def test_bytes_hold_any_text(text):
+    numbers = Bytes().encode(text)
+    assert numbers.dtype == np.int32
+    assert [number - 3 for number in numbers] == list(text.encode("utf-8"))
+    assert all(END < number < len(Bytes()) for number in numbers)
+    assert Bytes().decode(np.array([START, *numbers, END, 70, PAD])) == text
+
+
+def test_bytes_that_make_no_character_are_replaced():
+    assert Bytes().decode([3 + 0xC3, 3 + ord("a")]) == "\ufffda"
+    assert Bytes().decode([]) == ""
+    assert len(Bytes()) == 259
+    with pytest.raises(UnicodeEncodeError, match="surrogates not allowed"):
+        Bytes().encode("\ud800")

@@ -1,4 +1,4 @@
-"""The sequence classifier: what is pooled, and that padding is not."""
+"""The classifiers of sequences and of texts: what is pooled, and that padding is not."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,9 @@ import pytest
 from flax import nnx
 
 from s2s_jax import cells
-from s2s_jax.models import SequenceClassifier
+from s2s_jax.models import LanguageModel, SequenceClassifier, TextClassifier
+from s2s_jax.training.checkpoint import named_variables
+from tests import oracles
 from tests.samples import assert_close, assert_equal, fill_padding, ragged_lengths, random_like
 
 B, T, D, H, CLASSES = 4, 6, 3, 5, 7
@@ -114,3 +116,72 @@ def test_a_key_turns_dropout_on():
 def test_an_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match='pooling: expected "last" or "mean", got \'max\''):
         SequenceClassifier(D, H, CLASSES, pooling="max", rngs=nnx.Rngs(0))
+
+
+# Texts ------------------------------------------------------------------------------------------------------------------
+
+VOCABULARY = 9
+TOKENS = np.where(np.arange(T) < LENGTHS[:, None], np.random.default_rng(2).integers(3, VOCABULARY, (B, T)), 0).astype(np.int32)
+
+
+def drawn_for_texts(**options):
+    model = TextClassifier(VOCABULARY, CLASSES, embedding_features=D, hidden_features=H, rngs=nnx.Rngs(0), **options)
+    graphdef, params = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_like(params, 1)))
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, None], ids=["ragged", "whole"])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru], ids=["lstm", "gru"])
+def test_texts_are_classified_as_by_pytorch(cell, pooling, lengths):
+    model = drawn_for_texts(cell=cell, pooling=pooling, num_layers=2)
+    xs = np.asarray(model.encoder.embedding.embedding[...])[TOKENS]
+    states = model.encoder.recurrent.initial_states(B)
+    weights = (np.zeros((B, T, H)), states)  # of a gradient that nobody asks for
+    outputs = oracles.torch_stack(cell, model.encoder.recurrent.params(), xs, states, lengths, weights).done.outputs
+    pooled = np.zeros((B, H))
+    for b, n in enumerate([T] * B if lengths is None else lengths):
+        if n:
+            pooled[b] = outputs[b, :n].mean(0) if pooling == "mean" else outputs[b, n - 1]
+    want = pooled @ np.asarray(model.output.kernel[...]) + np.asarray(model.output.bias[...])
+    assert_close(model(TOKENS, lengths), want, 1e-5)
+
+
+def test_padding_of_a_text_reaches_neither_logits_nor_gradients():
+    graphdef, params = nnx.split(drawn_for_texts(pooling="mean"))
+
+    def run(tokens):
+        def loss(params):
+            logits = nnx.merge(graphdef, params, copy=True)(tokens, LENGTHS)
+            return jnp.sum(logits**2), logits
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    other = np.where(np.arange(T) < LENGTHS[:, None], TOKENS, VOCABULARY - 1)
+    assert_equal(run(other), run(TOKENS))
+
+
+def test_dropout_of_a_text_needs_a_key():
+    model, plain = drawn_for_texts(dropout=0.5), drawn_for_texts()
+    assert_equal(model(TOKENS, LENGTHS), plain(TOKENS, LENGTHS))
+    one, other = (np.asarray(model(TOKENS, LENGTHS, key=jax.random.key(k))) for k in (0, 1))
+    assert np.any(one != other)
+    assert_close(one[LENGTHS == 0], model.output.bias[...][None], 1e-6)
+
+
+def test_options_of_texts_are_checked():
+    with pytest.raises(ValueError, match='pooling: expected "last" or "mean", got \'max\''):
+        drawn_for_texts(pooling="max")
+    with pytest.raises(ValueError, match="classes: expected a positive number, got 0"):
+        TextClassifier(VOCABULARY, 0, embedding_features=D, hidden_features=H, rngs=nnx.Rngs(0))
+
+
+def test_its_encoder_is_that_of_a_language_model():
+    """By name and shape, so that weights go from one to the other."""
+    options = {"embedding_features": D, "hidden_features": H, "num_layers": 2, "cell": cells.gru, "rngs": nnx.Rngs(0)}
+    shapes = [
+        {name: leaf[...].shape for name, leaf in named_variables(model).items() if name.startswith("encoder.")}
+        for model in (TextClassifier(VOCABULARY, CLASSES, **options), LanguageModel(VOCABULARY, **options))
+    ]
+    assert shapes[0] == shapes[1]
+    assert len(shapes[0]) > 8

@@ -1,0 +1,94 @@
+"""Figures: that what is drawn is what was given. How they look is for eyes."""
+
+import io
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from s2s_jax import plots
+
+
+def history(seed, metric="accuracy"):
+    training = [{"step": step, "train/loss": 2.0 / step + seed} for step in (10, 20, 30)]
+    return [
+        *training,
+        *({"step": step, "validation/loss": 1.0 + seed, f"validation/{metric}": 0.2 * seed} for step in (15, 30)),
+    ]
+
+
+def lines(axes):
+    return {line.get_label(): np.array(line.get_data()).T.tolist() for line in axes.get_lines()}
+
+
+def drawn(figure):
+    """The picture as it would be written; not blank."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=50)
+    file.seek(0)
+    picture = matplotlib.image.imread(file)
+    assert picture.std() > 0.01
+    return picture
+
+
+def test_the_learning_curve_of_one_seed():
+    figure = plots.learning_curve([history(1)], ["accuracy"], "Title")
+    above, below = figure.axes
+    assert lines(above) == {"training": [[10, 1.2], [20, 1.1], [30, 2.0 / 30 + 1]], "validation": [[15, 2.0], [30, 2.0]]}
+    assert lines(below) == {"accuracy": [[15, 0.2], [30, 0.2]]}
+    assert (above.get_title(), above.get_yscale(), below.get_xlabel()) == ("Title", "log", "step")
+    assert not above.collections
+    drawn(figure)
+
+
+def test_the_learning_curve_of_several_seeds_is_their_mean_in_a_band():
+    short = [line for line in history(4) if line["step"] <= 15]  # a seed that stopped early
+    figure = plots.learning_curve([history(0), history(2), short], ["accuracy"], "Title")
+    above, below = figure.axes
+    got = lines(above)["training, mean of 3 seeds"]
+    assert got == pytest.approx(np.array([[10, 2.2], [20, 1.1], [30, 2 / 30 + 1]]))
+    assert lines(below)["accuracy, mean of 3 seeds"] == pytest.approx(np.array([[15, 0.4], [30, 0.2]]))
+    (band,) = below.collections
+    corners = {tuple(np.round(corner, 6)) for corner in band.get_paths()[0].vertices.tolist()}
+    assert {(15, 0), (15, 0.8), (30, 0), (30, 0.4)} == corners
+    drawn(figure)
+
+
+def test_metrics_that_nobody_measured_take_no_room():
+    assert len(plots.learning_curve([history(1)], ["exact_match"], "Title").axes) == 1
+    assert len(plots.learning_curve([[]], ["accuracy"], "Title").axes) == 1
+    drawn(plots.learning_curve([[]], [], "A run of no steps"))
+
+
+def test_a_spread_has_a_dot_for_each_value():
+    figure = plots.spread({"b": {10: [0.2, 0.4], 1000: [0.6]}, "a": {10: [0.1]}}, xlabel="x", ylabel="y", title="Title")
+    (axes,) = figure.axes
+    assert lines(axes) == {"a": [[10, 0.1]], "b, mean of up to 2 seeds": [[10, pytest.approx(0.3)], [1000, 0.6]]}
+    dots = [
+        points.get_offsets().tolist()
+        for points in axes.collections
+        if len(points.get_offsets()) and hasattr(points, "get_sizes") and len(points.get_sizes())
+    ]
+    assert sorted(map(len, dots)) == [1, 3]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "1,000"]
+    assert axes.get_xscale() == "log"
+    drawn(figure)
+
+
+def test_bars_say_their_value():
+    figure = plots.bars(["1", "2"], [0.5, 1.0], xlabel="x", ylabel="y", title="Title")
+    (axes,) = figure.axes
+    assert [bar.get_height() for bar in axes.patches] == [0.5, 1.0]
+    assert [text.get_text() for text in axes.texts] == ["50.0%", "100.0%"]
+    drawn(figure)
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_images_stand_in_rows_each_with_its_title(count):
+    pictures = [np.full((4, 4), number) for number in range(count)]
+    figure = plots.images(pictures, [f"title {number}" for number in range(count)], title="All", columns=8)
+    shown = [axis for axis in figure.axes if axis.images]
+    assert [axis.get_title() for axis in shown] == [f"title {number}" for number in range(count)]
+    assert all(np.array_equal(axis.images[0].get_array(), picture) for axis, picture in zip(shown, pictures, strict=True))
+    file = io.BytesIO()
+    figure.savefig(file)
