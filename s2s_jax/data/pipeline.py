@@ -1,6 +1,8 @@
 """Batches as a pure function of seed and step: of arrays in memory, and of any source of examples, in length buckets."""
 
+import contextlib
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 
 from s2s_jax.data.buckets import bucket_of, padded_lengths
+from s2s_jax.data.datasets.arrays import SavedArrays
 
 
 class BatchShape(NamedTuple):
@@ -161,10 +164,16 @@ class Batches:
     ) -> Iterator[dict[str, np.ndarray]]:
         """The batches of the steps from `first_step` to before `last_step` (None: without end), the same as by calling.
 
-        Grain makes them in `threads` threads, up to `ahead` of them before they are asked for.
+        Grain makes them in `threads` threads, up to `ahead` of them before they are asked for. Arrays that need no transform
+        are cut up when they are asked for, which costs next to nothing; and so is everything where Grain is not installed.
         """
-        import grain
-
+        grain = None
+        if self._transform is not None or not isinstance(self._source, _Arrays | SavedArrays):
+            with contextlib.suppress(ImportError):
+                import grain
+        if grain is None:
+            yield from map(self, itertools.count(first_step) if last_step is None else range(first_step, last_step))
+            return
         steps = grain.MapDataset.range(first_step, sys.maxsize if last_step is None else last_step)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         batches = iter(steps.map(self).to_iter_dataset(options))

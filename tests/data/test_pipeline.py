@@ -517,8 +517,9 @@ import numpy as np
 from s2s_jax.data.pipeline import Batches
 batches = Batches({"x": np.arange(10).reshape(5, 2)}, 2, seed=0, lengths={"x": np.array([1, 2, 2, 0, 1])}, buckets=[1, 2])
 [batches(step) for step in range(5)]
-print(*(name for name in ("grain", "tensorflow_datasets", "array_record") if name in sys.modules))
 next(batches.iterate())
+print(*(name for name in ("grain", "tensorflow_datasets", "array_record") if name in sys.modules))
+next(Batches([{"x": 1}], 1, seed=0).iterate())
 print("grain" in sys.modules, "tensorflow" in sys.modules)
 """
     root = Path(__file__).parents[2]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from s2s_jax.data.datasets.arrays import SavedArrays, has_arrays
 from s2s_jax.data.datasets.formats import FORMATS, Contents, format_of
 from s2s_jax.data.datasets.report import Report
 
@@ -67,8 +68,8 @@ class Source(Sequence[dict[str, Any]]):
 
 def load(
     name: str, split: str, *, data_dir: str | Path | None = None, cache_dir: str | Path | None = None, **options: Any
-) -> Source:
-    """A split of a data set, from a folder in a plain format (see `formats`) or from TFDS's catalogue.
+) -> Source | SavedArrays:
+    """A split of a data set, from a folder in a plain format (see `formats`) or of saved arrays, or from TFDS's catalogue.
 
     Args:
       name: the folder's, or the catalogue's.
@@ -83,6 +84,10 @@ def load(
       FileNotFoundError: nothing that can be read in `data_dir`.
       ValueError: a file that is not what it should be, by file and line; no such split, option or data set.
     """
+    given = data_dir or os.environ.get("S2S_DATA_DIR")
+    for place in (Path(given) / name, Path(given)) if given else ():
+        if has_arrays(place, split):
+            return SavedArrays(name, place, split)
     folder = _find_folder(name, data_dir)
     if folder is None:
         return _from_catalogue(name, split, cache_dir, options)
