@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2s_jax.data.datasets import load
+from s2s_jax.data.datasets import formats, load
 from s2s_jax.data.datasets.formats import FORMATS, format_of
 from s2s_jax.data.pipeline import Batches
 
@@ -424,7 +424,8 @@ def test_a_folder_without_the_data_is_an_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("files", [IDX, TEXT, AUDIO, CAPTIONS, LABELLED, SERIES], ids=range(6))
 def test_each_folder_shows_one_format(tmp_path, files):
-    assert sum(known.shown_by(sorted(files)) for known in FORMATS.values()) == 1
+    read = [known.files(sorted(files)) for known in FORMATS.values()]
+    assert sorted(filter(None, read)) == [sorted(set(files) - {"SOURCE.md"})]
     assert format_of(folder_of(tmp_path, files)) in FORMATS
     assert format_of(tmp_path) is None
     assert format_of(tmp_path / "none") is None
@@ -455,10 +456,58 @@ def test_is_prepared_once_for_each_state_of_the_folder_and_each_choice_of_option
     os.utime(folder / "train.en", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert [example["en"] for example in load("set", "train", data_dir=folder)] == ["a", "b", "e"]
     stat = (folder / "train.en").stat()
-    (folder / "train.en").write_text("a\nb\nff\n")  # of the same time
+    (folder / "train.en").write_text("a\nb\nf\n")  # of the same size and time
     os.utime(folder / "train.en", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert [example["en"] for example in load("set", "train", data_dir=folder)] == ["a", "b", "ff"]
+    assert [example["en"] for example in load("set", "train", data_dir=folder)] == ["a", "b", "f"]
     assert len(prepared(tmp_path)) == 6
+    # What changes no data prepares nothing: another time, a file that is not read.
+    os.utime(folder / "train.en")
+    (folder / "SOURCE.md").write_text("read me again")
+    load("set", "train", data_dir=folder)
+    assert len(prepared(tmp_path)) == 6
+
+
+def test_folders_of_equal_names_sizes_and_times_are_told_apart(tmp_path):
+    folders = [folder_of(tmp_path / which, SERIES) for which in ("one", "two")]
+    changed = folders[1] / "air-line.csv"
+    changed.write_text(changed.read_text().replace("118.5", "119.5"))
+    for path in (path for folder in folders for path in folder.iterdir()):
+        os.utime(path, ns=(10**18, 10**18))
+    one, two = (load("set", "air-line", data_dir=folder) for folder in folders)
+    assert (one[1]["values"].tolist(), two[1]["values"].tolist()) == ([118.5], [119.5])
+    assert one.fingerprint != two.fingerprint
+
+
+def test_the_fingerprint_is_of_content_and_options_and_not_of_the_split_or_the_place(tmp_path):
+    one, two = (folder_of(tmp_path / which, TEXT) for which in ("one", "two"))
+
+    def fingerprint(folder, split="train", name="set", **options):
+        return load(name, split, data_dir=folder, **options).fingerprint
+
+    same = {fingerprint(one), fingerprint(two), fingerprint(one, "val_2016"), fingerprint(one, "train[1:]")}
+    assert len(same) == 1
+    assert len(prepared(tmp_path)) == 1
+    others = [fingerprint(one, languages=("de", "en")), fingerprint(one, languages=("en", "de")), fingerprint(one, name="one")]
+    (two / "val_2016.en").write_text("five\n")
+    others.append(fingerprint(two))
+    assert len({*same, *others}) == 5
+
+
+def test_a_file_that_changes_while_it_is_read_is_told_and_nothing_is_kept(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, TEXT)
+    read = formats.read_lines
+
+    def changing(path):
+        lines = read(path)
+        yield next(lines)
+        (folder / "train.fr.xz").write_bytes(packed("a.xz", "un\ndeux\ntrois\n"))
+        yield from lines
+
+    monkeypatch.setattr(formats, "read_lines", changing)
+    with pytest.raises(ValueError, match=r"set: expected files at rest, got train.fr.xz changed while they were read"):
+        load("set", "train", data_dir=folder)
+    assert prepared(tmp_path) == []
+    assert load("set", "train", data_dir=folder)[0]["fr"] == "un"
 
 
 @pytest.mark.parametrize("name", ["2024 Größe", "a/b-c"])
@@ -578,6 +627,7 @@ def test_other_names_are_tfdss(tmp_path, monkeypatch):
         images = load("mnist", "train", cache_dir=tmp_path / "tfds")
         texts = load("imdb_reviews", "test", cache_dir=tmp_path / "tfds")
     assert len(images) == len(texts) == 5
+    assert images.fingerprint != texts.fingerprint
     assert (images[3]["image"].shape, images[3]["image"].dtype, images[3]["label"].shape) == ((28, 28, 1), np.uint8, ())
     assert isinstance(texts[0]["text"], str)
     assert texts[0]["label"].dtype == np.int64
