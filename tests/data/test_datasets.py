@@ -257,7 +257,15 @@ REFUSED = {
     ),
     "manifest: number": (
         with_(AUDIO, manifest__tsv=MANIFEST.replace("\t2\tjo", "\tnan\tjo")),
-        "manifest.tsv:4: expected a finite number in column 'seconds', got 'nan'",
+        "manifest.tsv:4: expected a finite number that float32 holds in column 'seconds', got 'nan'",
+    ),
+    "manifest: number beyond float32": (
+        with_(AUDIO, manifest__tsv=MANIFEST.replace("\t2\tjo", "\t1e39\tjo")),
+        "manifest.tsv:4: expected a finite number that float32 holds in column 'seconds', got '1e39'",
+    ),
+    "manifest: label beyond int32": (
+        with_(CAPTIONS, manifest__tsv="split\tfile\tlabel\ntrain\t1.jpg\t1\ntrain\t2.jpg\t-2147483649\n"),
+        "manifest.tsv:3: expected an integer that int32 holds in column 'label', got '-2147483649'",
     ),
     "manifest: file missing": (
         with_(AUDIO, train__zip=zip_of({"a/1.flac": b"one"})),
@@ -302,7 +310,15 @@ REFUSED = {
     ),
     "labelled: label": (
         with_(LABELLED, test__tsv__xz="label\tid\trating\ttext\n1.0\t3\t4\tx\n"),
-        "test.tsv.xz:2: expected an integer in column 'label', got '1.0'",
+        "test.tsv.xz:2: expected an integer that int32 holds in column 'label', got '1.0'",
+    ),
+    "labelled: label beyond int32": (
+        with_(LABELLED, test__tsv__xz="label\tid\trating\ttext\n1\t3\t4\tx\n2147483648\t3\t4\tx\n"),
+        "test.tsv.xz:3: expected an integer that int32 holds in column 'label', got '2147483648'",
+    ),
+    "labelled: label beyond any": (
+        with_(LABELLED, test__tsv__xz=f"label\tid\trating\ttext\n1\t3\t{'9' * 400}\tx\n"),
+        "test.tsv.xz:2: expected an integer that int32 holds in column 'rating', got '999",
     ),
     "labelled: no text": (
         {"train.tsv": "label\tid\n1\t2\n"},
@@ -322,7 +338,11 @@ REFUSED = {
     ),
     "csv: number": (
         with_(SERIES, air___line__csv="m,p\n1949-01,?\n"),
-        r"air-line.csv:2: expected a finite number in column 'p', got '\?'",
+        r"air-line.csv:2: expected a finite number that float32 holds in column 'p', got '\?'",
+    ),
+    "csv: number beyond float32": (
+        with_(SERIES, air___line__csv="m,p,q\n1949-01,1,2\n1949-02,3.4028235e38,-3.4028236e38\n"),
+        "air-line.csv:3: expected a finite number that float32 holds in column 'q', got '-3.4028236e38'",
     ),
     "csv: date": (
         with_(SERIES, air___line__csv="m,p\n01/02/1949,1\n"),
@@ -382,6 +402,28 @@ def test_files_that_look_odd_are_counted(tmp_path):
         "files of equal bytes in one split": {"count": 1, "first": ["train: 1.png and 2.png"]},
         "different files of one name in two splits": {"count": 1, "first": ["1.png in train and test"]},
     }
+
+
+def test_integers_that_float32_rounds_are_counted(tmp_path):
+    # 2^24 + 1 is the first; 9007199254740993 is 2^53 + 1, which float64 rounds first; a power of ten is no count of anything.
+    numbers = "16777216,16777217,16777218.0,-16777219.0,9007199254740993,9007199254740992,16777217.5,1e30,0.1"
+    names = "abcdefghi"
+    folder_of(tmp_path, {"air.csv": f"m,{','.join(names)}\n1949-01,{numbers}\n1949-02,{numbers}\n"})
+    source = load("set", "air", data_dir=tmp_path / "data")
+    places = [f"air.csv:{line} '{name}'" for line in (2, 3) for name in "bde"]
+    assert source.report.findings == {
+        "numbers that float32 rounds to another integer": {"count": 6, "first": places[:5]},
+    }
+    np.testing.assert_array_equal(source[0]["values"], np.array(numbers.split(","), np.float64).astype(np.float32))
+
+
+def test_the_ends_of_int32_and_float32_are_kept(tmp_path):
+    folder_of(tmp_path, {"train.tsv": "label\ttext\n2147483647\ta\n-2147483648\tb\n"}, "texts")
+    texts = load("texts", "train", data_dir=tmp_path / "data")
+    assert [int(example["label"]) for example in texts] == [2**31 - 1, -(2**31)]
+    folder_of(tmp_path, {"air.csv": "m,p,q\n1949-01,3.4028235e38,-3.4028235677e38\n"}, "series")
+    greatest = float(np.finfo(np.float32).max)
+    assert load("series", "air", data_dir=tmp_path / "data")[0]["values"].tolist() == [greatest, -greatest]
 
 
 @pytest.mark.parametrize("languages", [("de",), ("de", "de"), ("de", "nl"), ()])

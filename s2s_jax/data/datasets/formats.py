@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import decimal
 import itertools
 import lzma
 import re
@@ -25,6 +26,7 @@ _MEDIA = {".png": "image", ".jpg": "image", ".jpeg": "image", ".flac": "audio", 
 _TABLE = re.compile(r"(?P<split>.+?)\.(?P<kind>tsv|csv)(\.gz|\.xz)?")
 _LANGUAGE = re.compile(r"(?P<split>.+?)\.(?P<language>[a-z]{2,3}([-_][A-Za-z]{2,4})?)(\.gz|\.xz)?")
 _NO_LANGUAGES = {"tsv", "csv", "txt", "zip", "md", "npy", "npz", "png", "jpg", "wav"}
+_INTEGER = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")
 _IDX = re.compile(r"(?P<prefix>.+)-(?P<what>images|labels)-idx\d-ubyte(\.gz)?")
 
 
@@ -302,8 +304,14 @@ def _read_series(folder: Path, name: str) -> Contents:
                 if before is not None and not date > before:
                     raise ValueError(f"{where}: expected a date after {before}, got {row[0]}")
                 before = date
-                values = [number_of(text, float, column, where) for text, column in zip(row[1:], header[1:], strict=True)]
-                yield {"date": row[0], "values": np.array(values, np.float32)}
+                numbers = [number_of(text, float, column, where) for text, column in zip(row[1:], header[1:], strict=True)]
+                values = np.array(numbers, np.float32)
+                for text, value, column in zip(row[1:], values.tolist(), header[1:], strict=True):
+                    # Up to 2^24 float32 holds every integer.
+                    if abs(value) >= 2**24 and _INTEGER.fullmatch(text) and decimal.Decimal(text) != decimal.Decimal(value):
+                        place = f"{path.name}:{rows.line_num} {column!r}"
+                        report.found("numbers that float32 rounds to another integer", place)
+                yield {"date": row[0], "values": values}
         except csv.Error as error:
             raise ValueError(f"{path}:{rows.line_num}: {error}") from error
 
