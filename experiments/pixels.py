@@ -82,6 +82,7 @@ class Splits(NamedTuple):
 
     dataset: str
     origin: str  # "real" or "generated"
+    fingerprint: str | None  # of the real ones
     train: Any
     validation: Any
     test: Any
@@ -91,10 +92,12 @@ def load_splits(config: Config) -> Splits:
     folder = config.data_dir or os.environ.get("S2S_DATA_DIR")
     if folder:
         slices = f"train[:-{VALIDATION}]", f"train[-{VALIDATION}:]", "test"
-        return Splits("mnist", "real", *(datasets.load("mnist", split, data_dir=folder) for split in slices))
+        sources = [datasets.load("mnist", split, data_dir=folder) for split in slices]
+        return Splits("mnist", "real", sources[0].fingerprint, *sources)
     train, test = drawn_digits(25_000, seed=0), drawn_digits(2_000, seed=1)
     parts = [(train, slice(None, -VALIDATION)), (train, slice(-VALIDATION, None)), (test, slice(None))]
-    return Splits("drawn-digits", "generated", *({"image": d.images[part], "label": d.labels[part]} for d, part in parts))
+    splits = ({"image": drawn.images[part], "label": drawn.labels[part]} for drawn, part in parts)
+    return Splits("drawn-digits", "generated", None, *splits)
 
 
 def build_model(config: Config) -> SequenceClassifier:
@@ -163,7 +166,7 @@ def train(run: Run[Config]) -> None:
     splits = load_splits(config)
     if splits.origin == "generated":
         run.say("No data folder given: trains on generated digits, whose figures say nothing about MNIST.")
-    run.trained_on(splits.dataset, splits.origin)
+    run.trained_on(splits.dataset, splits.origin, splits.fingerprint)
     measure_over = make_measure(functools.partial(measure, config))
     trained = train_by_recipe(
         run,
@@ -235,7 +238,7 @@ def load(run: Run[Config]) -> tuple[SequenceClassifier, Splits]:
     model = build_model(config)
     checkpoint.load_weights(run.weights, model)
     splits = load_splits(config)
-    run.trained_on(splits.dataset, splits.origin)
+    run.trained_on(splits.dataset, splits.origin, splits.fingerprint)
     return model, splits
 
 

@@ -73,7 +73,8 @@ def sample(
       step, params, context, state, start, end, max_length, pad: see `greedy`.
       key: of the draws. Inside `jax.shard_map` hand in another one on each device.
       temperature: above 0; below 1 it sharpens, above 1 it flattens.
-      top_k: only the k most probable symbols (Fan et al., arXiv 1805.04833).
+      top_k: only the k most probable symbols (Fan et al., arXiv 1805.04833); of equally probable ones, here and with `top_p`,
+        those of lower numbers go first.
       top_p: only the fewest symbols whose probabilities sum up to at least that (Holtzman et al., arXiv 1904.09751), after
         temperature and `top_k`; the most probable one always stays.
 
@@ -174,14 +175,13 @@ def _unfold(
 
 
 def _cut(logits: Float[Array, "B V"], top_k: int | None, top_p: Array | None) -> Float[Array, "B V"]:
-    """-inf for all but the most probable symbols. Those as probable as the last one that stays, stay too."""
-    if top_k is not None:
-        least = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
+    """-inf for all but the most probable symbols. Of equally probable ones those of lower numbers stay."""
+    if top_k is None and top_p is None:
+        return logits
+    ordered, symbols = jax.lax.top_k(logits, top_k or logits.shape[-1])
     if top_p is not None:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
         probabilities = jax.nn.softmax(ordered)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of the more probable ones
-        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return logits
+        # With 1 all stay, also those behind a sum that rounds to 1.
+        ordered = jnp.where((before < top_p) | (top_p >= 1), ordered, -jnp.inf)
+    return jnp.put_along_axis(jnp.full_like(logits, -jnp.inf), symbols, ordered, axis=-1, inplace=False)

@@ -113,8 +113,13 @@ class Run(Generic[ConfigType]):
         values["data_dir"] = data_dir or (Path(values["data_dir"]) if values["data_dir"] else None)
         return cls(task, config_type(**values))
 
-    def trained_on(self, dataset: str, data: str) -> None:
-        """Writes down which data the run is about, `data` being "real" or "generated"; later sittings must use the same.
+    def trained_on(self, dataset: str, data: str, fingerprint: str | None = None) -> None:
+        """Writes down which data the run is about; later sittings must use the same.
+
+        Args:
+          dataset: name of the data.
+          data: "real" or "generated".
+          fingerprint: of the content, such as a `Source` has; compared where both this sitting and an earlier one tell it.
 
         Raises:
           ValueError: it was other data before, or `data` is neither.
@@ -122,11 +127,15 @@ class Run(Generic[ConfigType]):
         if data not in ("real", "generated"):
             raise ValueError(f'data: expected "real" or "generated", got {data!r}')
         path = self.folder / "data.json"
-        now = {"dataset": dataset, "data": data}
-        if path.exists() and (before := json.loads(path.read_text())) != now:
-            raise ValueError(f"{self.folder}: expected its own data, {before}, got {now}; see data_dir")
+        now = {"dataset": dataset, "data": data, **({"fingerprint": fingerprint} if fingerprint else {})}
+        before = json.loads(path.read_text()) if path.exists() else {}
+        if any(before[name] != now[name] for name in before.keys() & now.keys()):
+            raise ValueError(
+                f"{self.folder}: expected the data that the run was trained on, {before}, got {now}; see data_dir, "
+                "or give this run another --name"
+            )
         if self.writes:
-            _write_json(path, now)
+            _write_json(path, before | now)
 
     def has_checkpoints(self) -> bool:
         """Whether an earlier sitting left any."""

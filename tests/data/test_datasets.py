@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2s_jax.data.datasets import load
+from s2s_jax.data.datasets import formats, load
 from s2s_jax.data.datasets.formats import FORMATS, format_of
 from s2s_jax.data.pipeline import Batches
 
@@ -257,7 +257,15 @@ REFUSED = {
     ),
     "manifest: number": (
         with_(AUDIO, manifest__tsv=MANIFEST.replace("\t2\tjo", "\tnan\tjo")),
-        "manifest.tsv:4: expected a finite number in column 'seconds', got 'nan'",
+        "manifest.tsv:4: expected a finite number that float32 holds in column 'seconds', got 'nan'",
+    ),
+    "manifest: number beyond float32": (
+        with_(AUDIO, manifest__tsv=MANIFEST.replace("\t2\tjo", "\t1e39\tjo")),
+        "manifest.tsv:4: expected a finite number that float32 holds in column 'seconds', got '1e39'",
+    ),
+    "manifest: label beyond int32": (
+        with_(CAPTIONS, manifest__tsv="split\tfile\tlabel\ntrain\t1.jpg\t1\ntrain\t2.jpg\t-2147483649\n"),
+        "manifest.tsv:3: expected an integer that int32 holds in column 'label', got '-2147483649'",
     ),
     "manifest: file missing": (
         with_(AUDIO, train__zip=zip_of({"a/1.flac": b"one"})),
@@ -302,7 +310,15 @@ REFUSED = {
     ),
     "labelled: label": (
         with_(LABELLED, test__tsv__xz="label\tid\trating\ttext\n1.0\t3\t4\tx\n"),
-        "test.tsv.xz:2: expected an integer in column 'label', got '1.0'",
+        "test.tsv.xz:2: expected an integer that int32 holds in column 'label', got '1.0'",
+    ),
+    "labelled: label beyond int32": (
+        with_(LABELLED, test__tsv__xz="label\tid\trating\ttext\n1\t3\t4\tx\n2147483648\t3\t4\tx\n"),
+        "test.tsv.xz:3: expected an integer that int32 holds in column 'label', got '2147483648'",
+    ),
+    "labelled: label beyond any": (
+        with_(LABELLED, test__tsv__xz=f"label\tid\trating\ttext\n1\t3\t{'9' * 400}\tx\n"),
+        "test.tsv.xz:2: expected an integer that int32 holds in column 'rating', got '999",
     ),
     "labelled: no text": (
         {"train.tsv": "label\tid\n1\t2\n"},
@@ -322,7 +338,11 @@ REFUSED = {
     ),
     "csv: number": (
         with_(SERIES, air___line__csv="m,p\n1949-01,?\n"),
-        r"air-line.csv:2: expected a finite number in column 'p', got '\?'",
+        r"air-line.csv:2: expected a finite number that float32 holds in column 'p', got '\?'",
+    ),
+    "csv: number beyond float32": (
+        with_(SERIES, air___line__csv="m,p,q\n1949-01,1,2\n1949-02,3.4028235e38,-3.4028236e38\n"),
+        "air-line.csv:3: expected a finite number that float32 holds in column 'q', got '-3.4028236e38'",
     ),
     "csv: date": (
         with_(SERIES, air___line__csv="m,p\n01/02/1949,1\n"),
@@ -384,6 +404,28 @@ def test_files_that_look_odd_are_counted(tmp_path):
     }
 
 
+def test_integers_that_float32_rounds_are_counted(tmp_path):
+    # 2^24 + 1 is the first; 9007199254740993 is 2^53 + 1, which float64 rounds first; a power of ten is no count of anything.
+    numbers = "16777216,16777217,16777218.0,-16777219.0,9007199254740993,9007199254740992,16777217.5,1e30,0.1"
+    names = "abcdefghi"
+    folder_of(tmp_path, {"air.csv": f"m,{','.join(names)}\n1949-01,{numbers}\n1949-02,{numbers}\n"})
+    source = load("set", "air", data_dir=tmp_path / "data")
+    places = [f"air.csv:{line} '{name}'" for line in (2, 3) for name in "bde"]
+    assert source.report.findings == {
+        "numbers that float32 rounds to another integer": {"count": 6, "first": places[:5]},
+    }
+    np.testing.assert_array_equal(source[0]["values"], np.array(numbers.split(","), np.float64).astype(np.float32))
+
+
+def test_the_ends_of_int32_and_float32_are_kept(tmp_path):
+    folder_of(tmp_path, {"train.tsv": "label\ttext\n2147483647\ta\n-2147483648\tb\n"}, "texts")
+    texts = load("texts", "train", data_dir=tmp_path / "data")
+    assert [int(example["label"]) for example in texts] == [2**31 - 1, -(2**31)]
+    folder_of(tmp_path, {"air.csv": "m,p,q\n1949-01,3.4028235e38,-3.4028235677e38\n"}, "series")
+    greatest = float(np.finfo(np.float32).max)
+    assert load("series", "air", data_dir=tmp_path / "data")[0]["values"].tolist() == [greatest, -greatest]
+
+
 @pytest.mark.parametrize("languages", [("de",), ("de", "de"), ("de", "nl"), ()])
 def test_languages_that_are_not_there_are_refused(tmp_path, languages):
     folder_of(tmp_path, TEXT)
@@ -424,7 +466,8 @@ def test_a_folder_without_the_data_is_an_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("files", [IDX, TEXT, AUDIO, CAPTIONS, LABELLED, SERIES], ids=range(6))
 def test_each_folder_shows_one_format(tmp_path, files):
-    assert sum(known.shown_by(sorted(files)) for known in FORMATS.values()) == 1
+    read = [known.files(sorted(files)) for known in FORMATS.values()]
+    assert sorted(filter(None, read)) == [sorted(set(files) - {"SOURCE.md"})]
     assert format_of(folder_of(tmp_path, files)) in FORMATS
     assert format_of(tmp_path) is None
     assert format_of(tmp_path / "none") is None
@@ -455,10 +498,58 @@ def test_is_prepared_once_for_each_state_of_the_folder_and_each_choice_of_option
     os.utime(folder / "train.en", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert [example["en"] for example in load("set", "train", data_dir=folder)] == ["a", "b", "e"]
     stat = (folder / "train.en").stat()
-    (folder / "train.en").write_text("a\nb\nff\n")  # of the same time
+    (folder / "train.en").write_text("a\nb\nf\n")  # of the same size and time
     os.utime(folder / "train.en", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert [example["en"] for example in load("set", "train", data_dir=folder)] == ["a", "b", "ff"]
+    assert [example["en"] for example in load("set", "train", data_dir=folder)] == ["a", "b", "f"]
     assert len(prepared(tmp_path)) == 6
+    # What changes no data prepares nothing: another time, a file that is not read.
+    os.utime(folder / "train.en")
+    (folder / "SOURCE.md").write_text("read me again")
+    load("set", "train", data_dir=folder)
+    assert len(prepared(tmp_path)) == 6
+
+
+def test_folders_of_equal_names_sizes_and_times_are_told_apart(tmp_path):
+    folders = [folder_of(tmp_path / which, SERIES) for which in ("one", "two")]
+    changed = folders[1] / "air-line.csv"
+    changed.write_text(changed.read_text().replace("118.5", "119.5"))
+    for path in (path for folder in folders for path in folder.iterdir()):
+        os.utime(path, ns=(10**18, 10**18))
+    one, two = (load("set", "air-line", data_dir=folder) for folder in folders)
+    assert (one[1]["values"].tolist(), two[1]["values"].tolist()) == ([118.5], [119.5])
+    assert one.fingerprint != two.fingerprint
+
+
+def test_the_fingerprint_is_of_content_and_options_and_not_of_the_split_or_the_place(tmp_path):
+    one, two = (folder_of(tmp_path / which, TEXT) for which in ("one", "two"))
+
+    def fingerprint(folder, split="train", name="set", **options):
+        return load(name, split, data_dir=folder, **options).fingerprint
+
+    same = {fingerprint(one), fingerprint(two), fingerprint(one, "val_2016"), fingerprint(one, "train[1:]")}
+    assert len(same) == 1
+    assert len(prepared(tmp_path)) == 1
+    others = [fingerprint(one, languages=("de", "en")), fingerprint(one, languages=("en", "de")), fingerprint(one, name="one")]
+    (two / "val_2016.en").write_text("five\n")
+    others.append(fingerprint(two))
+    assert len({*same, *others}) == 5
+
+
+def test_a_file_that_changes_while_it_is_read_is_told_and_nothing_is_kept(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, TEXT)
+    read = formats.read_lines
+
+    def changing(path):
+        lines = read(path)
+        yield next(lines)
+        (folder / "train.fr.xz").write_bytes(packed("a.xz", "un\ndeux\ntrois\n"))
+        yield from lines
+
+    monkeypatch.setattr(formats, "read_lines", changing)
+    with pytest.raises(ValueError, match=r"set: expected files at rest, got train.fr.xz changed while they were read"):
+        load("set", "train", data_dir=folder)
+    assert prepared(tmp_path) == []
+    assert load("set", "train", data_dir=folder)[0]["fr"] == "un"
 
 
 @pytest.mark.parametrize("name", ["2024 Größe", "a/b-c"])
@@ -578,6 +669,7 @@ def test_other_names_are_tfdss(tmp_path, monkeypatch):
         images = load("mnist", "train", cache_dir=tmp_path / "tfds")
         texts = load("imdb_reviews", "test", cache_dir=tmp_path / "tfds")
     assert len(images) == len(texts) == 5
+    assert images.fingerprint != texts.fingerprint
     assert (images[3]["image"].shape, images[3]["image"].dtype, images[3]["label"].shape) == ((28, 28, 1), np.uint8, ())
     assert isinstance(texts[0]["text"], str)
     assert texts[0]["label"].dtype == np.int64

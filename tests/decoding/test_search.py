@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from s2s_jax.decoding import greedy, sample
+from s2s_jax.decoding import search as search_module
 from s2s_jax.types import DecoderOutput
 from tests.samples import assert_close
 
@@ -244,6 +245,79 @@ def test_symbols_are_drawn_from_the_distribution_that_is_left(temperature, top_k
     by_hand = logs[START, tokens[:, 0]] + np.where(tokens[:, 0] == END, 0, logs[tokens[:, 0], tokens[:, 1]])
     assert_close(scores, by_hand, 1e-5)
     assert np.array_equal(np.asarray(found.lengths), np.where(tokens[:, 0] == END, 1, 2))
+
+
+def kept_by_brute_force(logits, top_k, top_p):
+    """For each row the set of symbols that may be drawn, of a table [B, V]; equal ones in their order."""
+    kept = []
+    for row in logits.astype(np.float64):
+        order = np.argsort(-row, kind="stable")[: top_k or len(row)]
+        shares = np.exp(row[order] - row[order].max())
+        sums = np.cumsum(shares / shares.sum())
+        needed = len(order) if top_p in (None, 1.0) else 1 + int(np.sum(sums < top_p - 1e-9))
+        kept.append({int(symbol) for symbol in order[:needed] if row[symbol] > -np.inf})
+    return kept
+
+
+TIES = np.log(
+    np.array(
+        [
+            [1, 1, 1, 1, 1, 1, 1, 1],
+            [1, 2, 2, 1, 2, 2, 1, 1],
+            [4, 1, 0, 4, 0, 4, 4, 1],
+            [0, 0, 3, 0, 3, 0, 0, 0],
+            [1, 2, 3, 4, 5, 6, 7, 8],
+            [0, 0, 0, 0, 0, 0, 0, 5],
+        ]
+    ).clip(1e-300)
+)
+TIES[TIES < -600] = -np.inf
+
+
+def first_symbols(logits, rows=400, **options):
+    """For each row of logits [B, V] the symbols that are drawn first, of `rows` draws."""
+    table = jnp.repeat(jnp.asarray(logits, jnp.float32), rows, axis=0)[:, None]
+    state = jnp.zeros(len(table), jnp.int32)
+    found = sample(script_step, None, table, state, jax.random.key(0), start=START, end=END, max_length=1, **options)
+    return [set(drawn.tolist()) for drawn in np.asarray(found.tokens).reshape(len(logits), rows)]
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 2, 3, 5, 8])
+@pytest.mark.parametrize("top_p", [None, 0.1, 0.45, 0.7, 0.9, 1.0])
+def test_of_equally_probable_symbols_no_more_than_asked_for_stay(top_k, top_p):
+    assert first_symbols(TIES, top_k=top_k, top_p=top_p) == kept_by_brute_force(TIES, top_k, top_p)
+
+
+def test_the_symbols_before_are_enough_where_they_sum_up_to_top_p_itself():
+    assert first_symbols(TIES[:1], top_p=0.5) == [{0, 1, 2, 3}]  # eight of 1/8 each, without rounding
+
+
+def test_top_p_of_one_keeps_what_is_behind_a_sum_that_rounds_to_one():
+    logits = jnp.asarray(6 * np.random.default_rng(0).normal(size=(1, 1000)), jnp.float32)
+    np.testing.assert_array_equal(search_module._cut(logits, None, jnp.float32(1)), logits)
+
+
+def test_cut_sampling_is_the_same_under_jit_and_vmap_and_lets_gradients_of_the_scores_through():
+    how = {"start": START, "end": END, "max_length": 1, "top_k": 3}
+    keys = jax.random.split(jax.random.key(5), 4)
+    logits = jnp.asarray(TIES[[0, 1, 4]], jnp.float32)
+
+    def drawn(logits, key, top_p=0.8):
+        table = logits[:, None]
+        return sample(script_step, None, table, jnp.zeros(len(table), jnp.int32), key, top_p=top_p, **how)
+
+    one_by_one = [drawn(logits, key) for key in keys]
+    mapped = jax.jit(jax.vmap(drawn, in_axes=(None, 0)))(logits, keys)
+    for number, one in enumerate(one_by_one):
+        assert_close(tuple(leaf[number] for leaf in mapped), tuple(one), 1e-6)
+    assert_close(tuple(jax.jit(drawn)(logits, keys[0], jnp.float32(0.8))), tuple(one_by_one[0]), 1e-6)
+    # Loops of unknown length have forward derivatives only; that of a log softmax is known.
+    tangent = jnp.asarray(np.random.default_rng(0).normal(size=logits.shape), jnp.float32)
+    _, slope = jax.jvp(lambda logits: drawn(logits, keys[0]).scores, (logits,), (tangent,))
+    chosen = np.asarray(one_by_one[0].tokens)[:, 0]
+    shares = np.exp(log_softmax(logits))
+    want = np.asarray(tangent)[np.arange(3), chosen] - (shares * np.asarray(tangent)).sum(-1)
+    assert_close(slope, want, 1e-5)
 
 
 def test_the_key_decides_and_one_symbol_is_greedy():

@@ -52,7 +52,10 @@ def test_augmentation_by_nothing_is_the_identity(monkeypatch):
     assert_close(pixels.augmented(IMAGES, jax.random.key(0)), IMAGES.astype(np.float32), 1e-4)
 
 
-def test_the_splits_of_real_pictures_do_not_overlap(monkeypatch, tmp_path):
+@pytest.fixture
+def real(monkeypatch, tmp_path):
+    """A data folder that holds what is read as MNIST: 6,000 and 50 pictures whose first two pixels are their number."""
+
     def numbered(folder, split):
         count = {"train": 6000, "test": 50}[split]
         numbers = np.arange(count) + 10_000 * (split == "test")
@@ -67,7 +70,11 @@ def test_the_splits_of_real_pictures_do_not_overlap(monkeypatch, tmp_path):
     for prefix in ("train", "t10k"):
         for what in ("images-idx3", "labels-idx1"):
             (folder / f"{prefix}-{what}-ubyte").touch()
-    splits = pixels.load_splits(pixels.Config(data_dir=tmp_path))
+    return tmp_path
+
+
+def test_the_splits_of_real_pictures_do_not_overlap(real):
+    splits = pixels.load_splits(pixels.Config(data_dir=real))
     assert (splits.dataset, splits.origin) == ("mnist", "real")
     numbers = {}
     for name in ("train", "validation", "test"):
@@ -123,6 +130,20 @@ def test_a_run_on_drawn_digits_says_so(few, tmp_path, capsys):
     for wrong in ("20", "x", "-1"):
         with pytest.raises(SystemExit, match=r"expected numbers of test pictures from 0 to 19|unknown argument -1"):
             call("predict", wrong, "--runs-dir", tmp_path)
+
+
+def test_a_run_does_not_go_on_on_other_pictures(real, tmp_path):
+    runs = tmp_path / "runs"
+    call(*SMALL, "--runs-dir", runs, "--data-dir", real)
+    result = json.loads((runs / "pixels/default/result.json").read_text())
+    assert result["fingerprint"] == pixels.load_splits(pixels.Config(data_dir=real)).fingerprint
+    (real / "mnist/t10k-labels-idx1-ubyte").write_bytes(b"other")
+    (runs / "pixels/default/result.json").unlink()  # as if it had been stopped before the end
+    for again in ([*SMALL], ["evaluate"]):
+        with pytest.raises(
+            SystemExit, match=f"expected the data that the run was trained on, .*{result['fingerprint']}.*, got"
+        ):
+            call(*again, "--runs-dir", runs, "--data-dir", real)
 
 
 def test_an_empty_data_folder_is_an_error_and_not_the_stand_in(few, tmp_path):

@@ -686,7 +686,7 @@ def test_a_result_needs_the_name_of_its_data(tmp_path):
     with pytest.raises(ValueError, match='data: expected "real" or "generated", got \'made up\''):
         run.trained_on("noise", "made up")
     run.trained_on("noise", "generated")
-    with pytest.raises(ValueError, match="expected its own data"):
+    with pytest.raises(ValueError, match="expected the data that the run was trained on"):
         run.trained_on("noise", "real")
 
 

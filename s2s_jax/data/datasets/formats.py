@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import decimal
 import itertools
 import lzma
 import re
@@ -25,6 +26,7 @@ _MEDIA = {".png": "image", ".jpg": "image", ".jpeg": "image", ".flac": "audio", 
 _TABLE = re.compile(r"(?P<split>.+?)\.(?P<kind>tsv|csv)(\.gz|\.xz)?")
 _LANGUAGE = re.compile(r"(?P<split>.+?)\.(?P<language>[a-z]{2,3}([-_][A-Za-z]{2,4})?)(\.gz|\.xz)?")
 _NO_LANGUAGES = {"tsv", "csv", "txt", "zip", "md", "npy", "npz", "png", "jpg", "wav"}
+_INTEGER = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")
 _IDX = re.compile(r"(?P<prefix>.+)-(?P<what>images|labels)-idx\d-ubyte(\.gz)?")
 
 
@@ -43,12 +45,12 @@ class Format(NamedTuple):
     """A way to lay out a folder: which file names show it, and how it is read.
 
     Attributes:
-      shown_by: `names -> bool`.
+      files: `names -> names` of those that are read; none where the folder is not of this format.
       read: `(folder, name, **options) -> Contents`.
       options: the names that `read` knows.
     """
 
-    shown_by: Callable[[Sequence[str]], bool]
+    files: Callable[[Sequence[str]], list[str]]
     read: Callable[..., Contents]
     options: tuple[str, ...] = ()
 
@@ -59,11 +61,16 @@ def format_of(folder: Path) -> str | None:
     Raises:
       ValueError: files of two formats.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    shown = [key for key, known in FORMATS.items() if known.shown_by(names)]
+    shown = [key for key in FORMATS if files_of(folder, key)]
     if len(shown) > 1:
         raise ValueError(f"{folder}: expected files of one format, got those of {' and '.join(shown)}")
     return shown[0] if shown else None
+
+
+def files_of(folder: Path, key: str) -> list[Path]:
+    """The files of a folder that are read in a format; what else lies there, a README say, is no part of the data."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return [folder / name for name in FORMATS[key].files(names)]
 
 
 # Idx images ----------------------------------------------------------------------------------------------------------------
@@ -297,8 +304,14 @@ def _read_series(folder: Path, name: str) -> Contents:
                 if before is not None and not date > before:
                     raise ValueError(f"{where}: expected a date after {before}, got {row[0]}")
                 before = date
-                values = [number_of(text, float, column, where) for text, column in zip(row[1:], header[1:], strict=True)]
-                yield {"date": row[0], "values": np.array(values, np.float32)}
+                numbers = [number_of(text, float, column, where) for text, column in zip(row[1:], header[1:], strict=True)]
+                values = np.array(numbers, np.float32)
+                for text, value, column in zip(row[1:], values.tolist(), header[1:], strict=True):
+                    # Up to 2^24 float32 holds every integer.
+                    if abs(value) >= 2**24 and _INTEGER.fullmatch(text) and decimal.Decimal(text) != decimal.Decimal(value):
+                        place = f"{path.name}:{rows.line_num} {column!r}"
+                        report.found("numbers that float32 rounds to another integer", place)
+                yield {"date": row[0], "values": values}
         except csv.Error as error:
             raise ValueError(f"{path}:{rows.line_num}: {error}") from error
 
@@ -319,14 +332,21 @@ def _date(text: str, where: str) -> np.datetime64:
 # What they share -----------------------------------------------------------------------------------------------------------
 
 FORMATS = {
-    "idx images": Format(lambda names: any(map(_IDX.fullmatch, names)), _read_idx_images),
-    "manifest and zips": Format(lambda names: "manifest.tsv" in names, _read_manifest),
+    "idx images": Format(lambda names: [name for name in names if _IDX.fullmatch(name)], _read_idx_images),
+    "manifest and zips": Format(
+        lambda names: [name for name in names if "manifest.tsv" in names and (name == "manifest.tsv" or name.endswith(".zip"))],
+        _read_manifest,
+    ),
     "labelled text": Format(
-        lambda names: "manifest.tsv" not in names and _shows_table(names, "tsv"),
+        lambda names: [] if "manifest.tsv" in names else _table_names(names, "tsv"),
         _read_labelled_text,
     ),
-    "csv series": Format(lambda names: _shows_table(names, "csv"), _read_series),
-    "parallel text": Format(lambda names: bool(_languages(names)), _read_parallel_text, ("languages",)),
+    "csv series": Format(lambda names: _table_names(names, "csv"), _read_series),
+    "parallel text": Format(
+        lambda names: [name for by_language in _languages(names).values() for name in by_language.values()],
+        _read_parallel_text,
+        ("languages",),
+    ),
 }
 
 
@@ -341,8 +361,8 @@ def _matching(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re
             yield path, match
 
 
-def _shows_table(names: Sequence[str], kind: str) -> bool:
-    return any(match["kind"] == kind for match in map(_TABLE.fullmatch, names) if match)
+def _table_names(names: Sequence[str], kind: str) -> list[str]:
+    return [match[0] for match in map(_TABLE.fullmatch, names) if match and match["kind"] == kind]
 
 
 def _tables(folder: Path, kind: str) -> dict[str, Path]:

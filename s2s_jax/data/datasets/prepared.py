@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from s2s_jax.data.datasets.arrays import SavedArrays, has_arrays
-from s2s_jax.data.datasets.formats import FORMATS, Contents, format_of
+from s2s_jax.data.datasets.formats import FORMATS, Contents, files_of, format_of
 from s2s_jax.data.datasets.report import Report
 
 _LAYOUT = 1  # of what is prepared; a new number has everything prepared anew
@@ -27,6 +27,8 @@ class Source(Sequence[dict[str, Any]]):
     Attributes:
       name: of the data set.
       split: as it was asked for.
+      fingerprint: hexadecimal, of what all splits of the data set are made of: name, options and the bytes of a folder's files;
+        of a data set of the catalogue its name, configuration and version, and the sizes of its splits.
       report: what was found in the folder; empty for a data set of the catalogue.
 
     Raises (from `source[i]`):
@@ -34,8 +36,10 @@ class Source(Sequence[dict[str, Any]]):
       ValueError: a damaged record; the message names data set, split and index.
     """
 
-    def __init__(self, name: str, split: str, records: Any, features: Any, report: Report, place: str):
-        self.name, self.split, self.report = name, split, report
+    def __init__(
+        self, name: str, split: str, records: Any, features: Any, *, fingerprint: str, report: Report, place: str | Path
+    ):
+        self.name, self.split, self.fingerprint, self.report = name, split, fingerprint, report
         self._records, self._place = records, place
         self._converters = {field: _converter(feature) for field, feature in features.items()}
 
@@ -77,7 +81,7 @@ def load(
       data_dir: the folder `name` in it, or else this folder itself; by default the variable S2S_DATA_DIR. Where none is
         given, or nothing is in that of the variable, the catalogue is asked, which needs a network.
       cache_dir: where prepared data sets are kept; by default `s2s_jax` in $XDG_CACHE_HOME or ~/.cache, and TFDS's own folder
-        for data sets of the catalogue. A folder is prepared again when one of its files changes.
+        for data sets of the catalogue. A folder is prepared again when the bytes of its files change.
       options: of the format: `languages=("de", "en")` for line-aligned text; for the catalogue, of `tfds.data_source`.
 
     Raises:
@@ -95,7 +99,7 @@ def load(
     unknown = set(options) - set(FORMATS[key].options)
     if unknown:
         raise ValueError(f"options: expected some of {list(FORMATS[key].options)} for {key}, got {sorted(unknown)}")
-    prepared = _prepare(name, folder, key, options, _cache(cache_dir))
+    fingerprint, prepared = _prepare(name, folder, key, options, _cache(cache_dir))
     import tensorflow_datasets as tfds
 
     report = Report(**json.loads((prepared / "report.json").read_text("utf-8")))
@@ -105,7 +109,7 @@ def load(
         records = builder.as_data_source(split)
     except ValueError as error:
         raise ValueError(f"split: expected one or a slice of {sorted(report.examples)} of {name}, got {split!r}") from error
-    return Source(name, split, records, builder.info.features, report, str(prepared))
+    return Source(name, split, records, builder.info.features, fingerprint=fingerprint, report=report, place=prepared)
 
 
 def _find_folder(name: str, data_dir: str | Path | None) -> Path | None:
@@ -130,7 +134,9 @@ def _from_catalogue(name: str, split: str, cache_dir: str | Path | None, options
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(f"name: expected a folder of that name or a data set of TFDS's catalogue, got {name!r}") from error
     info = records.dataset_info
-    return Source(name, split, records, info.features, Report(), str(info.data_dir))
+    sizes = {split: [part.num_examples, part.num_bytes] for split, part in info.splits.items()}
+    fingerprint = _hash_of([info.full_name, sizes])
+    return Source(name, split, records, info.features, fingerprint=fingerprint, report=Report(), place=info.data_dir)
 
 
 # Preparing -----------------------------------------------------------------------------------------------------------------
@@ -142,14 +148,14 @@ def _cache(cache_dir: str | Path | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2s_jax"
 
 
-def _prepare(name: str, folder: Path, key: str, options: dict[str, Any], cache: Path) -> Path:
-    """The folder of the data set as array_record. It appears whole, by a rename, or not at all."""
-    files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file())
-    fingerprint = hashlib.sha256(json.dumps([_LAYOUT, name, key, options, files]).encode()).hexdigest()[:16]
+def _prepare(name: str, folder: Path, key: str, options: dict[str, Any], cache: Path) -> tuple[str, Path]:
+    """Fingerprint and folder of the data set as array_record. The folder appears whole, by a rename, or not at all."""
+    digests = _digests(folder, key)
+    fingerprint = _hash_of([_LAYOUT, name, key, options, digests])
     plain_name = re.sub(r"\W+", "_", name, flags=re.ASCII).lower()
     prepared = cache / f"{plain_name}-{fingerprint}"
     if prepared.exists():
-        return prepared
+        return fingerprint, prepared
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / f"{prepared.name}.lock"):
         if not prepared.exists():  # another process may have held the lock, and be done
@@ -158,13 +164,34 @@ def _prepare(name: str, folder: Path, key: str, options: dict[str, Any], cache: 
             try:
                 contents = FORMATS[key].read(folder, name, **options)
                 _write(plain_name, contents, partial)
+                after = _digests(folder, key)
+                changed = sorted(file for file in digests | after if digests.get(file) != after.get(file))
+                if changed:
+                    raise ValueError(f"{folder}: expected files at rest, got {', '.join(changed)} changed while they were read")
                 partial.rename(prepared)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
             if contents.report.findings:
                 logging.getLogger(__name__).warning("%s: %s", folder, contents.report)
-    return prepared
+    return fingerprint, prepared
+
+
+def _digests(folder: Path, key: str) -> dict[str, str]:
+    """A hash of the bytes of each file that is read.
+
+    Of the bytes, not of sizes and times: those of another folder, or of a file that was written twice within one tick of the
+    clock or unpacked with the times of its archive, may be the same. 100 MB take a tenth of a second.
+    """
+    digests = {}
+    for path in files_of(folder, key):
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _hash_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ Kind = Literal["text", "bytes", "int", "float", "texts", "ints", "floats"]  # th
 
 _DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
 _OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open}
+_FINITE = math.nextafter(2.0**128 - 2.0**103, 0)  # beyond it float32 rounds to infinity
+_RANGES: dict[type, tuple[float, float]] = {int: (-(2**31), 2**31 - 1), float: (-_FINITE, _FINITE)}
 _NUMERIC_COLUMNS: dict[str, Kind] = {"label": "int", "rating": "int", "seconds": "float"}
 
 
@@ -68,12 +70,14 @@ def value_of(text: str, column: str, where: str) -> Any:
     return text if kind == "text" else number_of(text, {"int": int, "float": float}[kind], column, where)
 
 
-def number_of(text: str, of: Callable[[str], Any], column: str, where: str) -> Any:
+def number_of(text: str, of: type[int] | type[float], column: str, where: str) -> Any:
+    """The number that a text says, if it is within what it will be kept as: int32, or float32, which will round it."""
+    least, greatest = _RANGES[of]
     try:
         number = of(text)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
-        what = "an integer" if of is int else "a finite number"
+    if not least <= number <= greatest:  # NaN is neither
+        what = "an integer that int32 holds" if of is int else "a finite number that float32 holds"
         raise ValueError(f"{where}: expected {what} in column {column!r}, got {text!r}")
     return number
