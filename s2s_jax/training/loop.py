@@ -19,7 +19,7 @@ from s2s_jax.training import interrupts
 from s2s_jax.training.checkpoint import BestWeights, Checkpoints
 from s2s_jax.training.parallel import local, replicate, split_batch, waits_for_each_step
 from s2s_jax.training.run import Progress, Run
-from s2s_jax.training.state import Skipped, TrainState, initial_train_state, model_of
+from s2s_jax.training.state import REMEMBERED, Skipped, TrainState, initial_train_state, model_of
 from s2s_jax.training.step import Batch, Loss, Metrics, add_metrics, make_train_step
 
 Measure = Callable[[Any, Batch], Metrics]  # (model, batch) -> metrics
@@ -129,7 +129,8 @@ def fit(
         (Polyak & Juditsky 1992); smaller over the first steps. 0 for none.
       compute_dtype: floating arrays of parameters and batch are cast to it in the loss; the parameters themselves, their
         updates and the optimiser's state stay as they are. None: no cast.
-      max_skipped: after so many steps in a row whose loss or gradient was not finite, training stops.
+      max_skipped: after so many steps in a row whose loss or gradient was not finite, training stops: at once, or up to 15
+        steps later, as skipped steps are looked at and named every 16 steps and with each line of the log.
       mesh: the devices to train on, data-parallel; see `s2s_jax.training.parallel`. Each process then gives its own rows.
 
     Raises:
@@ -201,18 +202,20 @@ def fit(
             done += 1
             last = done == steps
             clock.lap("step")
-            if last or done % log_every == 0:
+            logged = last or done % log_every == 0
+            looked = logged or done % REMEMBERED == 0
+            if logged:
                 values = {f"train/{name}": mean.value() for name, mean in totals.items()}
                 totals = jax.tree.map(jnp.zeros_like, totals)
                 clock.lap("step")  # what the line above waited for
                 progress.show(done, values["train/loss"])
                 if run is not None:
                     run.log(done, {**values, "steps_per_second": progress.rate(done), "seconds": clock.seconds()})
-                if int(state.skipped.count) > past.skipped:
-                    _tell_skipped(state.skipped, past.skipped, done, batches, progress, run)
-                    past = past._replace(skipped=int(state.skipped.count))
-                    if int(state.skipped.in_row) >= max_skipped:
-                        raise FloatingPointError(_gave_up(state.skipped, done, checkpoints))
+            if looked and (new := int(state.skipped.count) - past.skipped):
+                _tell_skipped(state.skipped, new, done, batches, progress, run)
+                past = past._replace(skipped=past.skipped + new)
+                if (row := int(state.skipped.rows[:new].max())) >= max_skipped:
+                    raise FloatingPointError(_gave_up(row, done, checkpoints))
             evaluated = evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0))
             saved = checkpoint_every and (last or done % checkpoint_every == 0)
             if evaluated or saved:
@@ -325,25 +328,23 @@ class _Clock:
         return ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in parts) + f" of {whole:.1f} s"
 
 
-def _tell_skipped(skipped: Skipped, told: int, done: int, batches: Any, progress: Progress, run: Run | None) -> None:
+def _tell_skipped(skipped: Skipped, new: int, done: int, batches: Any, progress: Progress, run: Run | None) -> None:
     """Says which steps were skipped since the last time, and what their examples were."""
-    new = int(skipped.count) - told
-    named = [int(step) for step in np.asarray(skipped.steps)[:new] if step >= 0][::-1]
+    named = np.asarray(skipped.steps)[:new][::-1].tolist()
     lines = [
         {"step": step, **({"ids": np.asarray(batches.ids(step)).tolist()} if hasattr(batches, "ids") else {})} for step in named
     ]
     if run is not None:
         run.log_skipped(lines)
-    more = f", and {new - len(named)} before" if new > len(named) else ""
     told_ids = "; ".join(f"{line['step']}" + (f" (examples {line['ids']})" if "ids" in line else "") for line in lines)
-    progress.say(f"step {done}: skipped {new}, loss or gradient not finite, at step {told_ids}{more}")
+    progress.say(f"step {done}: skipped {new}, loss or gradient not finite, at step {told_ids}")
 
 
-def _gave_up(skipped: Skipped, done: int, checkpoints: Checkpoints | None) -> str:
+def _gave_up(row: int, done: int, checkpoints: Checkpoints | None) -> str:
     where = "no checkpoint"
     if checkpoints is not None and checkpoints.steps():  # skipped steps change nothing, so every one of them is good
         where = f"the last good checkpoint is that of step {checkpoints.steps()[-1]} in {checkpoints.folder}"
-    return f"{int(skipped.in_row)} steps in a row whose loss or gradient was not finite, up to step {done}; {where}"
+    return f"{row} steps in a row whose loss or gradient was not finite, by step {done}; {where}"
 
 
 def _empty_totals(train_step: Any, state: TrainState, batch: Batch, seed: Array) -> Metrics:
