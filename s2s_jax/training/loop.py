@@ -17,7 +17,7 @@ from jaxtyping import Array
 from s2s_jax.metrics import Mean
 from s2s_jax.training import interrupts
 from s2s_jax.training.checkpoint import BestWeights, Checkpoints
-from s2s_jax.training.parallel import local, replicate, split_batch, waits_for_each_step
+from s2s_jax.training.parallel import greatest, local, of_first_process, replicate, split_batch, waits_for_each_step
 from s2s_jax.training.run import Progress, Run
 from s2s_jax.training.state import REMEMBERED, Skipped, TrainState, initial_train_state, model_of
 from s2s_jax.training.step import Batch, Loss, Metrics, add_metrics, make_train_step
@@ -105,7 +105,8 @@ def fit(
     """Trains `model` for `steps` steps of `optimizer` on `loss`.
 
     Killed at any moment and called again with the same arguments, it goes on from the newest whole checkpoint of `run` and
-    ends with the same bits (on the same hardware). Ctrl-C and SIGTERM end the step in progress and save.
+    ends with the same bits (on the same hardware). Ctrl-C and SIGTERM end the step in progress and save. With several
+    processes one of them is enough: all stop after the same step, at most 16 later. The evaluation of process 0 counts for all.
 
     Args:
       model: where training starts; it is not changed.
@@ -193,7 +194,13 @@ def fit(
         elif done:
             progress.say(f"Goes on from the checkpoint of step {done}.")
         stream = batches.iterate(done) if hasattr(batches, "iterate") else map(batches, itertools.count(done))
-        while done < steps and not past.ended and not interrupted:
+
+        def signalled() -> int:
+            """The number of a signal that any of the processes got, or 0."""
+            return greatest(interrupted[0] if interrupted else 0)
+
+        stop = signalled()
+        while done < steps and not past.ended and not stop:
             batch = next(stream) if mesh is None else split_batch(next(stream), mesh)
             clock.lap("data")
             state, totals = train_step(state, totals, batch, seed_array)
@@ -223,7 +230,7 @@ def fit(
                 clock.lap("step")
             if evaluate is not None and evaluated:
                 measured = model_of(graphdef, local(state))
-                scores = evaluate(measured)
+                scores = of_first_process(evaluate(measured))
                 told = ", ".join(f"{name.replace('_', ' ')} {score:.4f}" for name, score in scores.items())
                 progress.say(f"step {done}/{steps}  validation: {told}")
                 if run is not None:
@@ -236,7 +243,9 @@ def fit(
                 clock.lap("evaluation")
             if saved or (checkpoint_every and past.ended):
                 save()
-        if interrupted:
+            if jax.process_count() == 1 or looked or past.ended:  # several have to ask after the same steps
+                stop = signalled()
+        if stop:
             if run is not None and checkpoints is None:
                 checkpoints = Checkpoints(run.folder / "checkpoints", keep=keep)
             save()
@@ -244,12 +253,12 @@ def fit(
             progress.say(f"Stopped at step {done} {where}.")
         elif best is not None and past.best is not None:
             progress.say(f"The best model is that of step {past.best_step}.")
-        if not interrupted and clock.seconds() > 1:
+        if not stop and clock.seconds() > 1:
             progress.say(f"Time: {clock.told()}. Shapes of batches compiled for: {train_step._cache_size()}.")
     if checkpoints is not None:
         checkpoints.close()
-    if interrupted:
-        raise KeyboardInterrupt if interrupted[0] == signal.SIGINT else SystemExit(128 + interrupted[0])
+    if stop := stop or next(iter(interrupted), 0):  # one may have come after the last step
+        raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
     trained = model_of(graphdef, local(state))
     return Trained(trained if best is None else best.model(past, trained), state, clock.times)
 
