@@ -103,7 +103,8 @@ def _train_once(run: Run[Any], train: Callable[[Run[Any]], None]) -> None:
     run.say(f"{run.task}, {run.config.steps} steps, seed {run.config.seed}, on {describe_device()}, in {run.folder}")
     interrupts.hold()
     try:
-        train(run)
+        with run.locked():
+            train(run)
     finally:
         interrupts.release()
 

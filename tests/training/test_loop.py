@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -668,6 +669,17 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     assert "float32" in shapes
     with pytest.raises(ValueError, match=r"is of another model; it (lacks|has) state/.*layers/1"):
         fit_small(small_model(num_layers=2), steps=3, run=run, checkpoint_every=3)
+
+
+def test_a_checkpoint_of_another_seed_or_run_is_refused(tmp_path):
+    run, options = run_in(tmp_path), {"steps": 3, "checkpoint_every": 3}
+    fit_small(small_model(), run=run, **options)
+    with pytest.raises(ValueError, match=r"is of another run, with seed of the keys 11 \(now 12\)"):
+        fit_small(small_model(), run=run, seed=12, **options)
+    other = run_in(tmp_path, name="other", seed=4)
+    shutil.copytree(run.folder / "checkpoints", other.folder / "checkpoints")
+    with pytest.raises(ValueError, match=r"is of another run, with seed 0 \(now 4\), name default \(now other\)"):
+        fit_small(small_model(), run=other, **options)
 
 
 def test_weights_come_back_to_the_bit(tmp_path):
