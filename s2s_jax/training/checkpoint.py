@@ -20,16 +20,17 @@ class Checkpoints:
     """A folder of checkpoints, each an atomic copy of a pytree and of a few plain values; the newest `keep` stay.
 
     A tree is stored by the names of its leaves, so that one of another model is refused by name, and with a checksum of
-    their bytes, so that a damaged one is found out.
+    their bytes, so that a damaged one is found out. With it goes what identifies its run, `of`, as values of JSON by name.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2):
+    def __init__(self, folder: str | Path, *, keep: int = 2, of: dict[str, Any] | None = None):
         import orbax.checkpoint as ocp  # when first used: slow to import, and not needed to train without a run folder
 
         if keep < 1:
             raise ValueError(f"keep: expected a positive number of checkpoints, got {keep}")
         self._ocp = ocp
         self.folder = Path(folder).absolute()
+        self._of = json.loads(json.dumps(of or {}))  # with lists for tuples, as it will come back
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True)
         # With the handlers named, a fresh process can look at what is in a checkpoint before it restores it.
         handlers = {"tree": ocp.StandardCheckpointHandler(), "values": ocp.JsonCheckpointHandler()}
@@ -47,7 +48,9 @@ class Checkpoints:
         args = self._ocp.args
         self._manager.save(
             step,
-            args=args.Composite(tree=args.StandardSave(leaves), values=args.JsonSave({**values, _CHECKSUM: _checksum(leaves)})),
+            args=args.Composite(
+                tree=args.StandardSave(leaves), values=args.JsonSave({**values, _OF: self._of, _CHECKSUM: _checksum(leaves)})
+            ),
         )
 
     def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -56,7 +59,8 @@ class Checkpoints:
         A damaged one is removed with a warning, and the one before it is taken.
 
         Raises:
-          ValueError: the checkpoint holds other leaves, shapes or dtypes, as one of another model does; or all are damaged.
+          ValueError: the checkpoint is of another run or of an earlier version; it holds other leaves, shapes or dtypes, as
+            one of another model does; or all are damaged.
         """
         damaged = []
         for step in reversed(self.steps()):
@@ -101,6 +105,11 @@ class Checkpoints:
             raise DamagedError(f"{self.folder}: {where} is damaged ({_first_line(error)})") from error
         if not sound:
             raise DamagedError(f"{self.folder}: {where} is damaged (its checksum is another)")
+        of = values.pop(_OF, None)
+        if of is None:
+            raise ValueError(f"{self.folder}: {where} is of an earlier version, which did not write of which run; train anew")
+        if different := changes(of, self._of):
+            raise ValueError(f"{self.folder}: {where} is of another run, with {different}; delete the folder to train anew")
         ordered = [_as_key(leaves[name], leaf) if _is_key(leaf) else leaves[name] for name, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(like), ordered), values
 
@@ -163,6 +172,13 @@ class DamagedError(ValueError):
 
 
 _CHECKSUM = "crc32"
+_OF = "of"
+
+
+def changes(there: dict[str, Any], now: dict[str, Any]) -> str:
+    """In which names two runs differ, and how; "" if they do not."""
+    names = [name for name in now | there if now.get(name) != there.get(name)]
+    return ", ".join(f"{name} {there.get(name)} (now {now.get(name)})" for name in names)
 
 
 def _checksum(leaves: dict[str, np.ndarray]) -> int:

@@ -82,8 +82,6 @@ def _train(task: str, config: Any, train: Callable[[Run[Any]], None]) -> None:
     if seeds == 1:
         _train_once(Run.begin(task, config), train)
         return
-    if config.processes > 1:
-        raise ValueError(f"seeds: expected 1 with --processes {config.processes}, got {seeds}")
     runs = []
     for seed in range(config.seed, config.seed + seeds):
         print(f"\nSeed {seed}:")
@@ -120,7 +118,8 @@ def _train_once(run: Run[Any], train: Callable[[Run[Any]], None]) -> None:
     run.say(f"{run.task}, {run.config.steps} steps, seed {run.config.seed}, on {describe_device()}, in {run.folder}")
     interrupts.hold()
     try:
-        train(run)
+        with run.locked():
+            train(run)
     finally:
         interrupts.release()
 

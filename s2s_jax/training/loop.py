@@ -1,5 +1,7 @@
 """The training loop: a jitted step, evaluation on whole splits, and what is written on the way."""
 
+import contextlib
+import functools
 import itertools
 import signal
 import time
@@ -17,9 +19,10 @@ from jaxtyping import Array
 from s2s_jax.metrics import Mean
 from s2s_jax.training import interrupts
 from s2s_jax.training.checkpoint import BestWeights, Checkpoints
-from s2s_jax.training.parallel import local, replicate, split_batch, waits_for_each_step
-from s2s_jax.training.run import Progress, Run
-from s2s_jax.training.state import Skipped, TrainState, initial_train_state, model_of
+from s2s_jax.training.parallel import greatest, local, of_first_process, replicate, split_batch, waits_for_each_step
+from s2s_jax.training.progress import Progress
+from s2s_jax.training.run import Run
+from s2s_jax.training.state import REMEMBERED, Skipped, TrainState, initial_train_state, model_of
 from s2s_jax.training.step import Batch, Loss, Metrics, add_metrics, make_train_step
 
 Measure = Callable[[Any, Batch], Metrics]  # (model, batch) -> metrics
@@ -105,7 +108,8 @@ def fit(
     """Trains `model` for `steps` steps of `optimizer` on `loss`.
 
     Killed at any moment and called again with the same arguments, it goes on from the newest whole checkpoint of `run` and
-    ends with the same bits (on the same hardware). Ctrl-C and SIGTERM end the step in progress and save.
+    ends with the same bits (on the same hardware). Ctrl-C and SIGTERM end the step in progress and save. With several
+    processes one of them is enough: all stop after the same step, at most 16 later. The evaluation of process 0 counts for all.
 
     Args:
       model: where training starts; it is not changed.
@@ -129,11 +133,13 @@ def fit(
         (Polyak & Juditsky 1992); smaller over the first steps. 0 for none.
       compute_dtype: floating arrays of parameters and batch are cast to it in the loss; the parameters themselves, their
         updates and the optimiser's state stay as they are. None: no cast.
-      max_skipped: after so many steps in a row whose loss or gradient was not finite, training stops.
+      max_skipped: after so many steps in a row whose loss or gradient was not finite, training stops: at once, or up to 15
+        steps later, as skipped steps are looked at and named every 16 steps and with each line of the log.
       mesh: the devices to train on, data-parallel; see `s2s_jax.training.parallel`. Each process then gives its own rows.
 
     Raises:
-      ValueError: the run's checkpoint is of another model; a number out of its range; an unknown metric as goal.
+      ValueError: the run's checkpoint is of another model, config or seed; another process trains in its folder; a number out
+        of its range; an unknown metric as goal.
       FloatingPointError: `max_skipped` steps in a row were not finite.
       KeyboardInterrupt: after the state was saved; `SystemExit` after SIGTERM.
     """
@@ -155,100 +161,116 @@ def fit(
         raise ValueError(f"average_decay: expected a number in [0, 1), got {average_decay}")
     if goal is not None and (evaluate is None or goal.keep < 1):
         raise ValueError(f"goal: expected one with keep of at least 1 and an evaluation, got {goal}")
-    clock = _Clock()
-    graphdef, state = initial_train_state(model, optimizer, average=average_decay > 0)
-    train_step: Any = make_train_step(
-        graphdef, optimizer, loss, accumulate=accumulate, average_decay=average_decay, compute_dtype=compute_dtype
-    )
-    checkpoints = None
-    if run is not None and (checkpoint_every or run.has_checkpoints()):
-        checkpoints = Checkpoints(run.folder / "checkpoints", keep=keep)
-    sample = batches(min(max([0, *(checkpoints.steps() if checkpoints else ())]), steps - 1))
-    totals = _empty_totals(train_step, state, sample, jnp.uint32(seed))
-    past = _Past()
-    restored = checkpoints.restore_latest({"state": state, "totals": totals}) if checkpoints else None
-    if restored is not None:
-        (state, totals), past = (restored[0]["state"], restored[0]["totals"]), _Past(**restored[1])
-        if int(state.step) > steps:
-            raise ValueError(f"steps: expected at least {int(state.step)}, which the run has done already, got {steps}")
-        clock.add(past.times)
-    best = None if goal is None else _Best(goal, run, int(state.step))
-    # The step gives its state up, and the model's own arrays must outlive that.
-    state, totals, seed_array = jax.tree.map(jnp.copy, (state, totals, jnp.uint32(seed)))
-    if mesh is not None:
-        state, totals, seed_array = replicate((state, totals, seed_array), mesh)
-    done = int(state.step)
+    with contextlib.nullcontext() if run is None else run.locked():
+        clock = _Clock()
+        graphdef, state = initial_train_state(model, optimizer, average=average_decay > 0)
+        train_step: Any = make_train_step(
+            graphdef, optimizer, loss, accumulate=accumulate, average_decay=average_decay, compute_dtype=compute_dtype
+        )
+        opened = functools.partial(_checkpoints, run, seed, keep)
+        checkpoints = opened() if checkpoint_every or (run is not None and run.has_checkpoints()) else None
+        sample = batches(min(max([0, *(checkpoints.steps() if checkpoints else ())]), steps - 1))
+        totals = _empty_totals(train_step, state, sample, jnp.uint32(seed))
+        past = _Past()
+        restored = checkpoints.restore_latest({"state": state, "totals": totals}) if checkpoints else None
+        if restored is not None:
+            (state, totals), past = (restored[0]["state"], restored[0]["totals"]), _Past(**restored[1])
+            if int(state.step) > steps:
+                raise ValueError(f"steps: expected at least {int(state.step)}, which the run has done already, got {steps}")
+            clock.add(past.times)
+        best = None if goal is None else _Best(goal, run, int(state.step))
+        # The step gives its state up, and the model's own arrays must outlive that.
+        state, totals, seed_array = jax.tree.map(jnp.copy, (state, totals, jnp.uint32(seed)))
+        if mesh is not None:
+            state, totals, seed_array = replicate((state, totals, seed_array), mesh)
+        done = int(state.step)
 
-    def save() -> None:
-        if checkpoints is not None:
-            values = past._replace(times=clock.times)._asdict()
-            checkpoints.save(done, {"state": state, "totals": totals}, values)
-        clock.lap("checkpoints")
+        def save() -> None:
+            if checkpoints is not None:
+                values = past._replace(times=clock.times)._asdict()
+                checkpoints.save(done, {"state": state, "totals": totals}, values)
+            clock.lap("checkpoints")
 
-    clock.lap("start")
-    with Progress(steps, done) as progress, interrupts.held() as interrupted:
-        if done == steps or past.ended:
-            progress.say(f"Trained already, {done} steps; nothing is left to do.")
-        elif done:
-            progress.say(f"Goes on from the checkpoint of step {done}.")
-        stream = batches.iterate(done) if hasattr(batches, "iterate") else map(batches, itertools.count(done))
-        while done < steps and not past.ended and not interrupted:
-            batch = next(stream) if mesh is None else split_batch(next(stream), mesh)
-            clock.lap("data")
-            state, totals = train_step(state, totals, batch, seed_array)
-            if waits_for_each_step(mesh):
-                jax.block_until_ready(totals)
-            done += 1
-            last = done == steps
-            clock.lap("step")
-            if last or done % log_every == 0:
-                values = {f"train/{name}": mean.value() for name, mean in totals.items()}
-                totals = jax.tree.map(jnp.zeros_like, totals)
-                clock.lap("step")  # what the line above waited for
-                progress.show(done, values["train/loss"])
-                if run is not None:
-                    run.log(done, {**values, "steps_per_second": progress.rate(done), "seconds": clock.seconds()})
-                if int(state.skipped.count) > past.skipped:
-                    _tell_skipped(state.skipped, past.skipped, done, batches, progress, run)
-                    past = past._replace(skipped=int(state.skipped.count))
-                    if int(state.skipped.in_row) >= max_skipped:
-                        raise FloatingPointError(_gave_up(state.skipped, done, checkpoints))
-            evaluated = evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0))
-            saved = checkpoint_every and (last or done % checkpoint_every == 0)
-            if evaluated or saved:
-                jax.block_until_ready(totals)  # or evaluation and checkpoints are charged for steps under way
+        clock.lap("start")
+        with Progress(steps, done) as progress, interrupts.held() as interrupted:
+            if done == steps or past.ended:
+                progress.say(f"Trained already, {done} steps; nothing is left to do.")
+            elif done:
+                progress.say(f"Goes on from the checkpoint of step {done}.")
+            stream = batches.iterate(done) if hasattr(batches, "iterate") else map(batches, itertools.count(done))
+
+            def signalled() -> int:
+                """The number of a signal that any of the processes got, or 0."""
+                return greatest(interrupted[0] if interrupted else 0)
+
+            stop = signalled()
+            while done < steps and not past.ended and not stop:
+                batch = next(stream) if mesh is None else split_batch(next(stream), mesh)
+                clock.lap("data")
+                state, totals = train_step(state, totals, batch, seed_array)
+                if waits_for_each_step(mesh):
+                    jax.block_until_ready(totals)
+                done += 1
+                last = done == steps
                 clock.lap("step")
-            if evaluate is not None and evaluated:
-                measured = model_of(graphdef, local(state))
-                scores = evaluate(measured)
-                told = ", ".join(f"{name.replace('_', ' ')} {score:.4f}" for name, score in scores.items())
-                progress.say(f"step {done}/{steps}  validation: {told}")
-                if run is not None:
-                    values = {f"validation/{name}": score for name, score in scores.items()}
-                    run.log(done, {**values, "seconds": clock.seconds()})
-                if best is not None:
-                    past = best.judge(past, done, scores, measured)
-                    if past.ended:
-                        progress.say(f"Stops: nothing better in {past.worse} evaluations since step {past.best_step}.")
-                clock.lap("evaluation")
-            if saved or (checkpoint_every and past.ended):
+                logged = last or done % log_every == 0
+                looked = logged or done % REMEMBERED == 0
+                if logged:
+                    values = {f"train/{name}": mean.value() for name, mean in totals.items()}
+                    totals = jax.tree.map(jnp.zeros_like, totals)
+                    clock.lap("step")  # what the line above waited for
+                    progress.show(done, values["train/loss"])
+                    if run is not None:
+                        run.log(done, {**values, "steps_per_second": progress.rate(done), "seconds": clock.seconds()})
+                if looked and (new := int(state.skipped.count) - past.skipped):
+                    _tell_skipped(state.skipped, new, done, batches, progress, run)
+                    past = past._replace(skipped=past.skipped + new)
+                    if (row := int(state.skipped.rows[:new].max())) >= max_skipped:
+                        raise FloatingPointError(_gave_up(row, done, checkpoints))
+                evaluated = evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0))
+                saved = checkpoint_every and (last or done % checkpoint_every == 0)
+                if evaluated or saved:
+                    jax.block_until_ready(totals)  # or evaluation and checkpoints are charged for steps under way
+                    clock.lap("step")
+                if evaluate is not None and evaluated:
+                    measured = model_of(graphdef, local(state))
+                    scores = of_first_process(evaluate(measured))
+                    told = ", ".join(f"{name.replace('_', ' ')} {score:.4f}" for name, score in scores.items())
+                    progress.say(f"step {done}/{steps}  validation: {told}")
+                    if run is not None:
+                        values = {f"validation/{name}": score for name, score in scores.items()}
+                        run.log(done, {**values, "seconds": clock.seconds()})
+                    if best is not None:
+                        past = best.judge(past, done, scores, measured)
+                        if past.ended:
+                            progress.say(f"Stops: nothing better in {past.worse} evaluations since step {past.best_step}.")
+                    clock.lap("evaluation")
+                if saved or (checkpoint_every and past.ended):
+                    save()
+                if jax.process_count() == 1 or looked or past.ended:  # several have to ask after the same steps
+                    stop = signalled()
+            if stop:
+                checkpoints = checkpoints or opened()
                 save()
-        if interrupted:
-            if run is not None and checkpoints is None:
-                checkpoints = Checkpoints(run.folder / "checkpoints", keep=keep)
-            save()
-            where = "and saved; the same command goes on from there" if checkpoints is not None else "; nothing was saved"
-            progress.say(f"Stopped at step {done} {where}.")
-        elif best is not None and past.best is not None:
-            progress.say(f"The best model is that of step {past.best_step}.")
-        if not interrupted and clock.seconds() > 1:
-            progress.say(f"Time: {clock.told()}. Shapes of batches compiled for: {train_step._cache_size()}.")
-    if checkpoints is not None:
-        checkpoints.close()
-    if interrupted:
-        raise KeyboardInterrupt if interrupted[0] == signal.SIGINT else SystemExit(128 + interrupted[0])
-    trained = model_of(graphdef, local(state))
-    return Trained(trained if best is None else best.model(past, trained), state, clock.times)
+                where = "and saved; the same command goes on from there" if checkpoints is not None else "; nothing was saved"
+                progress.say(f"Stopped at step {done} {where}.")
+            elif best is not None and past.best is not None:
+                progress.say(f"The best model is that of step {past.best_step}.")
+            if not stop and clock.seconds() > 1:
+                progress.say(f"Time: {clock.told()}. Shapes of batches compiled for: {train_step._cache_size()}.")
+        if checkpoints is not None:
+            checkpoints.close()
+        if stop := stop or next(iter(interrupted), 0):  # one may have come after the last step
+            raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
+        trained = model_of(graphdef, local(state))
+        return Trained(trained if best is None else best.model(past, trained), state, clock.times)
+
+
+def _checkpoints(run: Run | None, seed: int, keep: int) -> Checkpoints | None:
+    """Those of the run, which hold for this seed and its config only."""
+    if run is None:
+        return None
+    return Checkpoints(run.folder / "checkpoints", keep=keep, of={**run.identity(), "seed of the keys": seed})
 
 
 class _Past(NamedTuple):
@@ -325,25 +347,23 @@ class _Clock:
         return ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in parts) + f" of {whole:.1f} s"
 
 
-def _tell_skipped(skipped: Skipped, told: int, done: int, batches: Any, progress: Progress, run: Run | None) -> None:
+def _tell_skipped(skipped: Skipped, new: int, done: int, batches: Any, progress: Progress, run: Run | None) -> None:
     """Says which steps were skipped since the last time, and what their examples were."""
-    new = int(skipped.count) - told
-    named = [int(step) for step in np.asarray(skipped.steps)[:new] if step >= 0][::-1]
+    named = np.asarray(skipped.steps)[:new][::-1].tolist()
     lines = [
         {"step": step, **({"ids": np.asarray(batches.ids(step)).tolist()} if hasattr(batches, "ids") else {})} for step in named
     ]
     if run is not None:
         run.log_skipped(lines)
-    more = f", and {new - len(named)} before" if new > len(named) else ""
     told_ids = "; ".join(f"{line['step']}" + (f" (examples {line['ids']})" if "ids" in line else "") for line in lines)
-    progress.say(f"step {done}: skipped {new}, loss or gradient not finite, at step {told_ids}{more}")
+    progress.say(f"step {done}: skipped {new}, loss or gradient not finite, at step {told_ids}")
 
 
-def _gave_up(skipped: Skipped, done: int, checkpoints: Checkpoints | None) -> str:
+def _gave_up(row: int, done: int, checkpoints: Checkpoints | None) -> str:
     where = "no checkpoint"
     if checkpoints is not None and checkpoints.steps():  # skipped steps change nothing, so every one of them is good
         where = f"the last good checkpoint is that of step {checkpoints.steps()[-1]} in {checkpoints.folder}"
-    return f"{int(skipped.in_row)} steps in a row whose loss or gradient was not finite, up to step {done}; {where}"
+    return f"{row} steps in a row whose loss or gradient was not finite, by step {done}; {where}"
 
 
 def _empty_totals(train_step: Any, state: TrainState, batch: Batch, seed: Array) -> Metrics:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
@@ -73,6 +74,22 @@ class OwnRows:
             return rows[self._index * part : (self._index + 1) * part]
 
         return jax.tree.map(cut, batch)
+
+
+def greatest(number: int) -> int:
+    """The greatest of the numbers that the processes give; every process has to ask, and waits for the others."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def of_first_process(values: dict[str, float]) -> dict[str, float]:
+    """The numbers of process 0, to the bit; every process has to ask, with the same names, and waits for the others."""
+    if jax.process_count() == 1:
+        return values
+    halves = np.array(list(values.values()), np.float64).view(np.uint32)  # JAX would make float32 of a float64
+    numbers = np.asarray(multihost_utils.broadcast_one_to_all(halves)).view(np.float64)
+    return dict(zip(values, numbers.tolist(), strict=True))
 
 
 def waits_for_each_step(mesh: Mesh | None) -> bool:

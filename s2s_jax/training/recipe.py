@@ -76,6 +76,8 @@ class TrainingConfig(RunConfig):
         if self.processes > 1:
             if not self.data_parallel:
                 raise ValueError(f"processes: expected --data-parallel with --processes {self.processes}, got it without")
+            if self.seeds > 1:
+                raise ValueError(f"seeds: expected 1 with --processes {self.processes}, got {self.seeds}; start each by itself")
             jax.distributed.initialize(self.coordinator, self.processes, self.process)
 
     def goal_of_training(self) -> Goal | None:

@@ -1,5 +1,6 @@
 """A run: its folder, its logs and its result."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -7,16 +8,17 @@ import math
 import os
 import platform
 import sys
-import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import jax
 
-from s2s_jax.training.checkpoint import named_variables
+from s2s_jax.training.checkpoint import changes, named_variables
+from s2s_jax.training.lock import try_lock
 from s2s_jax.training.optimizers import is_under
+from s2s_jax.training.parallel import greatest
 from s2s_jax.training.state import count_parameters
 
 
@@ -60,6 +62,7 @@ class Run(Generic[ConfigType]):
         self.config = config
         self.folder = config.runs_dir / task / config.name
         self._board: Any = None
+        self._locked = False
 
     @classmethod
     def begin(cls, task: str, config: ConfigType) -> "Run[ConfigType]":
@@ -67,28 +70,25 @@ class Run(Generic[ConfigType]):
 
         Raises:
           TypeError: `config` is no `RunConfig`.
-          ValueError: it holds a run of another configuration.
+          ValueError: it holds a run of another configuration, or another process trains there.
         """
         if not isinstance(config, RunConfig):
             raise TypeError(f"config: expected a RunConfig, such as RunConfig(steps=1000, name='first'), got {config!r}")
         run = cls(task, config)
         path = run.folder / "config.json"
-        wanted = _as_json(config)
         left = ("metrics.jsonl", "checkpoints", "weights.safetensors")
-        if path.exists() and any((run.folder / name).exists() for name in left):  # something was trained here
-            there = json.loads(path.read_text())
-            different = [name for name in wanted | there if wanted.get(name) != there.get(name) and name not in _PLACES]
-            if different:
-                changes = ", ".join(f"{name} {there.get(name)} (now {wanted.get(name)})" for name in different)
-                raise ValueError(
-                    f"{run.folder} holds a run with {changes}. Give this one another --name (--init-from {run.folder} starts "
-                    "from its weights), or delete that folder."
-                )
-        elif run.writes:
-            (run.folder / "data.json").unlink(missing_ok=True)  # of a sitting that trained nothing, perhaps on other data
-        if run.writes:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            _write_json(path, wanted)
+        with run.locked():
+            if path.exists() and any((run.folder / name).exists() for name in left):  # something was trained here
+                different = changes(_without_places(json.loads(path.read_text())), _without_places(_as_json(config)))
+                if different:
+                    raise ValueError(
+                        f"{run.folder} holds a run with {different}. Give this one another --name (--init-from {run.folder} "
+                        "starts from its weights), or delete that folder."
+                    )
+            elif run.writes:
+                (run.folder / "data.json").unlink(missing_ok=True)  # of a sitting that trained nothing, perhaps on other data
+            if run.writes:
+                _write_json(path, _as_json(config))
         return run
 
     @classmethod
@@ -136,6 +136,31 @@ class Run(Generic[ConfigType]):
             )
         if self.writes:
             _write_json(path, before | now)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """While it lasts no other process trains in the folder. Within it, it may be asked for again; `fit` does so.
+
+        Of several processes that train together the one that writes has the lock, and all have to ask.
+
+        Raises:
+          ValueError: another process trains there.
+        """
+        if self._locked:
+            yield
+            return
+        with try_lock(self.folder / "lock") if self.writes else contextlib.nullcontext(True) as free:
+            if greatest(not free):
+                raise ValueError(f"{self.folder}: another process trains there; wait for its end, or give another --name")
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this run and no other: task and config, but for what may change from sitting to sitting."""
+        return {"task": self.task, **_without_places(_as_json(self.config))}
 
     def has_checkpoints(self) -> bool:
         """Whether an earlier sitting left any."""
@@ -260,64 +285,12 @@ class Run(Generic[ConfigType]):
             "examples": examples,
             "test_reads": before.get("test_reads", 0) + 1,
             **{name: before.get(name, value) for name, value in training.items()},
-            "config": {name: value for name, value in _as_json(self.config).items() if name not in _PLACES},
+            "config": _without_places(_as_json(self.config)),
             **more,
         }
         if self.writes:
             _write_json(path, result)
         return result
-
-
-class Progress:
-    """A bar with loss, rate and time left on a terminal that has rich; elsewhere a line now and then."""
-
-    def __init__(self, steps: int, done: int = 0, seconds_between_lines: float = 10.0):
-        self._steps = steps
-        self._done_before = done
-        self._began = self._said = time.perf_counter()
-        self._between = seconds_between_lines
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> "Progress":
-        if sys.stdout.isatty():
-            try:
-                from rich import progress
-            except ImportError:
-                return self
-            columns = ("step {task.completed}/{task.total}", "loss {task.fields[loss]}", "{task.fields[rate]} steps/s")
-            self._bar = progress.Progress(
-                progress.BarColumn(), *columns, progress.TimeElapsedColumn(), "left", progress.TimeRemainingColumn()
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("", total=self._steps, completed=self._done_before, loss="", rate="")
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def rate(self, done: int) -> float:
-        """Steps a second since the beginning of this sitting."""
-        return (done - self._done_before) / (time.perf_counter() - self._began)
-
-    def show(self, done: int, loss: float) -> None:
-        """Tells how many steps are done and the mean loss since the last call."""
-        now = time.perf_counter()
-        rate = self.rate(done)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, loss=f"{loss:.4f}", rate=f"{rate:.1f}")
-        elif now - self._said >= self._between or done == self._steps:
-            self._said = now
-            left = (self._steps - done) / rate
-            print(f"step {done}/{self._steps}  loss {loss:.4f}  {rate:.1f} steps/s  {left:.0f} s left", flush=True)
-
-    def say(self, text: str) -> None:
-        """Prints a line without breaking the bar."""
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
-        else:
-            print(text, flush=True)
 
 
 def describe_device() -> str:
@@ -362,6 +335,10 @@ def _append_line(path: Path, value: dict[str, Any]) -> None:
             if file.read(1) != b"\n":  # a kill tore the last line
                 file.write(b"\n")
         file.write((json.dumps(value) + "\n").encode())
+
+
+def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in _PLACES}
 
 
 def _as_json(config: RunConfig) -> dict[str, Any]:

@@ -8,18 +8,20 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int
 
-REMEMBERED = 16  # how many skipped steps a state can name
+REMEMBERED = 16  # how many skipped steps a state can name, and so the steps between two looks at them
 
 
 class Skipped(NamedTuple):
     """Steps that changed nothing as their loss or gradient was not finite.
 
-    `count` of all, `in_row` of those without a good one since, and the numbers of the last ones, newest first (-1: none).
+    `count` of all, and `in_row` of those without a good one since. Of the last ones, newest first, the numbers `steps` (-1:
+    none), and `rows`: which each was in its row, from 1.
     """
 
     count: Int[Array, ""]
     in_row: Int[Array, ""]
     steps: Int[Array, " N"]
+    rows: Int[Array, " N"]
 
 
 class TrainState(NamedTuple):
@@ -47,7 +49,8 @@ def initial_train_state(
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The structure of a model, and the state before the first step; with `average` it holds averaged parameters too."""
     graphdef, params, rest = split_model(model)
-    nothing = Skipped(jnp.int32(0), jnp.int32(0), jnp.full(REMEMBERED, -1, jnp.int32))
+    none = jnp.full(REMEMBERED, -1, jnp.int32)
+    nothing = Skipped(jnp.int32(0), jnp.int32(0), none, jnp.zeros_like(none))
     return graphdef, TrainState(jnp.int32(0), params, rest, optimizer.init(params), nothing, params if average else None)
 
 

@@ -118,8 +118,12 @@ def _checked_loss(returned: Any) -> tuple[Array, Metrics]:
 
 def _skipped(skipped: Skipped, finite: Array, step: Array) -> Skipped:
     """Takes down a step, if it was not finite."""
-    steps = jnp.where(finite, skipped.steps, jnp.concatenate([step[None], skipped.steps[:-1]]))
-    return Skipped(skipped.count + ~finite, jnp.where(finite, 0, skipped.in_row + 1), steps)
+
+    def push(value: Array, last: Array) -> Array:
+        return jnp.where(finite, last, jnp.concatenate([value[None], last[:-1]]))
+
+    in_row = jnp.where(finite, 0, skipped.in_row + 1)
+    return Skipped(skipped.count + ~finite, in_row, push(step, skipped.steps), push(in_row, skipped.rows))
 
 
 def _check_parts(batch: Batch, accumulate: int) -> None:

@@ -1,5 +1,7 @@
 """Checkpoints that are damaged, half-written or of random keys; best weights, their mean, and parts of them."""
 
+import json
+import re
 import shutil
 import warnings
 
@@ -134,6 +136,27 @@ def test_a_half_written_checkpoint_is_no_checkpoint(three):
     assert checkpoints.steps() == [1, 2, 3]
     checkpoints.save(4, tree(4), VALUES)
     assert_close(numbers(Checkpoints(three).restore_latest(tree(0))[0]), numbers(tree(4)), 0)
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path):
+    of = {"task": "sums", "seed": 3, "parts": ("a", "b"), "rate": 0.1}
+    checkpoints = Checkpoints(tmp_path / "c", of=of)
+    checkpoints.save(1, tree(1), VALUES)
+    checkpoints.close()
+    assert Checkpoints(tmp_path / "c", of=of).restore_latest(tree(0))[1] == VALUES
+    other = {"task": "sums", "seed": 4, "parts": ("a",), "steps": 5, "rate": 0.1}
+    said = "step 1 is of another run, with seed 3 (now 4), parts ['a', 'b'] (now ['a']), steps None (now 5); delete"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Checkpoints(tmp_path / "c", of=other).restore_latest(tree(0))
+
+
+def test_a_checkpoint_that_does_not_say_of_which_run_is_refused(three):
+    for written in three.glob("*/values/metadata"):
+        values = json.loads(written.read_text())
+        del values["of"]
+        written.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="checkpoint of step 3 is of an earlier version"):
+        Checkpoints(three).restore_latest(tree(0))
 
 
 # Weights ---------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,6 +271,46 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run_and_name_the_checkpoint(tm
     ):
         fit_small(small_model(), batches=batches, steps=100, run=run, checkpoint_every=10, log_every=5, max_skipped=8, keep=9)
     assert int(run.history()[-1]["step"]) == 20
+
+
+def with_nan(bad):
+    def batches(step):
+        batch = BATCHES(step)
+        return {**batch, "xs": batch["xs"] * np.float32(np.nan if step in bad else 1)}
+
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("bad", "stops"), [(range(20, 26), None), (range(20, 27), 32), (range(25, 99), 32), (range(27, 99), 48)]
+)
+def test_a_row_of_skipped_steps_is_seen_soon_where_the_log_is_rare(bad, stops, tmp_path):
+    """Within 16 steps, also where the row has ended by then; a row that is shorter than the limit stops nothing."""
+    run, options = run_in(tmp_path), {"steps": 60, "log_every": 1000, "max_skipped": 7, "batches": with_nan(bad)}
+    if stops is None:
+        fit_small(small_model(), run=run, **options)
+    else:
+        row = min(stops, bad[-1] + 1) - bad[0]
+        with pytest.raises(FloatingPointError, match=rf"^{row} steps in a row .* by step {stops}; no checkpoint"):
+            fit_small(small_model(), run=run, **options)
+
+
+def test_every_skipped_step_is_named_however_rare_the_log_is(tmp_path):
+    """In two sittings, the first of which ends between two looks."""
+    bad = set(range(7, 50)) | {60, 70}
+    run = run_in(tmp_path)
+
+    def batches(step):
+        if step == 30 and not run.has_checkpoints():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return with_nan(bad)(step)
+
+    options = {"steps": 75, "log_every": 1000, "batches": batches, "run": run, "checkpoint_every": 0}
+    with pytest.raises(SystemExit):
+        fit_small(small_model(), **options)
+    fit_small(small_model(), **options)
+    written = [json.loads(line)["step"] for line in (run.folder / "skipped.jsonl").read_text().splitlines()]
+    assert written == sorted(bad)
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -628,6 +669,17 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     assert "float32" in shapes
     with pytest.raises(ValueError, match=r"is of another model; it (lacks|has) state/.*layers/1"):
         fit_small(small_model(num_layers=2), steps=3, run=run, checkpoint_every=3)
+
+
+def test_a_checkpoint_of_another_seed_or_run_is_refused(tmp_path):
+    run, options = run_in(tmp_path), {"steps": 3, "checkpoint_every": 3}
+    fit_small(small_model(), run=run, **options)
+    with pytest.raises(ValueError, match=r"is of another run, with seed of the keys 11 \(now 12\)"):
+        fit_small(small_model(), run=run, seed=12, **options)
+    other = run_in(tmp_path, name="other", seed=4)
+    shutil.copytree(run.folder / "checkpoints", other.folder / "checkpoints")
+    with pytest.raises(ValueError, match=r"is of another run, with seed 0 \(now 4\), name default \(now other\)"):
+        fit_small(small_model(), run=other, **options)
 
 
 def test_weights_come_back_to_the_bit(tmp_path):

@@ -1,9 +1,12 @@
 """Data-parallel training against one device: eight virtual CPU devices, and two processes on loopback."""
 
 import json
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -68,14 +71,19 @@ def test_what_is_replicated_comes_back(tmp_path):
 
 PROGRAM = """
 import sys
+import time
 from pathlib import Path
 import jax
 from s2s_jax.training.parallel import OwnRows, data_mesh
 process, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 jax.distributed.initialize(f"localhost:{port}", 2, process)
+from s2s_jax.training.loop import Goal
 from tests.training.test_loop import BATCHES, fit_small, run_in, small_model
 mesh = data_mesh()
 assert (mesh.size, len(mesh.local_devices)) == (4, 2)
+"""
+
+TWICE = """
 half = OwnRows(BATCHES, process, 2)
 evaluate = lambda model: {"bias": float(model.output.bias[...][0])}
 options = dict(run=run_in(folder), log_every=1, mesh=mesh, checkpoint_every=10, evaluate=evaluate, evaluate_every=10)
@@ -84,22 +92,50 @@ trained = fit_small(small_model(), batches=half, steps=20, **options)
 print("bias", float(trained.model.output.bias[...][0]))
 """
 
+# Each process has an evaluation of its own: by that of process 1 training would end at once. Its numbers need all bits.
+STOPPED = """
+asked = [0]
+def slow(step):
+    asked.append(step)
+    time.sleep(0.05)
+    return BATCHES(step)
 
-def test_two_processes_give_the_losses_of_one_device(tmp_path):
+evaluate = lambda model: {"score": 0.1 + asked[-1] if process == 0 else -asked[-1]}
+
+options = dict(goal=Goal("score", greater=True, patience=2, keep=3), evaluate=evaluate, evaluate_every=4)
+options |= dict(run=run_in(folder), log_every=10, mesh=mesh, checkpoint_every=50)
+fit_small(small_model(), batches=OwnRows(slow, process, 2), steps=100, **options)
+"""
+
+
+def two_processes(program, folder):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {"PATH": "/usr/bin:/bin", "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
-    program = [sys.executable, "-c", PROGRAM]
-    started = [
+    return [
         subprocess.Popen(
-            [*program, str(k), str(port), str(tmp_path / "two")],
+            [sys.executable, "-c", PROGRAM + program, str(k), str(port), str(folder)],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for k in range(2)
     ]  # fmt: skip
-    told = [process.communicate(timeout=240)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(told)
+
+
+def end_of(started):
+    """What they told, and how they ended; none of them may outlive the test."""
+    try:
+        told = [process.communicate(timeout=240)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return told, [process.returncode for process in started]
+
+
+def test_two_processes_give_the_losses_of_one_device(tmp_path):
+    told, ended = end_of(two_processes(TWICE, tmp_path / "two"))
+    assert ended == [0, 0], "\n".join(told)
     one = run_in(tmp_path / "one")
     want = fit_small(small_model(), steps=20, run=one, log_every=1)
     got = run_in(tmp_path / "two")
@@ -108,6 +144,35 @@ def test_two_processes_give_the_losses_of_one_device(tmp_path):
     assert biases[0] == biases[1]
     assert biases[0] == pytest.approx(float(want.model.output.bias[...][0]), rel=1e-4)
     assert json.loads((got.folder / "config.json").read_text())["steps"] == 25
+
+
+def test_a_signal_to_one_process_stops_all_and_the_run_goes_on(tmp_path):
+    """To the one that does not write; and evaluations that differ end nothing."""
+    run, started = run_in(tmp_path / "two"), two_processes(STOPPED, tmp_path / "two")
+    deadline = time.monotonic() + 120
+    while run.steps() <= 10 and all(process.poll() is None for process in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started[1].send_signal(signal.SIGTERM)
+    told, ended = end_of(started)
+    assert ended == [128 + signal.SIGTERM] * 2, "\n".join(told)
+    stops = [re.search(r"Stopped at step (\d+) and saved; the same command goes on from there", text) for text in told]
+    assert all(stops), "\n".join(told)
+    stopped = int(stops[0].group(1))
+    assert 10 < stopped < 100
+    assert int(stops[1].group(1)) == stopped
+    told, ended = end_of(two_processes(STOPPED, tmp_path / "two"))
+    assert ended == [0, 0], "\n".join(told)
+    assert all(f"Goes on from the checkpoint of step {stopped}." in text for text in told)
+    one = run_in(tmp_path / "one")
+    fit_small(small_model(), steps=100, run=one, log_every=10)
+    np.testing.assert_allclose(losses(run), losses(one), rtol=1e-5)
+    assert len(losses(one)) == 10
+    scores = [(line["step"], line["validation/score"]) for line in run.history() if "validation/score" in line]
+    assert scores == [(step, 0.1 + (step - 1)) for step in range(4, 101, 4)]
+    assert [path.name for path in sorted((run.folder / "best").iterdir())] == [
+        f"step-{k:08}.safetensors" for k in (92, 96, 100)
+    ]
 
 
 def test_own_rows_put_together_are_the_batch():

@@ -179,6 +179,7 @@ def test_narrow_precision_and_averages_reach_the_training(tmp_path):
         (["--init-from", "nowhere"], r"nowhere.*weights.safetensors"),
         (["--freeze", "encoder"], "freeze: expected a part of the model such as"),
         (["--processes", "2"], "processes: expected --data-parallel with --processes 2"),
+        (["--processes", "2", "--data-parallel", "--seeds", "3"], "seeds: expected 1 with --processes 2, got 3"),
         (["--optimizer", "adamm"], "optimizer: expected a name of optax, got 'adamm'"),
         (["--average-decay", "1.0"], r"average_decay: expected a number in \[0, 1\), got 1.0"),
         (["--accumulate", "3"], "accumulate: expected a divisor of the batch's 8 rows, got 3"),
