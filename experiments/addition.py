@@ -180,10 +180,10 @@ def train(run: Run[Config]) -> None:
         functools.partial(training_batch, config, sums),
         lambda model: measure_over(model, validation),
     )
-    report(run, trained.model, int(trained.state.step), trained.seconds)
+    report(run, trained.model)
 
 
-def report(run: Run[Config], model: Seq2Seq, steps: int, seconds: float) -> None:
+def report(run: Run[Config], model: Seq2Seq) -> None:
     """Scores the test sums, prints ten of them, draws the figures, and writes result.json."""
     config = run.config
     sums = sums_of(config)
@@ -202,9 +202,7 @@ def report(run: Run[Config], model: Seq2Seq, steps: int, seconds: float) -> None
         split=f"test: {len(a)} pairs never trained on, uniform over all such pairs of numbers up to {sums.base}^{sums.digits}",
         metrics=metrics,
         published=PUBLISHED.get(f"{config.task}{config.digits}", []),
-        steps=steps,
-        examples=steps * config.batch_size,
-        seconds=seconds,
+        examples_per_step=config.batch_size,
         parameters=count_parameters(model),
     )
     run.say(
@@ -267,7 +265,7 @@ def load(run: Run[Config]) -> tuple[Sums, Seq2Seq]:
 
 
 def evaluate(run: Run[Config]) -> None:
-    report(run, load(run)[1], run.steps(), run.seconds())
+    report(run, load(run)[1])
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

@@ -175,10 +175,10 @@ def train(run: Run[Config]) -> None:
         Batches(splits.train, config.batch_size, seed=config.seed),
         lambda model: measure_over(model, in_order(splits.validation)),
     )
-    report(run, trained.model, splits, int(trained.state.step), trained.seconds)
+    report(run, trained.model, splits)
 
 
-def report(run: Run[Config], model: SequenceClassifier, splits: Splits, steps: int, seconds: float) -> None:
+def report(run: Run[Config], model: SequenceClassifier, splits: Splits) -> None:
     """Scores the whole test split, draws the figures, and writes result.json."""
     config = run.config
     metrics = make_measure(functools.partial(measure, config))(model, in_order(splits.test))
@@ -189,9 +189,7 @@ def report(run: Run[Config], model: SequenceClassifier, splits: Splits, steps: i
         split=f"test, all {count}",
         metrics=metrics,
         published=published(config) if splits.origin == "real" else [],
-        steps=steps,
-        examples=steps * config.batch_size,
-        seconds=seconds,
+        examples_per_step=config.batch_size,
         parameters=count_parameters(model),
     )
     run.say(
@@ -244,7 +242,7 @@ def load(run: Run[Config]) -> tuple[SequenceClassifier, Splits]:
 
 def evaluate(run: Run[Config]) -> None:
     model, splits = load(run)
-    report(run, model, splits, run.steps(), run.seconds())
+    report(run, model, splits)
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

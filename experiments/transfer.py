@@ -100,6 +100,7 @@ class Splits(NamedTuple):
 
     dataset: str
     origin: str  # "real" or "generated"
+    fingerprint: str | None  # of the real ones
     train: Reviews
     validation: Reviews | None
     test: Reviews
@@ -113,14 +114,16 @@ def load_splits(config: Config) -> Splits:
     """
     folder = config.data_dir or os.environ.get("S2S_DATA_DIR")
     if folder:
-        train, test = (of_source(datasets.load("imdb", split, data_dir=folder)) for split in ("train", "test"))
+        sources = [datasets.load("imdb", split, data_dir=folder) for split in ("train", "test")]
+        train, test = map(of_source, sources)
+        dataset, origin, fingerprint = "imdb", "real", sources[0].fingerprint
     else:
         train, test = (encoded(*made_up_reviews(count, seed)) for count, seed in ((4000, 0), (1000, 1)))
-    dataset, origin = ("imdb", "real") if folder else ("made-up-reviews", "generated")
+        dataset, origin, fingerprint = "made-up-reviews", "generated", None
     order = np.random.default_rng(0).permutation(len(train.labels))
     rest, validation = order[VALIDATION:], train.at(order[:VALIDATION])
     if config.labels == len(order):
-        return Splits(dataset, origin, train, None, test)
+        return Splits(dataset, origin, fingerprint, train, None, test)
     if config.labels:
         drawn = np.random.default_rng(config.seed).permutation(rest)
         of_class = [drawn[train.labels[drawn] == label][: -(-config.labels // 2)] for label in (0, 1)]
@@ -129,7 +132,7 @@ def load_splits(config: Config) -> Splits:
             raise ValueError(
                 f"labels: expected {len(order)}, which is all, or about {len(order) - VALIDATION} at most, got {config.labels}"
             )
-    return Splits(dataset, origin, train.at(rest), validation, test)
+    return Splits(dataset, origin, fingerprint, train.at(rest), validation, test)
 
 
 def of_source(source: Any) -> Reviews:
@@ -261,7 +264,7 @@ def train(run: Run[Config]) -> None:
     splits = load_splits(config)
     if splits.origin == "generated":
         run.say("No data folder given: trains on made-up reviews, whose figures say nothing about real ones.")
-    run.trained_on(splits.dataset, splits.origin)
+    run.trained_on(splits.dataset, splits.origin, splits.fingerprint)
     if config.labels:
         texts = splits.train.texts
         cut = sum(len(text) > config.last_bytes for text in texts)
@@ -274,10 +277,10 @@ def train(run: Run[Config]) -> None:
         source_of(config, splits.train).batches(config.batch_size, config.seed),
         None if validation is None else lambda model: measure_over(config, model, validation),
     )
-    report(run, trained.model, splits, int(trained.state.step), trained.seconds)
+    report(run, trained.model, splits)
 
 
-def report(run: Run[Config], model: Any, splits: Splits, steps: int, seconds: float) -> None:
+def report(run: Run[Config], model: Any, splits: Splits) -> None:
     """Scores the test reviews, draws the figures, and writes result.json."""
     config = run.config
     test, what = splits.test, "all"
@@ -293,9 +296,7 @@ def report(run: Run[Config], model: Any, splits: Splits, steps: int, seconds: fl
         split=f"test, {len(test.texts)} reviews, {what}",
         metrics=metrics,
         published=PUBLISHED if splits.origin == "real" and splits.validation is None else [],
-        steps=steps,
-        examples=steps * config.batch_size,
-        seconds=seconds,
+        examples_per_step=config.batch_size,
         parameters=count_parameters(model),
     )
     if config.labels:
@@ -334,8 +335,8 @@ def load(run: Run[Config]) -> Any:
 
 def evaluate(run: Run[Config]) -> None:
     splits = load_splits(run.config)
-    run.trained_on(splits.dataset, splits.origin)
-    report(run, load(run), splits, run.steps(), run.seconds())
+    run.trained_on(splits.dataset, splits.origin, splits.fingerprint)
+    report(run, load(run), splits)
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

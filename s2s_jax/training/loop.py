@@ -184,6 +184,7 @@ def fit(
         if mesh is not None:
             state, totals, seed_array = replicate((state, totals, seed_array), mesh)
         done = int(state.step)
+        nothing_left = done == steps or past.ended
 
         def save() -> None:
             if checkpoints is not None:
@@ -193,7 +194,7 @@ def fit(
 
         clock.lap("start")
         with Progress(steps, done) as progress, interrupts.held() as interrupted:
-            if done == steps or past.ended:
+            if nothing_left:
                 progress.say(f"Trained already, {done} steps; nothing is left to do.")
             elif done:
                 progress.say(f"Goes on from the checkpoint of step {done}.")
@@ -262,6 +263,8 @@ def fit(
             checkpoints.close()
         if stop := stop or next(iter(interrupted), 0):  # one may have come after the last step
             raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
+        if run is not None and not (nothing_left and run.has_trained()):
+            run.trained(done, clock.times)
         trained = model_of(graphdef, local(state))
         return Trained(trained if best is None else best.model(past, trained), state, clock.times)
 

@@ -166,6 +166,10 @@ class Run(Generic[ConfigType]):
         """Whether an earlier sitting left any."""
         return (self.folder / "checkpoints").exists()
 
+    def has_trained(self) -> bool:
+        """Whether its training came to an end."""
+        return (self.folder / "training.json").exists()
+
     def has_result(self) -> bool:
         """Whether it was finished and scored."""
         return (self.folder / "result.json").exists()
@@ -220,10 +224,6 @@ class Run(Generic[ConfigType]):
                 warnings.warn(f"{path}:{number}: passed over, not a whole line", stacklevel=2)
         return list({(line["step"], tuple(line)): line for line in lines}.values())
 
-    def seconds(self) -> float:
-        """Seconds that training took, by the log."""
-        return max((line["seconds"] for line in self.history()), default=0.0)
-
     def steps(self) -> int:
         """Steps that were trained, by the log."""
         return int(max((line["step"] for line in self.history()), default=0))
@@ -236,55 +236,58 @@ class Run(Generic[ConfigType]):
             figure.savefig(path, dpi=150, bbox_inches="tight")
         return path
 
+    def trained(self, steps: int, times: dict[str, float]) -> None:
+        """Writes training.json: steps done, seconds by what they were for and in all, device, versions, command."""
+        training = {
+            "steps": steps,
+            "seconds": round(sum(times.values()), 1),
+            "times": {part: round(seconds, 2) for part, seconds in times.items()},
+            "device": describe_device(),
+            "versions": _versions(),
+            "command": " ".join([program(), *sys.argv[1:]]),
+        }
+        if self.writes:
+            _write_json(self.folder / "training.json", training)
+
     def finish(
         self,
         *,
         split: str,
         metrics: dict[str, float],
         published: list[dict[str, Any]],
-        steps: int,
-        examples: int,
-        seconds: float,
+        examples_per_step: int,
         **more: Any,
     ) -> dict[str, Any]:
-        """Writes result.json.
+        """Writes result.json: the arguments, what `trained_on` and `fit` left behind, and how often it was scored.
 
         Args:
           split: what was scored.
           metrics: by name; accuracies and error rates are fractions from 0 to 1.
           published: for comparison; each with `metric`, `value`, `how` and `source`.
-          steps: that were trained.
-          examples: that training saw.
-          seconds: of training, compiling and validation included.
+          examples_per_step: rows of a batch.
           more: anything else worth keeping.
 
-        What tells of the training (seconds, device, versions, command) is kept when the run is scored again.
-
         Raises:
-          FileNotFoundError: `trained_on` has not been called for this run.
+          FileNotFoundError: `trained_on` has not been called for this run, or it was not trained to its end.
         """
-        data = self.folder / "data.json"
-        if not data.exists():
-            raise FileNotFoundError(f"{data}: expected what the run was trained on; call run.trained_on before run.finish")
+        left = {}
+        for name, needed in (("data", "run.trained_on"), ("training", "fit, which ends with it,")):
+            path = self.folder / f"{name}.json"
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: expected this file of the run; call {needed} before run.finish")
+            left[name] = json.loads(path.read_text())
         path = self.folder / "result.json"
         before = json.loads(path.read_text()) if path.exists() else {}
-        training = {
-            "seconds": round(seconds, 1),
-            "device": describe_device(),
-            "versions": _versions(),
-            "command": " ".join([program(), *sys.argv[1:]]),
-        }
         result = {
             "experiment": self.task,
-            **json.loads(data.read_text()),
+            **left["data"],
             "split": split,
             "metrics": metrics,
             "published": published,
             "seed": self.config.seed,
-            "steps": steps,
-            "examples": examples,
+            "examples": left["training"]["steps"] * examples_per_step,
             "test_reads": before.get("test_reads", 0) + 1,
-            **{name: before.get(name, value) for name, value in training.items()},
+            **left["training"],
             "config": _without_places(_as_json(self.config)),
             **more,
         }

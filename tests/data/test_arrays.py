@@ -59,6 +59,18 @@ def test_what_was_saved_comes_back_and_is_cut_as_a_list_is(folder, split):
         source[len(want)]
 
 
+def test_the_fingerprint_is_that_of_the_source_or_of_the_bytes(folder, tmp_path):
+    class Known(list):
+        fingerprint = "0123"
+
+    save_arrays(Known(EXAMPLES), tmp_path / "known" / "train")
+    assert datasets.load("known", "train[:1]", data_dir=tmp_path).fingerprint == "0123"
+    save_arrays(EXAMPLES, tmp_path / "again" / "train")
+    save_arrays([{**EXAMPLES[0], "label": np.int32(7)}, *EXAMPLES[1:]], tmp_path / "other" / "train")
+    prints = {name: datasets.load(name, "train", data_dir=tmp_path).fingerprint for name in ("things", "again", "other")}
+    assert prints["things"] == prints["again"] != prints["other"]
+
+
 def test_another_split_and_what_is_no_slice_are_named(folder):
     for split in ("test", "train[3]", "train+train"):
         with pytest.raises(ValueError, match=r"split: expected one or a slice of \['train'\] of things") as raised:

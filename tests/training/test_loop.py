@@ -734,7 +734,7 @@ def test_a_run_folder_of_another_configuration_is_refused(tmp_path):
 def test_a_result_needs_the_name_of_its_data(tmp_path):
     run = run_in(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"call run.trained_on before run.finish"):
-        run.finish(split="test", metrics={}, published=[], steps=1, examples=1, seconds=1.0)
+        run.finish(split="test", metrics={}, published=[], examples_per_step=1)
     with pytest.raises(ValueError, match='data: expected "real" or "generated", got \'made up\''):
         run.trained_on("noise", "made up")
     run.trained_on("noise", "generated")

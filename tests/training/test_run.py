@@ -21,7 +21,8 @@ def test_a_run_goes_on_only_on_data_of_its_fingerprint(tmp_path):
         begun(tmp_path).trained_on("digits", "real", "b2")
     run = begun(tmp_path)
     run.trained_on("digits", "real")  # this sitting cannot tell; what is known stays
-    result = run.finish(split="test", metrics={}, published=[], steps=1, examples=1, seconds=1.0)
+    run.trained(1, {"step": 1.0})
+    result = run.finish(split="test", metrics={}, published=[], examples_per_step=1)
     assert (result["dataset"], result["data"], result["fingerprint"]) == ("digits", "real", "a1")
     assert json.loads((run.folder / "result.json").read_text())["fingerprint"] == "a1"
 
@@ -37,3 +38,15 @@ def test_a_run_from_before_fingerprints_takes_the_first_that_it_is_told(tmp_path
 def test_a_run_that_trained_nothing_takes_other_data(tmp_path):
     Run.begin("task", RunConfig(steps=1, runs_dir=tmp_path)).trained_on("digits", "real", "a1")
     Run.begin("task", RunConfig(steps=1, runs_dir=tmp_path)).trained_on("digits", "real", "b2")
+
+
+def test_a_result_tells_what_training_took_however_often_it_is_scored(tmp_path):
+    run = begun(tmp_path)
+    run.trained_on("digits", "real")
+    with pytest.raises(FileNotFoundError, match=r"training.json: expected this file of the run; call fit, which ends with it"):
+        run.finish(split="test", metrics={}, published=[], examples_per_step=32)
+    run.trained(250, {"step": 10.125, "data": 0.5, "checkpoints": 0.25})
+    for reads in (1, 2):
+        result = run.finish(split="test", metrics={"accuracy": 0.5}, published=[], examples_per_step=32)
+        assert (result["steps"], result["examples"], result["seconds"], result["test_reads"]) == (250, 8000, 10.9, reads)
+        assert result["times"] == {"step": 10.12, "data": 0.5, "checkpoints": 0.25}

@@ -1,5 +1,6 @@
 """A split as a folder of NumPy files, for machines that have NumPy and little else."""
 
+import hashlib
 import json
 import operator
 import re
@@ -42,7 +43,9 @@ def save_arrays(source: Sequence[dict[str, Any]], folder: str | Path) -> None:
             )
         np.save(folder / f"{field}.npy", np.concatenate(values))
         np.save(folder / f"{field}-lengths.npy", np.array([len(value) for value in values]))
-    (folder / _FIELDS).write_text(json.dumps(kinds))  # last, so that a folder that has it is whole
+    fingerprint = getattr(source, "fingerprint", None) or _hash_of(folder, kinds)
+    # Last, so that a folder that has it is whole.
+    (folder / _FIELDS).write_text(json.dumps({"fields": kinds, "fingerprint": fingerprint}))
 
 
 class SavedArrays(Sequence[dict[str, Any]]):
@@ -51,6 +54,7 @@ class SavedArrays(Sequence[dict[str, Any]]):
     Attributes:
       name: of the data set.
       split: as it was asked for: a name, or a slice such as "train[:-500]" or "train[90%:]".
+      fingerprint: that of the source that was saved; where it had none, of the saved bytes.
     """
 
     def __init__(self, name: str, folder: Path, split: str):
@@ -60,7 +64,9 @@ class SavedArrays(Sequence[dict[str, Any]]):
             raise ValueError(f"split: expected one or a slice of {there} of {name}, got {split!r}")
         self.name, self.split = name, split
         place = folder / match["name"]
-        self._kinds: dict[str, str] = json.loads((place / _FIELDS).read_text())
+        about = json.loads((place / _FIELDS).read_text())
+        self.fingerprint: str = about["fingerprint"]
+        self._kinds: dict[str, str] = about["fields"]
         self._values = {field: np.load(place / f"{field}.npy", mmap_mode="r") for field in self._kinds}
         self._ends = {}
         for field in self._kinds:
@@ -97,6 +103,13 @@ def has_arrays(folder: Path, split: str) -> bool:
     """Whether `save_arrays` has written this split, or the one that it is a slice of, below `folder`."""
     match = _SLICE.fullmatch(split)
     return match is not None and (folder / match["name"] / _FIELDS).exists()
+
+
+def _hash_of(folder: Path, kinds: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(kinds).encode())
+    for path in sorted(folder.glob("*.npy")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _as_array(value: Any) -> np.ndarray:
