@@ -4,7 +4,8 @@
     python -m experiments.report --keep runs/addition/default --what lstm   also keeps that run's result.json as a card
 
 A card is `<task>-<dataset>-<what>-seed<N>.json`. Cards of the same task, data set and `what` are one row: mean, and standard
-deviation over seeds with their number. Generated data is refused.
+deviation over seeds with their number; their runs may have ended at different steps, as they do when they stop early.
+Generated data is refused.
 """
 
 import collections
@@ -17,8 +18,9 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 HEADER = (
-    "| task | data | what | split | metric | ours | published | seeds | test reads | training, s | hardware | command |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    "| task | data | what | split | metric | ours | published "
+    "| seeds | steps | test reads | training, s | hardware | command |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
 )
 
 
@@ -57,7 +59,7 @@ def table(results: Path) -> str:
     """RESULTS.md from all cards of a folder.
 
     Raises:
-      ValueError: a card of generated data, or cards of one row that differ in more than the seed.
+      ValueError: a card of generated data, or cards of one row that differ in data, hardware or a flag other than the seed.
     """
     rows = collections.defaultdict(list)
     for path in sorted(results.glob("*.json")):
@@ -68,7 +70,8 @@ def table(results: Path) -> str:
     made = f"Made by `python -m experiments.report` from the cards in `{results.name}/`; no figure is entered by hand.\n"
     read = (
         "Accuracies and error rates are fractions from 0 to 1; losses are nats. Mean over seeds, and standard deviation where "
-        "there is more than one. Test reads: how often the finished run was scored on its test split. Seconds are those of "
+        "there is more than one. Steps: of the run that ended first to the one that ended last, where they differ. "
+        "Test reads: how often the finished run was scored on its test split. Seconds are those of "
         "training on the hardware named, compiling and validation included.\n"
     )
     return f"# Results\n\n{made}{read}\n{HEADER}" + "".join(lines)
@@ -78,21 +81,37 @@ def _lines(row: str, cards: list[dict[str, Any]]) -> list[str]:
     first = cards[0]
     what = row.removeprefix(f"{first['experiment']}-{first['dataset']}-")
     seconds = statistics.mean(card["seconds"] for card in cards)
-    for field in ("split", "steps", "device"):
-        if len({card[field] for card in cards}) > 1:
-            raise ValueError(f"{row}: expected one {field} in all its cards, got {sorted({card[field] for card in cards})}")
+    _check_alike(row, cards)
+    ended = [card["steps"] for card in cards]
     lines = []
     for metric in first["metrics"]:
         ours = _spread([card["metrics"][metric] for card in cards])
         of_metric = [entry for entry in first["published"] if entry["metric"] == metric]
         published = "; ".join(f"{entry['value']} ({entry['how']}; {entry['source']})" for entry in of_metric)
         seeds, reads = (", ".join(str(card[field]) for card in cards) for field in ("seed", "test_reads"))
-        run = [seeds, reads, f"{seconds:.0f}", first["device"], f"`{first['command']}`"]
+        steps = " to ".join(map(str, sorted({min(ended), max(ended)})))
+        run = [seeds, steps, reads, f"{seconds:.0f}", first["device"], f"`{first['command']}`"]
         name = [first["experiment"], first["dataset"], what, first["split"]]
         if lines:  # said in the line above
             name, run = [""] * len(name), [""] * len(run)
         lines.append("| " + " | ".join([*name, metric, ours, published, *run]) + " |\n")
     return lines
+
+
+def _check_alike(row: str, cards: list[dict[str, Any]]) -> None:
+    """Different steps are fine where the cards tell that the flags were the same."""
+    configs = [card.get("config") for card in cards]
+    fields = ["split", "device", *(["steps"] if None in configs else [])]
+    told: dict[str, list[Any]] = {field: [card[field] for card in cards] for field in fields}
+    told["fingerprint"] = [card["fingerprint"] for card in cards if "fingerprint" in card]
+    for config in filter(None, configs):
+        for flag, value in config.items():
+            if flag not in ("seed", "name"):
+                told.setdefault(f"--{flag.replace('_', '-')}", []).append(value)
+    for field, values in told.items():
+        different = sorted(set(map(str, values)))
+        if len(different) > 1:
+            raise ValueError(f"{row}: expected one {field} in all its cards, got {', '.join(different)}")
 
 
 def _spread(values: list[float]) -> str:

@@ -36,6 +36,7 @@ def make_train_step(
     Args:
       accumulate, average_decay, compute_dtype: see `s2s_jax.training.loop.fit`.
     """
+    optimizer = optax.with_extra_args_support(optimizer)  # those that look at the loss get it, the others go on without
 
     def narrowed(tree: Any) -> Any:
         return tree if compute_dtype is None else cast_floating(tree, compute_dtype)
@@ -81,7 +82,7 @@ def make_train_step(
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=value)
         params: Any = optax.apply_updates(state.params, updates)
         average = state.average
         if average is not None:

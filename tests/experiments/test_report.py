@@ -97,6 +97,36 @@ def test_cards_of_one_row_differ_in_the_seed_only(tmp_path, field, other):
         report.table(tmp_path / "results")
 
 
+def flags(seed, **more):
+    return {"steps": 6000, "seed": seed, "name": f"seed{seed}", "patience": 3, "goal": None, "freeze": [], **more}
+
+
+def test_seeds_that_stopped_at_different_steps_are_one_row(tmp_path):
+    for seed, (steps, seconds) in enumerate([(4000, 8.0), (6000, 12.0), (5000, 10.0)]):
+        values = {"seed": seed, "steps": steps, "seconds": seconds, "config": flags(seed), "fingerprint": "a1"}
+        card(tmp_path / "results", f"pixels-mnist-rows-seed{seed}", **values)
+    card(tmp_path / "results", "pixels-mnist-gru-seed0", steps=300, config=flags(0, steps=300))
+    one, three = cells_of(report.table(tmp_path / "results"), "accuracy")
+    assert (one["steps"], three["steps"], three["seeds"], three["training, s"]) == ("300", "4000 to 6000", "0, 1, 2", "10")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"config": flags(1, patience=4)}, "expected one --patience in all its cards, got 3, 4"),
+        ({"config": flags(1, freeze=["encoder"])}, r"expected one --freeze in all its cards, got \['encoder'\], \[\]"),
+        ({"config": flags(1), "fingerprint": "b2"}, "expected one fingerprint in all its cards, got a1, b2"),
+        ({"config": flags(1), "device": "gpu"}, "expected one device in all its cards, got cpu, gpu"),
+        ({"steps": 11}, "expected one steps in all its cards, got 10, 11"),  # of flags that nobody knows
+    ],
+)
+def test_seeds_of_other_flags_data_or_hardware_are_not_one_row(tmp_path, other, message):
+    card(tmp_path / "results", "pixels-mnist-rows-seed0", config=flags(0), fingerprint="a1")
+    card(tmp_path / "results", "pixels-mnist-rows-seed1", **{"seed": 1, "steps": 10, **other})
+    with pytest.raises(ValueError, match=f"pixels-mnist-rows: {message}"):
+        report.table(tmp_path / "results")
+
+
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"result.json: expected the result of a finished run, found none"):
         report.keep(tmp_path, "rows", tmp_path / "results")
