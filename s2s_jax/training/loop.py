@@ -5,7 +5,7 @@ import functools
 import itertools
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from jaxtyping import Array
 from s2s_jax.metrics import Mean
 from s2s_jax.training import interrupts
 from s2s_jax.training.checkpoint import BestWeights, Checkpoints
+from s2s_jax.training.optimizers import with_frozen
 from s2s_jax.training.parallel import greatest, local, of_first_process, replicate, split_batch, waits_for_each_step
 from s2s_jax.training.progress import Progress
 from s2s_jax.training.run import Run
@@ -103,6 +104,7 @@ def fit(
     average_decay: float = 0.0,
     compute_dtype: Any = None,
     max_skipped: int = 100,
+    freeze: Sequence[str] = (),
     mesh: Mesh | None = None,
 ) -> Trained:
     """Trains `model` for `steps` steps of `optimizer` on `loss`.
@@ -135,11 +137,13 @@ def fit(
         updates and the optimiser's state stay as they are. None: no cast.
       max_skipped: after so many steps in a row whose loss or gradient was not finite, training stops: at once, or up to 15
         steps later, as skipped steps are looked at and named every 16 steps and with each line of the log.
+      freeze: paths in the model, "encoder" or "decoder.output": the parameters and batch statistics under them stay as they
+        are. (A batch norm among them still normalises by the batch, where the loss calls it as in training.)
       mesh: the devices to train on, data-parallel; see `s2s_jax.training.parallel`. Each process then gives its own rows.
 
     Raises:
       ValueError: the run's checkpoint is of another model, config or seed; another process trains in its folder; a number out
-        of its range; an unknown metric as goal.
+        of its range; an unknown metric as goal; a path in `freeze` under which nothing is trained.
       FloatingPointError: `max_skipped` steps in a row were not finite.
       KeyboardInterrupt: after the state was saved; `SystemExit` after SIGTERM.
     """
@@ -163,9 +167,16 @@ def fit(
         raise ValueError(f"goal: expected one with keep of at least 1 and an evaluation, got {goal}")
     with contextlib.nullcontext() if run is None else run.locked():
         clock = _Clock()
+        optimizer = with_frozen(optimizer, model, freeze)
         graphdef, state = initial_train_state(model, optimizer, average=average_decay > 0)
         train_step: Any = make_train_step(
-            graphdef, optimizer, loss, accumulate=accumulate, average_decay=average_decay, compute_dtype=compute_dtype
+            graphdef,
+            optimizer,
+            loss,
+            accumulate=accumulate,
+            average_decay=average_decay,
+            compute_dtype=compute_dtype,
+            freeze=freeze,
         )
         opened = functools.partial(_checkpoints, run, seed, keep)
         checkpoints = opened() if checkpoint_every or (run is not None and run.has_checkpoints()) else None

@@ -11,7 +11,7 @@ from flax import nnx
 
 from s2s_jax.training.checkpoint import BestWeights, load_weights, save_weights
 from s2s_jax.training.loop import Goal, Trained, fit
-from s2s_jax.training.optimizers import make_optimizer, make_schedule, with_frozen
+from s2s_jax.training.optimizers import make_optimizer, make_schedule
 from s2s_jax.training.parallel import OwnRows, data_mesh
 from s2s_jax.training.run import Run, RunConfig, summary
 from s2s_jax.training.step import Batch, Loss
@@ -105,7 +105,7 @@ def train_by_recipe(
     whole batches in each of them, and each trains on its own rows. `evaluate` is None where there is nothing to validate on.
 
     Raises:
-      ValueError, FileNotFoundError: a flag that does not fit the model; see `fit`, `load_weights`, `with_frozen`.
+      ValueError, FileNotFoundError: a flag that does not fit the model; see `fit` and `load_weights`.
     """
     config: TrainingConfig = run.config
     if config.init_from is not None:
@@ -117,7 +117,6 @@ def train_by_recipe(
     if hasattr(batches, "usage"):
         run.say(f"Batches: {batches.usage()}.")
     schedule = make_schedule(config.schedule, config.learning_rate, config.warmup_steps, config.steps)
-    optimizer = with_frozen(make_optimizer(config.optimizer, schedule, clip=config.clip), model, config.freeze)
     goal = config.goal_of_training()
     if config.data_parallel and jax.device_count() == 1:
         run.say("--data-parallel: there is one device, and nothing to split.")
@@ -127,7 +126,7 @@ def train_by_recipe(
         model,
         loss,
         batches,
-        optimizer=optimizer,
+        optimizer=make_optimizer(config.optimizer, schedule, clip=config.clip),
         steps=config.steps,
         seed=config.seed,
         evaluate=evaluate,
@@ -140,6 +139,7 @@ def train_by_recipe(
         average_decay=config.average_decay,
         compute_dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
         max_skipped=config.max_skipped,
+        freeze=config.freeze,
         mesh=data_mesh() if config.data_parallel else None,
     )
     if config.average_best:

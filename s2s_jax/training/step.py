@@ -1,6 +1,6 @@
 """One step of training, jitted: gradients (of a batch in parts, in a narrower dtype), update, average, and what is counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from s2s_jax.metrics import Mean
 from s2s_jax.recurrence.scan import cast_floating
+from s2s_jax.training.optimizers import is_under
 from s2s_jax.training.state import Skipped, TrainState
 
 Batch = Any  # a pytree of arrays with a leading batch axis
@@ -26,6 +27,7 @@ def make_train_step(
     accumulate: int = 1,
     average_decay: float = 0.0,
     compute_dtype: Any = None,
+    freeze: Sequence[str] = (),
 ) -> Callable[..., Any]:
     """Jitted `(state, totals, batch, seed) -> (state, totals)`; the old state and totals are given up to the new ones.
 
@@ -35,6 +37,7 @@ def make_train_step(
 
     Args:
       accumulate, average_decay, compute_dtype: see `s2s_jax.training.loop.fit`.
+      freeze: paths in the model under which statistics stay as they are; for the parameters see `with_frozen`.
     """
     optimizer = optax.with_extra_args_support(optimizer)  # those that look at the loss get it, the others go on without
 
@@ -45,7 +48,7 @@ def make_train_step(
         def run(params: nnx.State) -> tuple[Array, tuple[Metrics, nnx.State]]:
             model = nnx.merge(graphdef, narrowed(params), state.rest, copy=True)
             value, metrics = _checked_loss(loss(model, narrowed(batch), key))
-            return value, (metrics, nnx.state(model, nnx.Not(nnx.Param)))
+            return value, (metrics, _with_old_statistics(nnx.state(model, nnx.Not(nnx.Param)), state.rest, freeze))
 
         (value, (metrics, rest)), gradients = jax.value_and_grad(run, has_aux=True)(state.params)
         metrics = {"loss": Mean(value, jnp.ones_like(value)), **metrics}
@@ -88,7 +91,7 @@ def make_train_step(
         if average is not None:
             # Fewer of the first steps count: the average of ten parameters should not be mostly the initial ones.
             decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+            average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)  # exact if both are equal
 
         new = state._replace(params=params, rest=rest, opt_state=opt_state, average=average)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
@@ -106,6 +109,17 @@ def add_metrics(totals: Metrics, metrics: Metrics) -> Metrics:
     """The sums and counts of both; a name that only one of them has is taken as it is."""
     both = {name: totals[name] + mean if name in totals else mean for name, mean in metrics.items()}
     return {**totals, **both}
+
+
+def _with_old_statistics(new: nnx.State, old: nnx.State, freeze: Sequence[str]) -> nnx.State:
+    """The statistics under frozen paths from the old state, all else (counts of random keys, say) from the new one."""
+    before = dict(nnx.to_flat_state(old))
+
+    def chosen(path: tuple[Any, ...], variable: Any) -> Any:
+        frozen = any(is_under(".".join(map(str, path)), prefix) for prefix in freeze)
+        return before[path] if frozen and isinstance(variable, nnx.BatchStat) else variable
+
+    return nnx.from_flat_state([(path, chosen(path, variable)) for path, variable in nnx.to_flat_state(new)])
 
 
 def _checked_loss(returned: Any) -> tuple[Array, Metrics]:

@@ -31,16 +31,19 @@ def test_a_folder_in_use_is_refused_and_a_killed_process_lets_it_go(tmp_path):
     before = (run.folder / "config.json").read_text()
     command = [sys.executable, "-c", HOLDS, str(run.folder / "lock")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "True\n"
-        with pytest.raises(ValueError, match=r"task.default: another process trains there; wait for its end, or give another"):
-            run_in(tmp_path, seed=3)
-        with pytest.raises(ValueError, match="another process trains there"):
-            fit_small(small_model(), steps=2, run=run, checkpoint_every=1)
-        assert (run.folder / "config.json").read_text() == before
-        assert not run.has_checkpoints()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        run_in(tmp_path, seed=3)
+        try:
+            assert process.stdout.readline() == "True\n"
+            with pytest.raises(
+                ValueError, match=r"task.default: another process trains there; wait for its end, or give another"
+            ):
+                run_in(tmp_path, seed=3)
+            with pytest.raises(ValueError, match="another process trains there"):
+                fit_small(small_model(), steps=2, run=run, checkpoint_every=1)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert (run.folder / "config.json").read_text() == before
+    assert not run.has_checkpoints()
+    run_in(tmp_path, seed=3)
 
 
 def test_the_folder_is_locked_while_training_lasts_and_no_longer(tmp_path):

@@ -131,6 +131,40 @@ def test_batch_statistics_are_trained_too():
     assert_close(np.asarray(trained.norm.mean[...]), mean, 1e-5)
 
 
+class TwoNorms(nnx.Module):
+    """A model of which a part can be frozen, with random keys that count in both parts."""
+
+    def __init__(self):
+        self.below, self.above = WithNorm(), WithNorm()
+        self.below.keys, self.above.keys = nnx.Rngs(3), nnx.Rngs(4)
+
+
+def two_norms_loss(model, batch, key):
+    model.below.keys(), model.above.keys()
+    logits = model.below(batch["xs"], training=True) + model.above(2 * batch["xs"], training=True)
+    nats = cross_entropy(logits, batch["labels"])
+    return nats.total / nats.count, {"loss": nats}
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "average_decay": 0.9}], ids=["", "accumulated, averaged"])
+def test_a_frozen_part_keeps_its_statistics_and_the_other_its_training(options):
+    trained = fit_small(TwoNorms(), loss=two_norms_loss, steps=8, freeze=["below"], **options)
+    before = checkpoint.named_variables(TwoNorms())
+    for name, leaf in checkpoint.named_variables(trained.model).items():
+        if name.startswith("below.") and ".keys." not in name:
+            assert_close(leaf[...], before[name][...], 0)
+        else:
+            assert np.any(np.asarray(leaf[...]) != np.asarray(before[name][...])), name
+    assert int(trained.model.below.keys.default.count[...]) == 8 * options.get("accumulate", 1)
+    mean = np.zeros(D)
+    for k in range(8):
+        for part in np.split(BATCHES(k)["xs"], options.get("accumulate", 1)):
+            mean = 0.5 * mean + 0.5 * 2 * part.mean((0, 1))
+    assert_close(np.asarray(trained.model.above.norm.mean[...]), mean, 1e-5)
+    with pytest.raises(ValueError, match="freeze: expected a part of the model such as above, got 'norm'"):
+        fit_small(TwoNorms(), loss=two_norms_loss, steps=1, freeze=["norm"])
+
+
 def test_a_run_that_goes_on_ends_with_the_same_bits(tmp_path):
     stop = 7
     want = fit_small(small_model(), steps=25)
