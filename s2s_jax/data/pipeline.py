@@ -1,6 +1,7 @@
 """Batches as a pure function of seed and step: of arrays in memory, and of any source of examples, in length buckets."""
 
 import contextlib
+import copy
 import functools
 import itertools
 import sys
@@ -76,7 +77,6 @@ class Batches:
         example goes to the first that holds all of its fields.
       tokens: rows of a batch times its longest padded field, at most.
       transform: `example -> example` of numbers and arrays. It must be a function of the example alone.
-      shard: (index, count): this process's rows of each batch. All processes together have the batch that one would have.
       multiple_of: what the rows that `tokens` gives are rounded down to a multiple of: a number of devices.
       overlong: whether an example longer than the largest bucket is an error, or left out and reported by `usage`.
 
@@ -95,7 +95,6 @@ class Batches:
         buckets: Sequence[int | Mapping[str, int]] | None = None,
         tokens: int | None = None,
         transform: Callable[[Any], Mapping[str, Any]] | None = None,
-        shard: tuple[int, int] = (0, 1),
         multiple_of: int = 1,
         overlong: Literal["error", "leave out"] = "error",
     ):
@@ -104,7 +103,7 @@ class Batches:
         self._name = f"{source.name}, split {source.split}" if hasattr(source, "split") else type(source).__name__
         self._transform = transform
         self._seed = seed
-        self._shard = shard
+        self._shard = (0, 1)  # index and count of the processes
         if overlong not in ("error", "leave out"):
             raise ValueError(f"overlong: expected 'error' or 'leave out', got {overlong!r}")
         if seed is not None and seed < 0:
@@ -114,9 +113,6 @@ class Batches:
         for name, number in (("batch_size", batch_size), ("tokens", tokens), ("multiple_of", multiple_of)):
             if number is not None and number < 1:
                 raise ValueError(f"{name}: expected a positive number, got {number}")
-        index, processes = shard
-        if not 0 <= index < processes:
-            raise ValueError(f"shard: expected (index, count) with 0 <= index < count, got {shard}")
         padded = padded_lengths(self._lengths, len(self._source), buckets)
         number_of = bucket_of(self._lengths, len(self._source), padded)
         self._left_out = np.flatnonzero(number_of == len(padded))
@@ -132,14 +128,29 @@ class Batches:
             ids = np.flatnonzero(number_of == number)
             if rows < 1:
                 raise ValueError(f"tokens: expected enough for {multiple_of} rows of length {longest}, got {tokens}")
-            if rows % processes:
-                raise ValueError(f"shard: expected a count that divides the {rows} rows of a batch, got {processes}")
             if len(ids):
                 self._buckets.append(_Bucket(by_field, rows, ids))
         if not self._buckets:
             raise ValueError(f"source: expected at least one example, got none of {len(self._source)}")
         self.steps_per_epoch = sum(_steps(bucket) for bucket in self._buckets)
         self._plan = functools.lru_cache(maxsize=2)(self._planned)
+
+    def of_process(self, index: int, count: int) -> "Batches":
+        """The rows of each batch that are those of one of `count` processes; no other examples are read.
+
+        All processes together have the batch that one would have.
+
+        Raises:
+          ValueError: a batch whose rows so many processes cannot share evenly.
+        """
+        if not 0 <= index < count:
+            raise ValueError(f"index, count: expected 0 <= index < count, got {index} and {count}")
+        for bucket in self._buckets:
+            if bucket.rows % count:
+                raise ValueError(f"count: expected one that divides the {bucket.rows} rows of a batch, got {count}")
+        own = copy.copy(self)
+        own._shard = (index, count)
+        return own
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step, counted from 0."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from s2s_jax.data.pipeline import Batches
 from s2s_jax.training.checkpoint import BestWeights, load_weights, save_weights
 from s2s_jax.training.loop import Goal, Trained, fit
 from s2s_jax.training.optimizers import make_optimizer, make_schedule
@@ -102,7 +103,8 @@ def train_by_recipe(
     """`fit` with the flags of the run, from another run's weights where they say so; writes `weights.safetensors`.
 
     Prints a summary of the model first. `model` is changed only by `--init-from`. With several processes `batches` gives
-    whole batches in each of them, and each trains on its own rows. `evaluate` is None where there is nothing to validate on.
+    whole batches in each of them, and each trains on its own rows; of `Batches` it reads no others. `evaluate` is None where
+    there is nothing to validate on.
 
     Raises:
       ValueError, FileNotFoundError: a flag that does not fit the model; see `fit` and `load_weights`.
@@ -121,7 +123,8 @@ def train_by_recipe(
     if config.data_parallel and jax.device_count() == 1:
         run.say("--data-parallel: there is one device, and nothing to split.")
     if jax.process_count() > 1:
-        batches = OwnRows(batches, jax.process_index(), jax.process_count())
+        place = jax.process_index(), jax.process_count()
+        batches = batches.of_process(*place) if isinstance(batches, Batches) else OwnRows(batches, *place)
     trained = fit(
         model,
         loss,

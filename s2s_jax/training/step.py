@@ -37,7 +37,8 @@ def make_train_step(
 
     Args:
       accumulate, average_decay, compute_dtype: see `s2s_jax.training.loop.fit`.
-      freeze: paths in the model under which statistics stay as they are; for the parameters see `with_frozen`.
+      freeze: paths in the model under which statistics stay as they are, and parameters have a gradient of zero that costs no
+        backward pass; that they stay as they are too is up to `optimizer`, see `with_frozen`.
     """
     optimizer = optax.with_extra_args_support(optimizer)  # those that look at the loss get it, the others go on without
 
@@ -46,7 +47,7 @@ def make_train_step(
 
     def gradients_of(state: TrainState, batch: Batch, key: Array) -> tuple[Array, Metrics, nnx.State, Any]:
         def run(params: nnx.State) -> tuple[Array, tuple[Metrics, nnx.State]]:
-            model = nnx.merge(graphdef, narrowed(params), state.rest, copy=True)
+            model = nnx.merge(graphdef, narrowed(_constant_under(freeze, params)), state.rest, copy=True)
             value, metrics = _checked_loss(loss(model, narrowed(batch), key))
             return value, (metrics, _with_old_statistics(nnx.state(model, nnx.Not(nnx.Param)), state.rest, freeze))
 
@@ -109,6 +110,16 @@ def add_metrics(totals: Metrics, metrics: Metrics) -> Metrics:
     """The sums and counts of both; a name that only one of them has is taken as it is."""
     both = {name: totals[name] + mean if name in totals else mean for name, mean in metrics.items()}
     return {**totals, **both}
+
+
+def _constant_under(freeze: Sequence[str], params: nnx.State) -> nnx.State:
+    """The same parameters; those under the paths in `freeze` have no gradient."""
+
+    def constant(path: Any, leaf: Array) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return jax.lax.stop_gradient(leaf) if any(is_under(name, prefix) for prefix in freeze) else leaf
+
+    return jax.tree_util.tree_map_with_path(constant, params) if freeze else params
 
 
 def _with_old_statistics(new: nnx.State, old: nnx.State, freeze: Sequence[str]) -> nnx.State:

@@ -280,11 +280,11 @@ def test_the_rows_of_all_processes_are_the_whole_batch(case, count):
     options = {**CASES[case], "lengths": source.lengths, "seed": 1}
     rows = {shape.rows for shape in Batches(source, **options).usage().shapes}
     if any(number % count for number in rows):
-        with pytest.raises(ValueError, match=rf"shard: expected a count that divides the \d+ rows of a batch, got {count}"):
-            Batches(source, **options, shard=(0, count))
+        with pytest.raises(ValueError, match=rf"count: expected one that divides the \d+ rows of a batch, got {count}"):
+            Batches(source, **options).of_process(0, count)
         return
     whole = Batches(source, **options)
-    parts = [Batches(source, **options, shard=(index, count)) for index in range(count)]
+    parts = [whole.of_process(index, count) for index in range(count)]
     for step in range(2 * whole.steps_per_epoch):
         batches = [part(step) for part in parts]
         assert len({tuple((field, values.shape) for field, values in batch.items()) for batch in batches}) == 1
@@ -293,6 +293,27 @@ def test_the_rows_of_all_processes_are_the_whole_batch(case, count):
             np.testing.assert_array_equal(joined, values)
             assert joined.dtype == values.dtype
         np.testing.assert_array_equal(np.concatenate([part.ids(step) for part in parts]), whole.ids(step))
+
+
+def test_a_process_reads_no_rows_of_another():
+    source = texts()
+    read = []
+
+    class Noting:
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, number):
+            read.append(number)
+            return source[number]
+
+    batches = Batches(Noting(), 4, seed=1, lengths=source.lengths).of_process(1, 2)
+    for step in range(batches.steps_per_epoch - 1):
+        read.clear()
+        batches(step)
+        assert read == [number for number in batches.ids(step) if number >= 0]
+    with pytest.raises(ValueError, match="index, count: expected 0 <= index < count, got 2 and 2"):
+        batches.of_process(2, 2)
 
 
 # What is wrong is named ----------------------------------------------------------------------------------------------------
@@ -326,7 +347,6 @@ WRONG = {
         "tokens: expected enough for 4 rows of length 12, got 30",
     ),
     "multiple_of": ({"multiple_of": 0}, "multiple_of: expected a positive number, got 0"),
-    "shard": ({"shard": (2, 2)}, r"shard: expected \(index, count\) with 0 <= index < count, got \(2, 2\)"),
     "seed": ({"seed": -1}, "seed: expected 0 or more, or None, got -1"),
     "overlong": ({"overlong": "drop"}, "overlong: expected 'error' or 'leave out', got 'drop'"),
     "buckets down": ({"buckets": [12, 5]}, r"buckets: expected lengths of \['x', 'y'\] that go up, got \[12, 5\]"),

@@ -78,13 +78,14 @@ from s2s_jax.training.parallel import OwnRows, data_mesh
 process, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 jax.distributed.initialize(f"localhost:{port}", 2, process)
 from s2s_jax.training.loop import Goal
-from tests.training.test_loop import BATCHES, fit_small, run_in, small_model
+from s2s_jax.data.pipeline import Batches
+from tests.training.test_loop import BATCHES, DATA, fit_small, run_in, small_model
 mesh = data_mesh()
 assert (mesh.size, len(mesh.local_devices)) == (4, 2)
 """
 
 TWICE = """
-half = OwnRows(BATCHES, process, 2)
+half = Batches(DATA, 8, seed=5).of_process(process, 2)
 evaluate = lambda model: {"bias": float(model.output.bias[...][0])}
 options = dict(run=run_in(folder), log_every=1, mesh=mesh, checkpoint_every=10, evaluate=evaluate, evaluate_every=10)
 fit_small(small_model(), batches=half, steps=10, **options)
