@@ -307,20 +307,23 @@ def report(run: Run[Config], model: Any, splits: Splits) -> None:
 
 
 def compare(run: Run[Config], title: str) -> None:
-    """A table and a figure of all finished classifiers of the same data beside this run, by number of labels."""
+    """A table and a figure of all finished classifiers of the same model and data beside this run, by number of labels."""
     here = json.loads((run.folder / "result.json").read_text())
+    alike = ("cell", "hidden_features", "embedding_features", "num_layers", "last_bytes")
     found: dict[str, dict[float, list[float]]] = {}
     for path in sorted(run.folder.parent.glob("*/result.json")):
         result = json.loads(path.read_text())
-        labels = result["config"]["labels"]
-        if labels and result["dataset"] == here["dataset"]:
-            way = "pretrained" if result["config"]["init_from"] else "from nothing"
-            found.setdefault(way, collections.defaultdict(list))[labels].append(result["metrics"]["accuracy"])
-    run.say(f"\n{'':<14}{'labels':>8}{'seeds':>7}  test accuracy")
+        config = result["config"]
+        same = result["dataset"] == here["dataset"] and all(config[name] == here["config"][name] for name in alike)
+        if same and config["labels"]:
+            way = ("pretrained, frozen" if config["freeze"] else "pretrained") if config["init_from"] else "from nothing"
+            by_labels = found.setdefault(way, collections.defaultdict(list))
+            by_labels[config["labels"]].append(result["metrics"]["accuracy"])
+    run.say(f"\n{'':<20}{'labels':>8}{'runs':>7}  test accuracy")
     for way, by_labels in sorted(found.items()):
         for labels, values in sorted(by_labels.items()):
             deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            run.say(f"{way:<14}{labels:>8}{len(values):>7}  {statistics.mean(values):.4f}{deviation}")
+            run.say(f"{way:<20}{labels:>8}{len(values):>7}  {statistics.mean(values):.4f}{deviation}")
     figure = plots.spread(
         found, xlabel="labelled reviews", ylabel="test accuracy", title=f"{title}: a pretrained encoder or none"
     )

@@ -57,14 +57,14 @@ def spread(
     """A line for each name through the means of the values at each place; every value is a dot, and the values span a band.
 
     Args:
-      lines: {name: {place: values, one for each seed}}; values are fractions from 0 to 1.
+      lines: {name: {place: values, one for each run}}; values are fractions from 0 to 1.
       xlabel, ylabel, title: of the figure.
       logarithmic: whether places are drawn by their logarithm.
     """
     figure, ((axes,),) = _subplots(1, 1, (6.4, 4.2))
     for color, (name, by_place) in zip(_COLORS, sorted(lines.items()), strict=False):
         most = max(map(len, by_place.values()))
-        _draw_spread(axes, by_place, f"{name}, mean of up to {most} seeds" if most > 1 else name, color)
+        _draw_spread(axes, by_place, f"{name}, mean of up to {most} runs" if most > 1 else name, color)
         seeds = [(place, value) for place, values in by_place.items() for value in values]
         axes.scatter(*zip(*seeds, strict=True), color=color, s=12, alpha=0.5, zorder=3)
     places = sorted({place for by_place in lines.values() for place in by_place})

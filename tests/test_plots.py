@@ -63,7 +63,7 @@ def test_metrics_that_nobody_measured_take_no_room():
 def test_a_spread_has_a_dot_for_each_value():
     figure = plots.spread({"b": {10: [0.2, 0.4], 1000: [0.6]}, "a": {10: [0.1]}}, xlabel="x", ylabel="y", title="Title")
     (axes,) = figure.axes
-    assert lines(axes) == {"a": [[10, 0.1]], "b, mean of up to 2 seeds": [[10, pytest.approx(0.3)], [1000, 0.6]]}
+    assert lines(axes) == {"a": [[10, 0.1]], "b, mean of up to 2 runs": [[10, pytest.approx(0.3)], [1000, 0.6]]}
     dots = [
         points.get_offsets().tolist()
         for points in axes.collections

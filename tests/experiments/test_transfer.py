@@ -103,6 +103,7 @@ def test_a_language_model_and_classifiers_with_and_without_its_encoder(few, tmp_
 
     for seed in (0, 1):
         call(*SMALL, "--runs-dir", tmp_path, "--labels", "20", "--seed", seed, "--name", f"scratch{seed}")
+    call(*SMALL, "--runs-dir", tmp_path, "--labels", "20", "--last-bytes", "50", "--name", "another")  # is in no table of these
     options = ["--init-from", folder / "default", "--init-parts", "encoder", "--freeze", "encoder"]
     call(*SMALL, "--runs-dir", tmp_path, "--labels", "80", "--name", "pretrained", *options)
     printed = capsys.readouterr().out
@@ -125,7 +126,7 @@ def test_a_language_model_and_classifiers_with_and_without_its_encoder(few, tmp_
     )
     table = [line.split() for line in printed.splitlines()[-4:]]
     assert ["from", "nothing", "20", "2", f"{mean:.4f}", "±", f"{deviation:.4f}"] in table
-    assert ["pretrained", "80", "1", f"{scores['pretrained']:.4f}"] in table
+    assert ["pretrained,", "frozen", "80", "1", f"{scores['pretrained']:.4f}"] in table
     assert (folder / "pretrained" / "figures" / "accuracy_by_labels.png").exists()
     assert not (folder / "default" / "figures" / "accuracy_by_labels.png").exists()
 
