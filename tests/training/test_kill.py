@@ -8,8 +8,13 @@ import os
 import signal
 import time
 
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from s2s_jax import layers
+from s2s_jax.data.pipeline import Batches
+from s2s_jax.losses import cross_entropy
 from s2s_jax.training.checkpoint import Checkpoints, save_weights
 from s2s_jax.training.loop import Goal, fit
 from tests.training import test_loop as small
@@ -17,39 +22,68 @@ from tests.training import test_loop as small
 STEPS, EVERY, KILLS = 200, 10, 20
 # Each run is a process of its own; it is forked from one that has imported everything and done nothing, which saves seconds.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["orbax.checkpoint", "tests.training.test_kill"])
+PROCESSES.set_forkserver_preload(["orbax.checkpoint", "grain", "tests.training.test_kill"])
+
+
+class Model(nnx.Module):
+    """With running statistics, and with dropout."""
+
+    def __init__(self):
+        self.norm = layers.BatchNorm(small.D, momentum=0.9)
+        self.classifier = small.small_model()
+
+    def __call__(self, xs, mask, key):
+        of_steps = jnp.broadcast_to(mask[:, None], xs.shape[:2])
+        return self.classifier(self.norm(xs, mask=of_steps, training=True), key=key)
+
+
+def loss(model, batch, key):
+    nats = cross_entropy(model(batch["xs"], batch["mask"], key), batch["labels"], batch["mask"])
+    return nats.total / nats.count, {"loss": nats}
+
+
+class Watched:
+    """Batches from Grain's threads, the last of an epoch with rows that are none; takes down which steps were asked for."""
+
+    def __init__(self, batches, folder, pause):
+        self._batches, self._folder, self._pause = batches, folder, pause
+        self.ids = batches.ids
+
+    def __call__(self, step):
+        return self._batches(step)
+
+    def iterate(self, first_step):
+        for step, batch in enumerate(self._batches.iterate(first_step), first_step):
+            with (self._folder / "asked").open("a") as asked:
+                asked.write(f"{step}\n")
+            time.sleep(self._pause)
+            yield {**batch, "xs": batch["xs"] * np.float32(np.nan if step == 57 else 1)}
 
 
 def train(folder, cache, pause):
-    """A run with dropout, a goal with patience, averaged parameters, and a step that is skipped."""
+    """A run with a goal with patience, averaged parameters, batches in parts, and a step that is skipped."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def batches(step):
-        with (folder / "asked").open("a") as asked:
-            asked.write(f"{step}\n")
-        time.sleep(pause)
-        batch = small.BATCHES(step)
-        return {**batch, "xs": batch["xs"] * np.float32(np.nan if step == 57 else 1)}
-
     with (folder / "told").open("a") as told, contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         run = small.run_in(folder, steps=STEPS)
         trained = fit(
-            small.small_model(),
-            small.loss,
-            batches,
+            Model(),
+            loss,
+            Watched(Batches(small.DATA, 12, seed=5), folder, pause),
             optimizer=small.OPTIMIZER,
             steps=STEPS,
             seed=11,
-            evaluate=lambda model: {"score": float(np.sin(1e3 * model.output.bias[...][0]))},
+            evaluate=lambda model: {"score": float(np.sin(1e3 * model.classifier.output.bias[...][0]))},
             evaluate_every=10,
             goal=Goal("score", patience=1000, keep=3),
             run=run,
             checkpoint_every=EVERY,
             log_every=10,
+            accumulate=2,
             average_decay=0.99,
         )
         save_weights(run.weights, trained.model)
@@ -109,6 +143,8 @@ def test_twenty_kills_change_no_bit(tmp_path):
         kills += 1
     finish(start(killed, cache), killed)
 
+    skipped = {line["step"]: line["ids"] for line in map(json.loads, _whole_lines(killed / "task/default/skipped.jsonl"))}
+    assert skipped == {57: Batches(small.DATA, 12, seed=5).ids(57).tolist()}
     step, leaves, values = last_checkpoint(killed)
     want_step, want_leaves, want_values = last_checkpoint(left_alone)
     assert step == want_step == STEPS
