@@ -19,7 +19,7 @@ from s2s_jax.training.checkpoint import Checkpoints, save_weights
 from s2s_jax.training.loop import Goal, fit
 from tests.training import test_loop as small
 
-STEPS, EVERY, KILLS = 200, 10, 20
+STEPS, EVERY, KILLS = 240, 10, 20
 # Each run is a process of its own; it is forked from one that has imported everything and done nothing, which saves seconds.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["orbax.checkpoint", "grain", "tests.training.test_kill"])
@@ -29,7 +29,7 @@ class Model(nnx.Module):
     """With running statistics, and with dropout."""
 
     def __init__(self):
-        self.norm = layers.BatchNorm(small.D, momentum=0.9)
+        self.norm = layers.BatchNorm(small.D, momentum=0.999)  # remembers to the end what a resume would lose
         self.classifier = small.small_model()
 
     def __call__(self, xs, mask, key):
@@ -77,7 +77,9 @@ def train(folder, cache, pause):
             optimizer=small.OPTIMIZER,
             steps=STEPS,
             seed=11,
-            evaluate=lambda model: {"score": float(np.sin(1e3 * model.classifier.output.bias[...][0]))},
+            evaluate=lambda model: {
+                "score": float(np.sin(1e3 * (model.classifier.output.bias[...][0] + model.norm.mean[...][0])))
+            },
             evaluate_every=10,
             goal=Goal("score", patience=1000, keep=3),
             run=run,
@@ -111,31 +113,45 @@ def last_checkpoint(folder):
     return step, {name: np.asarray(leaf) for name, leaf in stored["tree"].items()}, values
 
 
+def wait(process, until):
+    """Until then, or until the process ends."""
+    deadline = time.monotonic() + 120
+    while not until() and process.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
 def test_twenty_kills_change_no_bit(tmp_path):
     """At random moments, during the write of a checkpoint too; at most the steps since the last checkpoint are done twice."""
     left_alone, killed, cache = tmp_path / "left alone", tmp_path / "killed", tmp_path / "cache"
     finish(start(left_alone, cache), left_alone)
 
     rng = np.random.default_rng(0)
+    folder, asked = killed / "task" / "default" / "checkpoints", killed / "asked"
+
+    def size():
+        return asked.stat().st_size if asked.exists() else 0
+
+    def whole():
+        return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
+
+    def in_write():
+        return bool(list(folder.glob("*tmp*")))
+
     kills, during_write = 0, 0
     while kills < KILLS:
+        before, newest = size(), whole()
         process = start(killed, cache, pause=0.02)
-        asked = killed / "asked"
-        before = asked.stat().st_size if asked.exists() else 0
-        deadline = time.monotonic() + 120
-        # It has begun to train once it asks for batches; then some of the time that all steps that are left would take.
-        while (not asked.exists() or asked.stat().st_size == before) and process.is_alive():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        # It begins to compile once it asks for a batch. Half of the sittings end before their first checkpoint is whole, some
+        # of them in its write; the others leave one, and half of them are killed in the write of the next.
+        wait(process, lambda before=before: size() > before)
+        if kills % 4 >= 2:
+            wait(process, lambda newest=newest: whole() > newest)
         if kills % 2:
-            # Wait for the temporary folder of a checkpoint, so that it is the write that is killed.
-            folder = killed / "task" / "default" / "checkpoints"
-            until = time.monotonic() + 20
-            while not list(folder.glob("*tmp*")) and process.is_alive() and time.monotonic() < until:
-                time.sleep(0.0005)
-            during_write += bool(list(folder.glob("*tmp*")))
+            wait(process, in_write)
+            during_write += in_write()
         else:
-            time.sleep(float(rng.uniform(0.0, 0.6)))
+            time.sleep(float(rng.uniform(0.0, 0.3)))
         if not process.is_alive():
             break  # it has ended before its kill
         os.kill(process.pid, signal.SIGKILL)
@@ -165,6 +181,7 @@ def test_twenty_kills_change_no_bit(tmp_path):
         assert sitting[-1] - after[0] <= EVERY + 1, "more steps were done again than since the last checkpoint"
     assert kills == KILLS
     assert during_write >= 3
+    assert len({sitting[0] for sitting in sittings} - {0}) >= 5, "hardly a sitting went on from a checkpoint"
     lines = {(line["step"], tuple(line)): line for line in map(json.loads, _whole_lines(killed / "task/default/metrics.jsonl"))}
     want = {
         (line["step"], tuple(line)): line for line in map(json.loads, _whole_lines(left_alone / "task/default/metrics.jsonl"))
