@@ -218,7 +218,8 @@ def fit(
             stop = signalled()
             while done < steps and not past.ended and not stop:
                 batch = next(stream) if mesh is None else split_batch(next(stream), mesh)
-                clock.lap("data")
+                # As long as the step before is under way, nobody waits for a batch.
+                clock.lap("data" if all(leaf.is_ready() for leaf in jax.tree.leaves(totals)) else "step")
                 state, totals = train_step(state, totals, batch, seed_array)
                 if waits_for_each_step(mesh):
                     jax.block_until_ready(totals)
