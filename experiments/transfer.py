@@ -12,8 +12,10 @@ and prints a table of all classifiers that stand beside it.
 The language model reads the training reviews without their labels (Dai & Le, arXiv 1511.01432), in windows, each from a state
 of zeros. The classifier is its encoder, the mean of the outputs over time, and one linear layer; all of it is trained. The
 labelled reviews are drawn by the seed, half of each class. 1,000 training reviews are for validation, and are neither read nor
-labelled in training, unless `--labels` asks for all of them. Accuracy: share of all reviews of the split whose more probable
-class is right. Bits per byte: mean of -log2 of the probability of each byte and of the end, given those before in its window.
+labelled in training, unless `--labels` asks for all of them; they choose nothing.
+
+Accuracy: share of all reviews of the split whose more probable class is right. Bits per byte: mean of -log2 of the probability
+of each byte and of the end, given those before in its window.
 """
 
 import collections
@@ -307,25 +309,31 @@ def report(run: Run[Config], model: Any, splits: Splits) -> None:
 
 
 def compare(run: Run[Config], title: str) -> None:
-    """A table and a figure of all finished classifiers of the same model and data beside this run, by number of labels."""
+    """A table and a figure of all finished classifiers beside this run, by number of labels.
+
+    Of those that differ from it in where the encoder is from, labels, steps and seed alone; of several of one seed that are
+    alike but for their steps the first by name.
+    """
     here = json.loads((run.folder / "result.json").read_text())
-    alike = ("cell", "hidden_features", "embedding_features", "num_layers", "last_bytes")
-    found: dict[str, dict[float, list[float]]] = {}
+    free = {"seed", "name", "labels", "steps", "init_from", "init_parts", "freeze", "evaluate_every"}
+    found: dict[str, dict[float, dict[int, float]]] = {}
     for path in sorted(run.folder.parent.glob("*/result.json")):
         result = json.loads(path.read_text())
-        config = result["config"]
-        same = result["dataset"] == here["dataset"] and all(config[name] == here["config"][name] for name in alike)
-        if same and config["labels"]:
+        config, mine = result["config"], here["config"]
+        if not config["labels"] or any(here.get(name) != result.get(name) for name in ("dataset", "fingerprint")):
+            continue
+        if all(config[name] == mine[name] for name in mine.keys() - free):
             way = ("pretrained, frozen" if config["freeze"] else "pretrained") if config["init_from"] else "from nothing"
-            by_labels = found.setdefault(way, collections.defaultdict(list))
-            by_labels[config["labels"]].append(result["metrics"]["accuracy"])
-    run.say(f"\n{'':<20}{'labels':>8}{'runs':>7}  test accuracy")
-    for way, by_labels in sorted(found.items()):
-        for labels, values in sorted(by_labels.items()):
+            by_labels = found.setdefault(way, collections.defaultdict(dict))
+            by_labels[config["labels"]].setdefault(result["seed"], result["metrics"]["accuracy"])
+    lines = {way: {labels: list(seeds.values()) for labels, seeds in by.items()} for way, by in sorted(found.items())}
+    run.say(f"\n{'':<20}{'labels':>8}{'seeds':>7}  test accuracy")
+    for way, values_by_labels in lines.items():
+        for labels, values in sorted(values_by_labels.items()):
             deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             run.say(f"{way:<20}{labels:>8}{len(values):>7}  {statistics.mean(values):.4f}{deviation}")
     figure = plots.spread(
-        found, xlabel="labelled reviews", ylabel="test accuracy", title=f"{title}: a pretrained encoder or none"
+        lines, xlabel="labelled reviews", ylabel="test accuracy", title=f"{title}: a pretrained encoder or none"
     )
     run.figure("accuracy_by_labels", figure)
 

@@ -1,5 +1,6 @@
 """Figures. Each function returns a matplotlib figure; the caller saves it."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def learning_curve(histories: Sequence[Sequence[dict[str, float]]], metrics: Seq
     panels = 2 if below_it else 1
     figure, axes = _subplots(panels, 1, (7, 2.75 * panels), sharex=True)
     above, below = axes[0, 0], axes[-1, 0]
-    seeds = f", mean of {len(histories)} seeds" if len(histories) > 1 else ""
+    seeds = f", mean of up to {len(histories)} seeds" if len(histories) > 1 else ""
     for name, label, color in (("train", "training", "tab:gray"), ("validation", "validation", "tab:blue")):
         losses = _by_step(histories, f"{name}/loss")
         if losses:
@@ -29,7 +30,7 @@ def learning_curve(histories: Sequence[Sequence[dict[str, float]]], metrics: Seq
     if above.has_data():
         above.legend(frameon=False)
     if below_it:
-        for (name, values), color in zip(below_it.items(), _COLORS, strict=False):
+        for (name, values), color in zip(below_it.items(), itertools.cycle(_COLORS), strict=False):
             _draw_spread(below, values, name.replace("_", " ") + seeds, color)
         below.set(ylabel="validation", ylim=(-0.03, 1.03))
         below.yaxis.set_major_formatter(_percent())
@@ -62,9 +63,9 @@ def spread(
       logarithmic: whether places are drawn by their logarithm.
     """
     figure, ((axes,),) = _subplots(1, 1, (6.4, 4.2))
-    for color, (name, by_place) in zip(_COLORS, sorted(lines.items()), strict=False):
+    for color, (name, by_place) in zip(itertools.cycle(_COLORS), sorted(lines.items()), strict=False):
         most = max(map(len, by_place.values()))
-        _draw_spread(axes, by_place, f"{name}, mean of up to {most} runs" if most > 1 else name, color)
+        _draw_spread(axes, by_place, f"{name}, mean of up to {most} seeds" if most > 1 else name, color)
         seeds = [(place, value) for place, values in by_place.items() for value in values]
         axes.scatter(*zip(*seeds, strict=True), color=color, s=12, alpha=0.5, zorder=3)
     places = sorted({place for by_place in lines.values() for place in by_place})

@@ -45,9 +45,9 @@ def test_the_learning_curve_of_several_seeds_is_their_mean_in_a_band():
     short = [line for line in history(4) if line["step"] <= 15]  # a seed that stopped early
     figure = plots.learning_curve([history(0), history(2), short], ["accuracy"], "Title")
     above, below = figure.axes
-    got = lines(above)["training, mean of 3 seeds"]
+    got = lines(above)["training, mean of up to 3 seeds"]
     assert got == pytest.approx(np.array([[10, 2.2], [20, 1.1], [30, 2 / 30 + 1]]))
-    assert lines(below)["accuracy, mean of 3 seeds"] == pytest.approx(np.array([[15, 0.4], [30, 0.2]]))
+    assert lines(below)["accuracy, mean of up to 3 seeds"] == pytest.approx(np.array([[15, 0.4], [30, 0.2]]))
     (band,) = below.collections
     corners = {tuple(np.round(corner, 6)) for corner in band.get_paths()[0].vertices.tolist()}
     assert {(15, 0), (15, 0.8), (30, 0), (30, 0.4)} == corners
@@ -63,7 +63,7 @@ def test_metrics_that_nobody_measured_take_no_room():
 def test_a_spread_has_a_dot_for_each_value():
     figure = plots.spread({"b": {10: [0.2, 0.4], 1000: [0.6]}, "a": {10: [0.1]}}, xlabel="x", ylabel="y", title="Title")
     (axes,) = figure.axes
-    assert lines(axes) == {"a": [[10, 0.1]], "b, mean of up to 2 runs": [[10, pytest.approx(0.3)], [1000, 0.6]]}
+    assert lines(axes) == {"a": [[10, 0.1]], "b, mean of up to 2 seeds": [[10, pytest.approx(0.3)], [1000, 0.6]]}
     dots = [
         points.get_offsets().tolist()
         for points in axes.collections

@@ -165,10 +165,9 @@ class Batches:
         return map(self, range(self.steps_per_epoch))
 
     def ids(self, step: int) -> np.ndarray:
-        """Places in the source of the rows of a batch, int64 [rows]; -1 for a row that holds none."""
+        """Places in the source of the rows of a batch, those of all processes, int64 [rows]; -1 for a row that holds none."""
         bucket, ids = self._at(step)
-        own = self._own(bucket, ids)
-        return np.concatenate([own, np.full(bucket.rows // self._shard[1] - len(own), -1)])
+        return np.concatenate([ids, np.full(bucket.rows - len(ids), -1)])
 
     def iterate(
         self, first_step: int = 0, last_step: int | None = None, *, threads: int = 2, ahead: int = 8

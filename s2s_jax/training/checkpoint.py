@@ -20,7 +20,8 @@ class Checkpoints:
     """A folder of checkpoints, each an atomic copy of a pytree and of a few plain values; the newest `keep` stay.
 
     A tree is stored by the names of its leaves, so that one of another model is refused by name, and with a checksum of
-    their bytes, so that a damaged one is found out. With it goes what identifies its run, `of`, as values of JSON by name.
+    their bytes and of the values, so that a damaged one is found out. With it goes what
+    identifies its run, `of`, as values of JSON by name.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2, of: dict[str, Any] | None = None):
@@ -45,13 +46,10 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         leaves = {name: np.asarray(_as_numbers(leaf)) for name, leaf in named_leaves(tree).items()}
+        values = json.loads(json.dumps({**values, _OF: self._of}))  # as they will come back
+        values[_CHECKSUM] = _checksum(leaves, values)
         args = self._ocp.args
-        self._manager.save(
-            step,
-            args=args.Composite(
-                tree=args.StandardSave(leaves), values=args.JsonSave({**values, _OF: self._of, _CHECKSUM: _checksum(leaves)})
-            ),
-        )
+        self._manager.save(step, args=args.Composite(tree=args.StandardSave(leaves), values=args.JsonSave(values)))
 
     def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest whole checkpoint as a tree like `like` and its values, or None where there is none.
@@ -100,7 +98,7 @@ class Checkpoints:
                 step, args=args.Composite(tree=args.StandardRestore(abstract), values=args.JsonRestore())
             )
             leaves, values = restored["tree"], dict(restored["values"])
-            sound = values.pop(_CHECKSUM) == _checksum({name: np.asarray(leaf) for name, leaf in leaves.items()})
+            sound = values.pop(_CHECKSUM) == _checksum({name: np.asarray(leaf) for name, leaf in leaves.items()}, values)
         except Exception as error:
             raise DamagedError(f"{self.folder}: {where} is damaged ({_first_line(error)})") from error
         if not sound:
@@ -119,9 +117,15 @@ class Checkpoints:
 
 
 class BestWeights:
-    """The weights of the best evaluations of a run, `step-<N>.safetensors` with their scores; the best `keep` stay."""
+    """The weights of the best evaluations of a run, `step-<N>.safetensors` with their scores.
+
+    The best `keep` stay; those that they outdo go with `drop_outdone`, and not before: a run that is killed goes on from a
+    checkpoint for which they may be the best.
+    """
 
     def __init__(self, folder: str | Path, *, keep: int, greater: bool):
+        import safetensors  # noqa: F401  # an error now, and not after the first evaluation
+
         self.folder = Path(folder)
         self._keep = keep
         self._sign = 1 if greater else -1
@@ -130,14 +134,15 @@ class BestWeights:
         """Writes the weights of a step, if they are among the best."""
         self.folder.mkdir(parents=True, exist_ok=True)
         scores = {**self._scores(), step: score}
-        # Of equal scores the earlier stays, so that a run that went on after a kill keeps the same ones.
-        kept = sorted(scores, key=lambda other: (-self._sign * scores[other], other))[: self._keep]
-        if step in kept:
+        if step in self._best(scores):
             # One entry: safetensors writes several in an order of its own, and the same weights should be the same bytes.
             save_weights(self._path(step), model, {"evaluation": json.dumps({"step": step, "score": score})})
-        for other in scores:
-            if other not in kept:
-                self._path(other).unlink(missing_ok=True)
+
+    def drop_outdone(self) -> None:
+        """Removes all but the best `keep`."""
+        scores = self._scores()
+        for step in scores.keys() - set(self._best(scores)):
+            self._path(step).unlink(missing_ok=True)
 
     def forget_after(self, step: int) -> None:
         """Removes those of later steps."""
@@ -151,7 +156,11 @@ class BestWeights:
 
     def load_mean(self, model: nnx.Module) -> None:
         """Fills `model` with the mean of all weights that are kept (Junczys-Dowmunt et al., arXiv 1605.04809, section 2)."""
-        load_mean_weights([self._path(step) for step in self._scores()], model)
+        load_mean_weights([self._path(step) for step in sorted(self._best(self._scores()))], model)
+
+    def _best(self, scores: dict[int, float]) -> list[int]:
+        # Of equal scores the earlier stays, so that a run that went on after a kill keeps the same ones.
+        return sorted(scores, key=lambda step: (-self._sign * scores[step], step))[: self._keep]
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08}.safetensors"
@@ -181,8 +190,8 @@ def changes(there: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(f"{name} {there.get(name)} (now {now.get(name)})" for name in names)
 
 
-def _checksum(leaves: dict[str, np.ndarray]) -> int:
-    value = 0
+def _checksum(leaves: dict[str, np.ndarray], values: dict[str, Any]) -> int:
+    value = zlib.crc32(json.dumps(values, sort_keys=True).encode())
     for name in sorted(leaves):
         value = zlib.crc32(np.ascontiguousarray(leaves[name]).tobytes(), value)
     return value

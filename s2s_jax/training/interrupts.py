@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM, held back until a step in progress has ended and its state can be saved."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -44,3 +45,5 @@ def _take_down(number: int, frame: Any) -> None:
     if _caught:
         raise KeyboardInterrupt
     _caught.append(number)
+    # Not by print: a signal may come in the middle of one.
+    os.write(2, b"\nStops after this step, and saves; again to stop at once.\n")

@@ -49,7 +49,8 @@ class Trained(NamedTuple):
     """What training ends with.
 
     `model`: the best by the goal; without one that of the last step (averaged parameters, where there are any).
-    `state`: after the last step. `times`: seconds by what they were for: steps, compiling, evaluation, checkpoints, data.
+    `state`: after the last step. `times`: seconds by what they were for: step (compiling included), data,
+    evaluation, checkpoints, log, start.
     """
 
     model: Any
@@ -111,7 +112,8 @@ def fit(
 
     Killed at any moment and called again with the same arguments, it goes on from the newest whole checkpoint of `run` and
     ends with the same bits (on the same hardware). Ctrl-C and SIGTERM end the step in progress and save. With several
-    processes one of them is enough: all stop after the same step, at most 16 later. The evaluation of process 0 counts for all.
+    processes one of them is enough: all stop after the same step, at most 16 later. The evaluation of process 0 counts for
+    all; it runs on one device of each process.
 
     Args:
       model: where training starts; it is not changed.
@@ -201,6 +203,8 @@ def fit(
             if checkpoints is not None:
                 values = past._replace(times=clock.times)._asdict()
                 checkpoints.save(done, {"state": state, "totals": totals}, values)
+            if best is not None:
+                best.settle()
             clock.lap("checkpoints")
 
         clock.lap("start")
@@ -215,7 +219,7 @@ def fit(
                 """The number of a signal that any of the processes got, or 0."""
                 return greatest(interrupted[0] if interrupted else 0)
 
-            stop = signalled()
+            stop, due = signalled(), False
             while done < steps and not past.ended and not stop:
                 batch = next(stream) if mesh is None else split_batch(next(stream), mesh)
                 # As long as the step before is under way, nobody waits for a batch.
@@ -228,6 +232,8 @@ def fit(
                 clock.lap("step")
                 logged = last or done % log_every == 0
                 looked = logged or done % REMEMBERED == 0
+                new = int(state.skipped.count) - past.skipped if looked else 0
+                clock.lap("step")  # what this look waited for
                 if logged:
                     values = {f"train/{name}": mean.value() for name, mean in totals.items()}
                     totals = jax.tree.map(jnp.zeros_like, totals)
@@ -235,13 +241,16 @@ def fit(
                     progress.show(done, values["train/loss"])
                     if run is not None:
                         run.log(done, {**values, "steps_per_second": progress.rate(done), "seconds": clock.seconds()})
-                if looked and (new := int(state.skipped.count) - past.skipped):
+                clock.lap("log")
+                if new:
                     _tell_skipped(state.skipped, new, done, batches, progress, run)
                     past = past._replace(skipped=past.skipped + new)
                     if (row := int(state.skipped.rows[:new].max())) >= max_skipped:
                         raise FloatingPointError(_gave_up(row, done, checkpoints))
                 evaluated = evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0))
-                saved = checkpoint_every and (last or done % checkpoint_every == 0)
+                due = due or bool(checkpoint_every and done % checkpoint_every == 0)
+                # Not in a row of skipped steps: what went wrong may be in the state, and the last good one would have to go.
+                saved = checkpoint_every and (last or (due and not int(state.skipped.in_row)))
                 if evaluated or saved:
                     jax.block_until_ready(totals)  # or evaluation and checkpoints are charged for steps under way
                     clock.lap("step")
@@ -255,15 +264,20 @@ def fit(
                         run.log(done, {**values, "seconds": clock.seconds()})
                     if best is not None:
                         past = best.judge(past, done, scores, measured)
+                        if not checkpoint_every:
+                            best.settle()
                         if past.ended:
                             progress.say(f"Stops: nothing better in {past.worse} evaluations since step {past.best_step}.")
                     clock.lap("evaluation")
                 if saved or (checkpoint_every and past.ended):
                     save()
+                    due = False
                 if jax.process_count() == 1 or looked or past.ended:  # several have to ask after the same steps
                     stop = signalled()
+                    clock.lap("step")  # the other processes are waited for
             if stop:
-                checkpoints = checkpoints or opened()
+                with contextlib.suppress(ModuleNotFoundError):  # no Orbax, which nothing needed up to here
+                    checkpoints = checkpoints or opened()
                 save()
                 where = "and saved; the same command goes on from there" if checkpoints is not None else "; nothing was saved"
                 progress.say(f"Stopped at step {done} {where}.")
@@ -273,7 +287,7 @@ def fit(
                 progress.say(f"Time: {clock.told()}. Shapes of batches compiled for: {train_step._cache_size()}.")
         if checkpoints is not None:
             checkpoints.close()
-        if stop := stop or next(iter(interrupted), 0):  # one may have come after the last step
+        if stop := stop or greatest(next(iter(interrupted), 0)):  # one may have come after the last step
             raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
         if run is not None and not (nothing_left and run.has_trained()):
             run.trained(done, clock.times)
@@ -322,6 +336,11 @@ class _Best:
             return past._replace(best=score, best_step=step, worse=0)
         worse = past.worse + 1
         return past._replace(worse=worse, ended=self._goal.patience is not None and worse >= self._goal.patience)
+
+    def settle(self) -> None:
+        """Removes the files of models that others have outdone, now that no checkpoint speaks of them."""
+        if self._files is not None and self._writes:
+            self._files.drop_outdone()
 
     def model(self, past: _Past, last: nnx.Module) -> nnx.Module:
         """The best model; `last` where no evaluation gave a number."""
@@ -376,8 +395,8 @@ def _tell_skipped(skipped: Skipped, new: int, done: int, batches: Any, progress:
 
 def _gave_up(row: int, done: int, checkpoints: Checkpoints | None) -> str:
     where = "no checkpoint"
-    if checkpoints is not None and checkpoints.steps():  # skipped steps change nothing, so every one of them is good
-        where = f"the last good checkpoint is that of step {checkpoints.steps()[-1]} in {checkpoints.folder}"
+    if checkpoints is not None and checkpoints.steps():  # none is written in a row of skipped steps
+        where = f"the last checkpoint before them is that of step {checkpoints.steps()[-1]} in {checkpoints.folder}"
     return f"{row} steps in a row whose loss or gradient was not finite, by step {done}; {where}"
 
 

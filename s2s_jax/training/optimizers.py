@@ -32,7 +32,7 @@ def make_schedule(name: str, peak: float, warmup_steps: int, steps: int) -> opta
         schedule of optax with all of its arguments named: "cosine_decay_schedule(init_value=0.1, decay_steps=500)"; those of
         optax.contrib as "contrib.name(...)".
       peak: the greatest learning rate; a call has its own.
-      warmup_steps: steps until the peak; a call has its own.
+      warmup_steps: steps until the peak, at most a tenth of all; a call has its own.
       steps: of the whole training.
 
     Raises:

@@ -109,6 +109,8 @@ def train_by_recipe(
     Raises:
       ValueError, FileNotFoundError: a flag that does not fit the model; see `fit` and `load_weights`.
     """
+    import safetensors  # noqa: F401  # an error now, and not after the training, for want of a file of weights
+
     config: TrainingConfig = run.config
     if config.init_from is not None:
         filled = load_weights(config.init_from / "weights.safetensors", model, config.init_parts)

@@ -189,10 +189,13 @@ class Run(Generic[ConfigType]):
             print(text, flush=True)
 
     def log_skipped(self, lines: list[dict[str, Any]]) -> None:
-        """Appends to skipped.jsonl: steps that were skipped, and the ids of their examples."""
+        """Appends to skipped.jsonl: steps that were skipped, and the ids of their examples; each step once."""
         if self.writes:
+            path = self.folder / "skipped.jsonl"
+            before = {line["step"] for line in _whole_lines(path)}
             for line in lines:
-                _append_line(self.folder / "skipped.jsonl", line)
+                if line["step"] not in before:
+                    _append_line(path, line)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Appends a line to metrics.jsonl, and to the TensorBoard log where tensorboardX is installed."""
@@ -215,13 +218,7 @@ class Run(Generic[ConfigType]):
 
         A line that a kill tore is passed over with a warning that names it.
         """
-        path = self.folder / "metrics.jsonl"
-        lines = []
-        for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                warnings.warn(f"{path}:{number}: passed over, not a whole line", stacklevel=2)
+        lines = _whole_lines(self.folder / "metrics.jsonl")
         return list({(line["step"], tuple(line)): line for line in lines}.values())
 
     def steps(self) -> int:
@@ -329,6 +326,17 @@ def _write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     os.replace(temporary, path)
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """What `_append_line` wrote; a line that a kill tore is passed over with a warning that names it."""
+    lines = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            warnings.warn(f"{path}:{number}: passed over, not a whole line", stacklevel=3)
+    return lines
 
 
 def _append_line(path: Path, value: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def make_train_step(
 
     `totals` holds the metrics added up since it was last emptied ({} is empty too, but compiles once more): those of
     `loss`, its value as "loss" if it is not among them, the norm of the gradient, and the share of steps that were skipped
-    because loss or gradient was not finite; these count in no other metric.
+    because loss, gradient or update was not finite; these count in no other metric.
 
     Args:
       accumulate, average_decay, compute_dtype: see `s2s_jax.training.loop.fit`.
@@ -52,9 +52,9 @@ def make_train_step(
             return value, (metrics, _with_old_statistics(nnx.state(model, nnx.Not(nnx.Param)), state.rest, freeze))
 
         (value, (metrics, rest)), gradients = jax.value_and_grad(run, has_aux=True)(state.params)
-        metrics = {"loss": Mean(value, jnp.ones_like(value)), **metrics}
+        metrics = jax.tree.map(jnp.asarray, {"loss": Mean(value, jnp.ones_like(value)), **metrics})
         # Sums over many steps: in bfloat16 they would stand still from some point on.
-        return value, jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)), metrics), rest, gradients
+        return value, jax.tree.map(lambda x: x.astype(wide(x)), metrics), rest, gradients
 
     def accumulated(state: TrainState, batch: Batch, key: Array) -> tuple[Array, Metrics, nnx.State, Any]:
         """Part after part of the batch, each weighted by what its loss counts, so that the sum is that of the whole batch."""
@@ -65,28 +65,35 @@ def make_train_step(
             part_value, metrics, rest, part_gradients = gradients_of(
                 state._replace(rest=rest), part, jax.random.fold_in(key, k)
             )
-            count = metrics["loss"].count.astype(jnp.float32)
+            count = metrics["loss"].count.astype(weight.dtype)
 
             def weighted(x: Array) -> Array:
-                return jnp.where(count > 0, count * x, 0)  # a part in which nothing counts has a mean of NaN
+                x = x.astype(wide(x))
+                return jnp.where(count > 0, count.astype(x.dtype) * x, 0)  # a part in which nothing counts has a mean of NaN
 
             gradients = jax.tree.map(lambda total, g: total + weighted(g), gradients, part_gradients)
             return (rest, value + weighted(part_value), weight + count, gradients), metrics
 
         _check_parts(batch, accumulate)  # batches may be of several shapes
-        parts = jax.tree.map(lambda rows: rows.reshape(accumulate, len(rows) // accumulate, *rows.shape[1:]), batch)
-        nothing = (state.rest, jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+        # Every accumulate-th row is of one part, so that each device, which has rows that lie together, has some of each part.
+        parts = jax.tree.map(
+            lambda rows: jnp.swapaxes(rows.reshape(len(rows) // accumulate, accumulate, *rows.shape[1:]), 0, 1), batch
+        )
+        first = jax.tree.map(lambda rows: rows[0], parts)
+        like, _, _, gradients_like = jax.eval_shape(gradients_of, state, first, key)
+        zero = jnp.zeros((), wide(like))
+        nothing = (state.rest, zero, zero, jax.tree.map(lambda g: jnp.zeros(g.shape, wide(g)), gradients_like))
         (rest, value, weight, gradients), metrics = jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))
         metrics = jax.tree.map(lambda of_parts: jnp.sum(of_parts, axis=0), metrics)
-        return value / weight, metrics, rest, jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
+        mean = jax.tree.map(lambda g, like: (g / weight.astype(g.dtype)).astype(like.dtype), gradients, gradients_like)
+        return value / weight, metrics, rest, mean
 
     def step(state: TrainState, totals: Metrics, batch: Batch, seed: Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         value, metrics, rest, gradients = (gradients_of if accumulate == 1 else accumulated)(state, batch, key)
         norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, value=value)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         params: Any = optax.apply_updates(state.params, updates)
         average = state.average
         if average is not None:
@@ -104,6 +111,11 @@ def make_train_step(
         return state, add_metrics(totals, metrics)
 
     return jax.jit(step, donate_argnums=(0, 1))
+
+
+def wide(x: Any) -> Any:
+    """The dtype to add up numbers of this array's dtype in: float32 at least."""
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def add_metrics(totals: Metrics, metrics: Metrics) -> Metrics:

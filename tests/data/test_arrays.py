@@ -63,8 +63,13 @@ def test_the_fingerprint_is_that_of_the_source_or_of_the_bytes(folder, tmp_path)
     class Known(list):
         fingerprint = "0123"
 
-    save_arrays(Known(EXAMPLES), tmp_path / "known" / "train")
+    known = Known(EXAMPLES)
+    known.split = "train"
+    save_arrays(known, tmp_path / "known" / "train")
     assert datasets.load("known", "train[:1]", data_dir=tmp_path).fingerprint == "0123"
+    known.split = "train[:10]"  # might have been less than all
+    save_arrays(known, tmp_path / "slice" / "train")
+    assert datasets.load("slice", "train", data_dir=tmp_path).fingerprint != "0123"
     save_arrays(EXAMPLES, tmp_path / "again" / "train")
     save_arrays([{**EXAMPLES[0], "label": np.int32(7)}, *EXAMPLES[1:]], tmp_path / "other" / "train")
     prints = {name: datasets.load(name, "train", data_dir=tmp_path).fingerprint for name in ("things", "again", "other")}
@@ -74,7 +79,7 @@ def test_the_fingerprint_is_that_of_the_source_or_of_the_bytes(folder, tmp_path)
 def test_another_split_and_what_is_no_slice_are_named(folder):
     for split in ("test", "train[3]", "train+train"):
         with pytest.raises(ValueError, match=r"split: expected one or a slice of \['train'\] of things") as raised:
-            datasets.SavedArrays("things", folder / "things", split)
+            datasets.load("things", split, data_dir=folder)
         assert repr(split) in str(raised.value)
 
 
@@ -82,6 +87,22 @@ def test_a_split_that_was_not_written_to_its_end_is_none(folder):
     (folder / "things" / "train" / "fields.json").unlink()
     with pytest.raises(FileNotFoundError, match="data_dir: expected 'things' in"):
         datasets.load("things", "train", data_dir=folder)
+
+
+def test_bounds_beyond_the_examples_and_options_are_refused(folder):
+    for bound in ("11", "-11", "110%"):
+        with pytest.raises(ValueError, match=f"split: expected bounds within its 10 examples, got {bound}"):
+            datasets.load("things", f"train[:{bound}]", data_dir=folder)
+    with pytest.raises(ValueError, match=r"options: expected none for saved arrays, got \['langauges'\]"):
+        datasets.load("things", "train", data_dir=folder, langauges=("de", "en"))
+
+
+def test_what_was_saved_before_is_gone(folder):
+    ragged, even = [{"x": np.arange(n)} for n in (1, 3, 2)], [{"x": np.arange(2) + n} for n in range(3)]
+    for examples in (ragged, even, ragged):
+        save_arrays(examples, folder / "things" / "train")
+        for got, want in zip(datasets.load("things", "train", data_dir=folder), examples, strict=True):
+            same(got, want)
 
 
 def test_fields_of_other_numbers_of_examples_are_found_out(folder):
@@ -136,7 +157,7 @@ def test_training_on_them_needs_numpy_jax_flax_and_optax_alone(folder):
         from s2s_jax.losses import cross_entropy
         from s2s_jax.metrics import mean_over
         from s2s_jax.models import SequenceClassifier
-        from s2s_jax.training.loop import Goal, fit, make_measure
+        from s2s_jax.training.loop import fit, make_measure
         from s2s_jax.training.run import Run, RunConfig
 
         source = datasets.load("things", "train[:8]", data_dir=sys.argv[1])

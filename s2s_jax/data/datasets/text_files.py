@@ -74,7 +74,7 @@ def number_of(text: str, of: type[int] | type[float], column: str, where: str) -
     """The number that a text says, if it is within what it will be kept as: int32, or float32, which will round it."""
     least, greatest = _RANGES[of]
     try:
-        number = of(text)
+        number = of(text) if text.isascii() and "_" not in text else math.nan  # Python takes digits of any script, and 1_0
     except ValueError:
         number = math.nan
     if not least <= number <= greatest:  # NaN is neither
