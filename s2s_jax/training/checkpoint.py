@@ -98,7 +98,9 @@ class Checkpoints:
                 step, args=args.Composite(tree=args.StandardRestore(abstract), values=args.JsonRestore())
             )
             leaves, values = restored["tree"], dict(restored["values"])
-            sound = values.pop(_CHECKSUM) == _checksum({name: np.asarray(leaf) for name, leaf in leaves.items()}, values)
+            sound = _OF not in values or values.pop(_CHECKSUM) == _checksum(
+                {name: np.asarray(leaf) for name, leaf in leaves.items()}, values
+            )
         except Exception as error:
             raise DamagedError(f"{self.folder}: {where} is damaged ({_first_line(error)})") from error
         if not sound:

@@ -150,6 +150,17 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path):
         Checkpoints(tmp_path / "c", of=other).restore_latest(tree(0))
 
 
+def test_a_changed_value_is_damage(three):
+    for written in three.glob("3/values/metadata"):
+        values = json.loads(written.read_text())
+        name = min(values.keys() - {"of", "crc32"})
+        values[name] = 99
+        written.write_text(json.dumps(values))
+    with pytest.warns(UserWarning, match="checkpoint of step 3 is damaged .its checksum is another.; passed over"):
+        _, values = Checkpoints(three).restore_latest(tree(0))
+    assert values[name] != 99
+
+
 def test_a_checkpoint_that_does_not_say_of_which_run_is_refused(three):
     for written in three.glob("*/values/metadata"):
         values = json.loads(written.read_text())
@@ -205,7 +216,13 @@ def test_the_best_weights_stay_and_their_mean_is_theirs(tmp_path, greater):
     best = BestWeights(tmp_path / "best", keep=3, greater=greater)
     for step, score in enumerate(scores):
         best.add(step, score, Two(step))
+        if step == 3:  # where a checkpoint was written
+            best.drop_outdone()
+            assert len(list((tmp_path / "best").iterdir())) == 3
     order = sorted(range(len(scores)), key=lambda step: (-scores[step] if greater else scores[step], step))[:3]
+    best.load_mean(model := Two(99))  # of the best, though others are still there
+    assert_close(arrays(model)["above.kernel"], np.mean([arrays(Two(k))["above.kernel"] for k in order], axis=0), 1e-6)
+    best.drop_outdone()
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == sorted(f"step-{k:08}.safetensors" for k in order)
     best.load(order[0], model := Two(99))
     assert_close(arrays(model)["below.kernel"], arrays(Two(order[0]))["below.kernel"], 0)
