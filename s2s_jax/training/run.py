@@ -241,7 +241,7 @@ class Run(Generic[ConfigType]):
             "times": {part: round(seconds, 2) for part, seconds in times.items()},
             "device": describe_device(),
             "versions": _versions(),
-            "command": " ".join([program(), *sys.argv[1:]]),
+            "command": " ".join([program(), *_elsewhere(sys.argv[1:])]),
         }
         if self.writes:
             _write_json(self.folder / "training.json", training)
@@ -337,6 +337,20 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             warnings.warn(f"{path}:{number}: passed over, not a whole line", stacklevel=3)
     return lines
+
+
+def _elsewhere(arguments: Sequence[str]) -> list[str]:
+    """Without where runs and data are, which is another place for whoever types the command again."""
+    kept, value_follows = [], False
+    for argument in arguments:
+        flag, equals, _ = argument.replace("_", "-").partition("=")
+        if flag in ("--runs-dir", "--data-dir"):
+            value_follows = not equals
+        elif value_follows:
+            value_follows = False
+        else:
+            kept.append(argument)
+    return kept
 
 
 def _append_line(path: Path, value: dict[str, Any]) -> None:

@@ -50,3 +50,12 @@ def test_a_result_tells_what_training_took_however_often_it_is_scored(tmp_path):
         result = run.finish(split="test", metrics={"accuracy": 0.5}, published=[], examples_per_step=32)
         assert (result["steps"], result["examples"], result["seconds"], result["test_reads"]) == (250, 8000, 10.9, reads)
         assert result["times"] == {"step": 10.12, "data": 0.5, "checkpoints": 0.25}
+
+
+def test_the_command_says_nothing_of_where_runs_and_data_are(tmp_path, monkeypatch):
+    given = ["x.py", "--steps", "3", "--data-dir", "/here", "--seed=4", "--runs_dir=/there", "--runs-dir", "r", "predict_this"]
+    monkeypatch.setattr("sys.argv", given)
+    run = begun(tmp_path)
+    run.trained(1, {})
+    command = json.loads((run.folder / "training.json").read_text())["command"]
+    assert command.endswith(" --steps 3 --seed=4 predict_this")
