@@ -12,7 +12,8 @@ and prints a table of all classifiers that stand beside it.
 The language model reads the training reviews without their labels (Dai & Le, arXiv 1511.01432), in windows, each from a state
 of zeros. The classifier is its encoder, the mean of the outputs over time, and one linear layer; all of it is trained. The
 labelled reviews are drawn by the seed, half of each class. 1,000 training reviews are for validation, and are neither read nor
-labelled in training, unless `--labels` asks for all of them; they choose nothing.
+labelled in training, unless `--labels` asks for all of them; they choose nothing. As published, 123 texts of `imdb` stand in
+both of its splits; they stay.
 
 Accuracy: share of all reviews of the split whose more probable class is right. Bits per byte: mean of -log2 of the probability
 of each byte and of the end, given those before in its window.
