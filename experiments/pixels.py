@@ -88,6 +88,14 @@ class Splits(NamedTuple):
     test: Any
 
 
+class Example(NamedTuple):
+    """A picture, its class, and what it is read as."""
+
+    image: np.ndarray
+    label: int
+    guess: int
+
+
 def load_splits(config: Config) -> Splits:
     folder = config.data_dir or os.environ.get("S2S_DATA_DIR")
     if folder:
@@ -182,9 +190,9 @@ def report(run: Run[Config], model: SequenceClassifier, splits: Splits) -> None:
     """Scores the whole test split, draws the figures, and writes result.json."""
     config = run.config
     metrics = make_measure(functools.partial(measure, config))(model, in_order(splits.test))
-    count, wrong = errors(config, model, splits.test)
+    count, first, wrong = examples(config, model, splits.test)
     run.say(f"\n{count} test pictures ({splits.origin}): accuracy {metrics['accuracy']:.4f}")
-    draw(run, splits, wrong, count)
+    draw(run, splits, first, wrong, count)
     result = run.finish(
         split=f"test, all {count}",
         metrics=metrics,
@@ -211,24 +219,31 @@ def classify(config: Config, model: SequenceClassifier, split: Any) -> Iterator[
         yield batch, np.asarray(run(parts, batch["image"]))
 
 
-def errors(config: Config, model: SequenceClassifier, split: Any) -> tuple[int, list[tuple[np.ndarray, int, int]]]:
-    """How many pictures there are, and those read wrongly: picture, label, guess."""
-    count, wrong = 0, []
+def examples(config: Config, model: SequenceClassifier, split: Any) -> tuple[int, list[Example], list[Example]]:
+    """How many pictures there are, the first 24, and all that are read wrongly."""
+    count, first, wrong = 0, [], []
     for batch, probabilities in classify(config, model, split):
         guesses = probabilities.argmax(-1)
         count += int(batch["mask"].sum())
-        for row in np.flatnonzero((guesses != batch["label"]) & batch["mask"]):
-            wrong.append((batch["image"][row], int(batch["label"][row]), int(guesses[row])))
-    return count, wrong
+        read = [
+            Example(batch["image"][row], int(batch["label"][row]), int(guesses[row])) for row in np.flatnonzero(batch["mask"])
+        ]
+        first += read[: 24 - len(first)]
+        wrong += [example for example in read if example.label != example.guess]
+    return count, first, wrong
 
 
-def draw(run: Run[Config], splits: Splits, wrong: list[tuple[np.ndarray, int, int]], count: int) -> None:
+def draw(run: Run[Config], splits: Splits, first: list[Example], wrong: list[Example], count: int) -> None:
     config = run.config
     title = f"{'MNIST' if splits.origin == 'real' else 'Generated'} digits by {config.order}, {config.cell}"
     run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, title))
-    titles = [f"{label} read as {guess}" for _, label, guess in wrong[:24]]
-    heading = f"{title}: {len(wrong)} of {count} test pictures read wrongly"
-    run.figure("errors", plots.images([picture for picture, _, _ in wrong[:24]], titles, title=heading))
+    for name, shown, heading in (
+        ("examples", first, f"{title}: the first test pictures"),
+        ("errors", wrong[:24], f"{title}: {len(wrong)} of {count} test pictures read wrongly"),
+    ):
+        titles = [f"{example.label} read as {example.guess}" for example in shown]
+        right = [example.label == example.guess for example in shown]
+        run.figure(name, plots.images([example.image for example in shown], titles, title=heading, right=right))
 
 
 def load(run: Run[Config]) -> tuple[SequenceClassifier, Splits]:

@@ -80,15 +80,18 @@ def spread(
     return figure
 
 
-def images(pictures: Sequence[Any], titles: Sequence[str], *, title: str, columns: int = 8) -> Any:
-    """Grey pictures [H, W] in rows, each with a title of its own."""
+def images(
+    pictures: Sequence[Any], titles: Sequence[str], *, title: str, columns: int = 8, right: Sequence[bool] | None = None
+) -> Any:
+    """Grey pictures [H, W] in rows, each with a title of its own, green where it is `right` and red where it is not."""
     rows = max(1, -(-len(pictures) // columns))
     figure, axes = _subplots(rows, columns, (1.15 * columns, 1.4 * rows + 0.5))
     for axis in axes.flat:
         axis.axis("off")
-    for axis, picture, text in zip(axes.flat, pictures, titles, strict=False):
+    colors = ["black"] * len(pictures) if right is None else ["tab:green" if good else "tab:red" for good in right]
+    for axis, picture, text, color in zip(axes.flat, pictures, titles, colors, strict=False):
         axis.imshow(picture, cmap="gray_r", interpolation="nearest")
-        axis.set_title(text, fontsize=8)
+        axis.set_title(text, fontsize=8, color=color)
     figure.suptitle(title)
     return figure
 

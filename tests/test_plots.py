@@ -90,5 +90,9 @@ def test_images_stand_in_rows_each_with_its_title(count):
     shown = [axis for axis in figure.axes if axis.images]
     assert [axis.get_title() for axis in shown] == [f"title {number}" for number in range(count)]
     assert all(np.array_equal(axis.images[0].get_array(), picture) for axis, picture in zip(shown, pictures, strict=True))
+    assert {axis.title.get_color() for axis in shown} <= {"black"}
+    figure = plots.images(pictures, ["x"] * count, title="All", right=[number % 2 == 0 for number in range(count)])
+    colors = [axis.title.get_color() for axis in figure.axes if axis.images]
+    assert colors == ["tab:green" if number % 2 == 0 else "tab:red" for number in range(count)]
     file = io.BytesIO()
     figure.savefig(file)
