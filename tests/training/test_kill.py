@@ -105,13 +105,13 @@ def finish(process, folder):
 
 
 def last_checkpoint(folder):
-    """All leaves of the newest checkpoint as they lie on the disk, and its values but for the seconds."""
+    """All leaves of the newest checkpoint as they lie on the disk, and its values but for the seconds and the checksum of it all."""
     checkpoints = Checkpoints(folder / "task" / "default" / "checkpoints")
     (*_, step) = checkpoints.steps()
     stored = checkpoints._manager.restore(step, args=checkpoints._ocp.args.Composite(
         tree=checkpoints._ocp.args.StandardRestore(), values=checkpoints._ocp.args.JsonRestore()
     ))  # fmt: skip
-    values = {name: value for name, value in stored["values"].items() if name != "times"}
+    values = {name: value for name, value in stored["values"].items() if name not in ("times", "crc32")}
     return step, {name: np.asarray(leaf) for name, leaf in stored["tree"].items()}, values
 
 

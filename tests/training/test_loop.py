@@ -158,8 +158,8 @@ def test_a_frozen_part_keeps_its_statistics_and_the_other_its_training(options):
     assert int(trained.model.below.keys.default.count[...]) == 8 * options.get("accumulate", 1)
     mean = np.zeros(D)
     for k in range(8):
-        for part in np.split(BATCHES(k)["xs"], options.get("accumulate", 1)):
-            mean = 0.5 * mean + 0.5 * 2 * part.mean((0, 1))
+        for part in range(parts := options.get("accumulate", 1)):
+            mean = 0.5 * mean + 0.5 * 2 * BATCHES(k)["xs"][part::parts].mean((0, 1))
     assert_close(np.asarray(trained.model.above.norm.mean[...]), mean, 1e-5)
     with pytest.raises(ValueError, match="freeze: expected a part of the model such as above, got 'norm'"):
         fit_small(TwoNorms(), loss=two_norms_loss, steps=1, freeze=["norm"])
