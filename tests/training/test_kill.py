@@ -105,7 +105,7 @@ def finish(process, folder):
 
 
 def last_checkpoint(folder):
-    """All leaves of the newest checkpoint as they lie on the disk, and its values but for the seconds and the checksum of it all."""
+    """All leaves of the newest checkpoint as they lie on the disk, and its values but for the seconds and the checksum."""
     checkpoints = Checkpoints(folder / "task" / "default" / "checkpoints")
     (*_, step) = checkpoints.steps()
     stored = checkpoints._manager.restore(step, args=checkpoints._ocp.args.Composite(
