@@ -271,7 +271,8 @@ def train(run: Run[Config]) -> None:
     if config.labels:
         texts = splits.train.texts
         cut = sum(len(text) > config.last_bytes for text in texts)
-        run.say(f"{len(texts)} labelled reviews; of {cut} of them only the last {config.last_bytes} bytes are read.")
+        told = f"; of {cut} of them only the last {config.last_bytes} bytes are read" if cut else ""
+        run.say(f"{len(texts)} labelled reviews{told}.")
     validation = splits.validation
     trained = train_by_recipe(
         run,
