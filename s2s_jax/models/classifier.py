@@ -1,5 +1,7 @@
 """One label for a whole sequence."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +11,7 @@ from s2s_jax import cells
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.masks import check_lengths, length_mask
-from s2s_jax.models.seq2seq import Encoder
+from s2s_jax.models.seq2seq import Encoder, StackOptions
 from s2s_jax.types import Cell
 
 
@@ -81,9 +83,9 @@ class TextClassifier(nnx.Module):
 
     Args:
       vocabulary_size, embedding_features, hidden_features, classes: V, E, H and the number of labels.
-      cell, num_layers, dropout, recurrent_dropout: see `Encoder`; `dropout` also acts on what is pooled.
       pooling: "last" or "mean"; see `SequenceClassifier`.
       rngs: key `params` draws the parameters.
+      options: cell, num_layers, dropout, recurrent_dropout: see `Encoder`; `dropout` also acts on what is pooled.
 
     Raises:
       ValueError: an unknown pooling, or a size that is not positive.
@@ -96,26 +98,14 @@ class TextClassifier(nnx.Module):
         *,
         embedding_features: int,
         hidden_features: int,
-        cell: Cell = cells.lstm,
-        num_layers: int = 1,
         pooling: str = "last",
-        dropout: float = 0.0,
-        recurrent_dropout: float = 0.0,
         rngs: nnx.Rngs,
+        **options: Unpack[StackOptions],
     ):
         _check(classes, pooling)
         self.pooling = pooling
-        self.encoder = Encoder(
-            vocabulary_size,
-            embedding_features,
-            hidden_features,
-            cell=cell,
-            num_layers=num_layers,
-            dropout=dropout,
-            recurrent_dropout=recurrent_dropout,
-            rngs=rngs,
-        )
-        self.dropout = Dropout(dropout)
+        self.encoder = Encoder(vocabulary_size, embedding_features, hidden_features, rngs=rngs, **options)
+        self.dropout = Dropout(options.get("dropout", 0.0))
         self.output = nnx.Linear(self.encoder.recurrent.out_features, classes, rngs=rngs)
 
     def __call__(

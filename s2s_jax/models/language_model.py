@@ -1,16 +1,15 @@
 """The probability of each symbol of a text, given those before it."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int
 
-from s2s_jax import cells
 from s2s_jax.layers.regularization import Dropout
-from s2s_jax.models.seq2seq import Encoder
-from s2s_jax.types import Cell, Context, DecoderOutput, State
+from s2s_jax.models.seq2seq import Encoder, StackOptions
+from s2s_jax.types import Context, DecoderOutput, State
 
 
 class LanguageModel(nnx.Module):
@@ -26,8 +25,8 @@ class LanguageModel(nnx.Module):
 
     Args:
       vocabulary_size, embedding_features, hidden_features: V, E, H.
-      cell, num_layers, dropout, recurrent_dropout: see `Encoder`; `dropout` also acts before the output layer.
       rngs: key `params` draws the parameters.
+      options: cell, num_layers, dropout, recurrent_dropout: see `Encoder`; `dropout` also acts before the output layer.
     """
 
     def __init__(
@@ -36,23 +35,11 @@ class LanguageModel(nnx.Module):
         *,
         embedding_features: int,
         hidden_features: int,
-        cell: Cell = cells.lstm,
-        num_layers: int = 1,
-        dropout: float = 0.0,
-        recurrent_dropout: float = 0.0,
         rngs: nnx.Rngs,
+        **options: Unpack[StackOptions],
     ):
-        self.encoder = Encoder(
-            vocabulary_size,
-            embedding_features,
-            hidden_features,
-            cell=cell,
-            num_layers=num_layers,
-            dropout=dropout,
-            recurrent_dropout=recurrent_dropout,
-            rngs=rngs,
-        )
-        self.dropout = Dropout(dropout)
+        self.encoder = Encoder(vocabulary_size, embedding_features, hidden_features, rngs=rngs, **options)
+        self.dropout = Dropout(options.get("dropout", 0.0))
         self.output = nnx.Linear(self.encoder.recurrent.out_features, vocabulary_size, rngs=rngs)
 
     def initial_states(self, batch_size: int, dtype: Any = jnp.float32) -> State:

@@ -105,8 +105,8 @@ class Encoder(nnx.Module):
         return Encoded(outputs, states, lengths)
 
 
-class DecoderOptions(TypedDict, total=False):
-    """The options of a decoder that its recurrent stack takes; see `Recurrent`."""
+class StackOptions(TypedDict, total=False):
+    """The options of a model over symbols that its recurrent stack takes; see `Recurrent`."""
 
     cell: Cell
     num_layers: int
@@ -124,7 +124,7 @@ class _Decoder(nnx.Module):
         hidden_features: int,
         *,
         rngs: nnx.Rngs,
-        **options: Unpack[DecoderOptions],
+        **options: Unpack[StackOptions],
     ):
         _check_positive(vocabulary_size=vocabulary_size)
         self.vocabulary_size = vocabulary_size
@@ -158,7 +158,7 @@ class AutoregressiveDecoder(_Decoder):
         hidden_features: int,
         *,
         rngs: nnx.Rngs,
-        **options: Unpack[DecoderOptions],
+        **options: Unpack[StackOptions],
     ):
         _check_positive(vocabulary_size=vocabulary_size, embedding_features=embedding_features)
         self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs)

@@ -12,8 +12,9 @@ from typing import Any
 
 from s2s_jax import plots
 from s2s_jax.training import interrupts
+from s2s_jax.training.provenance import describe_device, program
 from s2s_jax.training.recipe import TrainingConfig
-from s2s_jax.training.run import ConfigType, Run, describe_device, program
+from s2s_jax.training.run import ConfigType, Run
 
 COMMANDS = ("train", "evaluate", "predict")
 

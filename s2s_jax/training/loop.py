@@ -4,7 +4,6 @@ import contextlib
 import functools
 import itertools
 import signal
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,9 @@ from jaxtyping import Array
 
 from s2s_jax.metrics import Mean
 from s2s_jax.training import interrupts
-from s2s_jax.training.checkpoint import BestWeights, Checkpoints
+from s2s_jax.training.checkpoint import Checkpoints
+from s2s_jax.training.clock import Clock
+from s2s_jax.training.goal import Best, Goal, Past
 from s2s_jax.training.optimizers import with_frozen
 from s2s_jax.training.parallel import greatest, local, of_first_process, replicate, split_batch, waits_for_each_step
 from s2s_jax.training.progress import Progress
@@ -27,22 +28,6 @@ from s2s_jax.training.state import REMEMBERED, Skipped, TrainState, initial_trai
 from s2s_jax.training.step import Batch, Loss, Metrics, add_metrics, make_train_step
 
 Measure = Callable[[Any, Batch], Metrics]  # (model, batch) -> metrics
-
-
-class Goal(NamedTuple):
-    """Which number of the evaluation shall get better, and what follows from it.
-
-    The model that comes back is the best one; `keep` of the best are written, where there is a run. With `patience` training
-    stops after so many evaluations in a row that bring nothing better. Of equal ones the first is the best; NaN never is.
-    """
-
-    metric: str
-    greater: bool = False
-    patience: int | None = None
-    keep: int = 1
-
-    def improves(self, score: float, best: float | None) -> bool:
-        return score == score and (best is None or (score > best if self.greater else score < best))
 
 
 class Trained(NamedTuple):
@@ -168,7 +153,7 @@ def fit(
     if goal is not None and (evaluate is None or goal.keep < 1):
         raise ValueError(f"goal: expected one with keep of at least 1 and an evaluation, got {goal}")
     with contextlib.nullcontext() if run is None else run.locked():
-        clock = _Clock()
+        clock = Clock()
         optimizer = with_frozen(optimizer, model, freeze)
         graphdef, state = initial_train_state(model, optimizer, average=average_decay > 0)
         train_step: Any = make_train_step(
@@ -184,14 +169,14 @@ def fit(
         checkpoints = opened() if checkpoint_every or (run is not None and run.has_checkpoints()) else None
         sample = batches(min(max([0, *(checkpoints.steps() if checkpoints else ())]), steps - 1))
         totals = _empty_totals(train_step, state, sample, jnp.uint32(seed))
-        past = _Past()
+        past = Past()
         restored = checkpoints.restore_latest({"state": state, "totals": totals}) if checkpoints else None
         if restored is not None:
-            (state, totals), past = (restored[0]["state"], restored[0]["totals"]), _Past(**restored[1])
+            (state, totals), past = (restored[0]["state"], restored[0]["totals"]), Past(**restored[1])
             if int(state.step) > steps:
                 raise ValueError(f"steps: expected at least {int(state.step)}, which the run has done already, got {steps}")
             clock.add(past.times)
-        best = None if goal is None else _Best(goal, run, int(state.step))
+        best = None if goal is None else Best(goal, run, int(state.step))
         # The step gives its state up, and the model's own arrays must outlive that.
         state, totals, seed_array = jax.tree.map(jnp.copy, (state, totals, jnp.uint32(seed)))
         if mesh is not None:
@@ -300,85 +285,6 @@ def _checkpoints(run: Run | None, seed: int, keep: int) -> Checkpoints | None:
     if run is None:
         return None
     return Checkpoints(run.folder / "checkpoints", keep=keep, of={**run.identity(), "seed of the keys": seed})
-
-
-class _Past(NamedTuple):
-    """What a run knows besides its state, as plain values that go into its checkpoints."""
-
-    best: float | None = None
-    best_step: int = 0
-    worse: int = 0  # evaluations since the best one
-    ended: bool = False  # by patience
-    skipped: int = 0  # steps that were told of
-    times: dict[str, float] = {}  # noqa: RUF012 (never changed in place)
-
-
-class _Best:
-    """Keeps the best model, in the run's folder `best/` or in memory."""
-
-    def __init__(self, goal: Goal, run: Run | None, done: int):
-        self._goal = goal
-        self._kept: nnx.Module | None = None
-        self._writes = run is not None and run.writes
-        self._files = None if run is None else BestWeights(run.folder / "best", keep=goal.keep, greater=goal.greater)
-        if self._files is not None and self._writes:
-            self._files.forget_after(done)  # what a killed sitting found will be found again, or on another machine not
-
-    def judge(self, past: _Past, step: int, scores: dict[str, float], model: nnx.Module) -> _Past:
-        if self._goal.metric not in scores:
-            raise ValueError(f"goal: expected one of the metrics {', '.join(scores)}, got {self._goal.metric!r}")
-        score = float(scores[self._goal.metric])
-        if self._files is not None and self._writes and score == score:
-            self._files.add(step, score, model)
-        if self._goal.improves(score, past.best):
-            graphdef, state = nnx.split(model)
-            self._kept = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))  # its arrays are given up to the next step
-            return past._replace(best=score, best_step=step, worse=0)
-        worse = past.worse + 1
-        return past._replace(worse=worse, ended=self._goal.patience is not None and worse >= self._goal.patience)
-
-    def settle(self) -> None:
-        """Removes the files of models that others have outdone, now that no checkpoint speaks of them."""
-        if self._files is not None and self._writes:
-            self._files.drop_outdone()
-
-    def model(self, past: _Past, last: nnx.Module) -> nnx.Module:
-        """The best model; `last` where no evaluation gave a number."""
-        if past.best is None or self._kept is not None:
-            return last if self._kept is None else self._kept
-        if self._files is not None:  # of an earlier sitting
-            self._files.load(past.best_step, last)
-        return last
-
-
-class _Clock:
-    """Where the time goes: each lap adds the seconds since the last one to its part."""
-
-    def __init__(self):
-        self._parts: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def add(self, times: dict[str, float]) -> None:
-        """Those of earlier sittings."""
-        for part, seconds in times.items():
-            self._parts[part] = self._parts.get(part, 0.0) + seconds
-
-    def lap(self, part: str) -> None:
-        now = time.perf_counter()
-        self._parts[part] = self._parts.get(part, 0.0) + now - self._last
-        self._last = now
-
-    @property
-    def times(self) -> dict[str, float]:
-        return dict(self._parts)
-
-    def seconds(self) -> float:
-        return sum(self._parts.values()) + time.perf_counter() - self._last
-
-    def told(self) -> str:
-        whole = sum(self._parts.values())
-        parts = sorted(self._parts.items(), key=lambda item: -item[1])
-        return ", ".join(f"{name} {seconds / whole:.1%}" for name, seconds in parts) + f" of {whole:.1f} s"
 
 
 def _tell_skipped(skipped: Skipped, new: int, done: int, batches: Any, progress: Progress, run: Run | None) -> None:

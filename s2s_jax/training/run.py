@@ -2,12 +2,9 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +16,7 @@ from s2s_jax.training.checkpoint import changes, named_variables
 from s2s_jax.training.lock import try_lock
 from s2s_jax.training.optimizers import is_under
 from s2s_jax.training.parallel import greatest
+from s2s_jax.training.provenance import command, describe_device, versions
 from s2s_jax.training.state import count_parameters
 
 
@@ -240,8 +238,8 @@ class Run(Generic[ConfigType]):
             "seconds": round(sum(times.values()), 1),
             "times": {part: round(seconds, 2) for part, seconds in times.items()},
             "device": describe_device(),
-            "versions": _versions(),
-            "command": " ".join([program(), *_elsewhere(sys.argv[1:])]),
+            "versions": versions(),
+            "command": command(),
         }
         if self.writes:
             _write_json(self.folder / "training.json", training)
@@ -293,20 +291,6 @@ class Run(Generic[ConfigType]):
         return result
 
 
-def describe_device() -> str:
-    """What the run ran on: platform, kind, number of devices or cores."""
-    devices = jax.devices()
-    if devices[0].platform != "cpu":
-        return f"{len(devices)} x {devices[0].device_kind}"
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cpu, {cores} cores, {model}"
-
-
 # Where a run is, finds its data and is computed may change without making it another run.
 _PLACES = (
     "runs_dir",
@@ -339,20 +323,6 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _elsewhere(arguments: Sequence[str]) -> list[str]:
-    """Without where runs and data are, which is another place for whoever types the command again."""
-    kept, value_follows = [], False
-    for argument in arguments:
-        flag, equals, _ = argument.replace("_", "-").partition("=")
-        if flag in ("--runs-dir", "--data-dir"):
-            value_follows = not equals
-        elif value_follows:
-            value_follows = False
-        else:
-            kept.append(argument)
-    return kept
-
-
 def _append_line(path: Path, value: dict[str, Any]) -> None:
     with path.open("a+b") as file:
         if file.tell():
@@ -375,24 +345,6 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("s2s-jax", "jax", "flax", "optax", "numpy"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from the source, not installed
-            versions[name] = "not installed"
-    return versions
-
-
-def program() -> str:
-    """How the running program was started, as one would type it."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is not None:
-        return f"python -m {spec.name.removesuffix('.__main__')}"
-    return f"python {Path(sys.argv[0]).name}"
 
 
 def summary(model: Any, freeze: Sequence[str] = ()) -> str:

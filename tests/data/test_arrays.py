@@ -101,8 +101,8 @@ def test_what_was_saved_before_is_gone(folder):
     ragged, even = [{"x": np.arange(n)} for n in (1, 3, 2)], [{"x": np.arange(2) + n} for n in range(3)]
     for examples in (ragged, even, ragged):
         save_arrays(examples, folder / "things" / "train")
-        for got, want in zip(datasets.load("things", "train", data_dir=folder), examples, strict=True):
-            same(got, want)
+        got = [example["x"].tolist() for example in datasets.load("things", "train", data_dir=folder)]
+        assert got == [example["x"].tolist() for example in examples]
 
 
 def test_fields_of_other_numbers_of_examples_are_found_out(folder):

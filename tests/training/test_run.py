@@ -37,7 +37,9 @@ def test_a_run_from_before_fingerprints_takes_the_first_that_it_is_told(tmp_path
 
 def test_a_run_that_trained_nothing_takes_other_data(tmp_path):
     Run.begin("task", RunConfig(steps=1, runs_dir=tmp_path)).trained_on("digits", "real", "a1")
-    Run.begin("task", RunConfig(steps=1, runs_dir=tmp_path)).trained_on("digits", "real", "b2")
+    Run.begin("task", RunConfig(steps=1, runs_dir=tmp_path)).trained_on("letters", "generated", "b2")
+    told = json.loads((tmp_path / "task/default/data.json").read_text())
+    assert told == {"dataset": "letters", "data": "generated", "fingerprint": "b2"}
 
 
 def test_a_result_tells_what_training_took_however_often_it_is_scored(tmp_path):

@@ -1,0 +1,61 @@
+"""Where a result comes from: device, versions, command."""
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+
+def describe_device() -> str:
+    """What the run ran on: platform, kind, number of devices or cores."""
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return f"{len(devices)} x {devices[0].device_kind}"
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"cpu, {cores} cores, {model}"
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("s2s-jax", "jax", "flax", "optax", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from the source, not installed
+            found[name] = "not installed"
+    return found
+
+
+def program() -> str:
+    """How the running program was started, as one would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:
+        return f"python -m {spec.name.removesuffix('.__main__')}"
+    return f"python {Path(sys.argv[0]).name}"
+
+
+def command() -> str:
+    """The command that is running, as one would type it elsewhere."""
+    return " ".join([program(), *_elsewhere(sys.argv[1:])])
+
+
+def _elsewhere(arguments: Sequence[str]) -> list[str]:
+    """Without where runs and data are, which is another place for whoever types the command again."""
+    kept, value_follows = [], False
+    for argument in arguments:
+        flag, equals, _ = argument.replace("_", "-").partition("=")
+        if flag in ("--runs-dir", "--data-dir"):
+            value_follows = not equals
+        elif value_follows:
+            value_follows = False
+        else:
+            kept.append(argument)
+    return kept
