@@ -129,12 +129,12 @@ def load_splits(config: Config) -> Splits:
         return Splits(dataset, origin, fingerprint, train, None, test)
     if config.labels:
         drawn = np.random.default_rng(config.seed).permutation(rest)
-        of_class = [drawn[train.labels[drawn] == label][: -(-config.labels // 2)] for label in (0, 1)]
-        rest = np.stack(of_class, axis=1).reshape(-1)[: config.labels] if len(of_class[0]) == len(of_class[1]) else rest[:0]
-        if len(rest) < config.labels:
-            raise ValueError(
-                f"labels: expected {len(order)}, which is all, or about {len(order) - VALIDATION} at most, got {config.labels}"
-            )
+        half = math.ceil(config.labels / 2)
+        of_class = [drawn[train.labels[drawn] == label][:half] for label in (0, 1)]
+        if min(map(len, of_class)) < half:
+            most = f"{len(order)}, which is all, or about {len(rest)} at most"
+            raise ValueError(f"labels: expected {most}, got {config.labels}")
+        rest = np.stack(of_class, axis=1).reshape(-1)[: config.labels]
     return Splits(dataset, origin, fingerprint, train.at(rest), validation, test)
 
 
@@ -191,9 +191,10 @@ class Labelled:
         return {"tokens": self._reviews.texts[number][-self._last_bytes :], "label": self._reviews.labels[number]}
 
     def batches(self, batch_size: int, seed: int | None) -> Batches:
-        """In the same four buckets for every split, so that evaluation compiles for no more shapes than training."""
-        buckets = [max(1, self._last_bytes * quarter // 4) for quarter in (1, 2, 3, 4)]
-        return Batches(self, batch_size, seed=seed, lengths={"tokens": self.lengths}, buckets=sorted(set(buckets)))
+        """In buckets of a quarter to all of the longest; where texts are long, the same in every split."""
+        longest = max(1, int(self.lengths.max()))
+        buckets = sorted({math.ceil(longest * quarter / 4) for quarter in (1, 2, 3, 4)})
+        return Batches(self, batch_size, seed=seed, lengths={"tokens": self.lengths}, buckets=buckets)
 
 
 def build_model(config: Config) -> LanguageModel | TextClassifier:

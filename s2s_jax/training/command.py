@@ -47,16 +47,21 @@ def main(
         import tyro
 
         command, rest = _command(arguments)
+        about = sys.modules["__main__"].__doc__ or ""
         if command == "train":
-            description = f"Also: {started} evaluate, {started} predict (each has its own --help)."
+            description = f"{about}\n\nAlso: {started} evaluate, {started} predict (each has its own --help)."
             _train(task, tyro.cli(config_type, args=rest, prog=started, description=description), train)
             return
         description = {
             "evaluate": "Scores the test split again with a finished run.",
-            "predict": f"{started} predict INPUT ... [--flags]. {sys.modules['__main__'].__doc__ or ''}",
+            "predict": f"{started} predict INPUT ... [--flags]. {about}",
         }[command]
         where, inputs = tyro.cli(
-            FinishedRun, args=rest, prog=f"{started} {command}", description=description, return_unknown_args=True
+            FinishedRun,
+            args=rest,
+            prog=f"{started} {command}{' INPUT ...' * (command == 'predict')}",
+            description=description,
+            return_unknown_args=True,
         )
         unknown = [text for text in inputs if text.startswith("-") or command == "evaluate"]
         if unknown:
