@@ -312,6 +312,14 @@ REFUSED = {
         with_(LABELLED, test__tsv__xz="label\tid\trating\ttext\n1.0\t3\t4\tx\n"),
         "test.tsv.xz:2: expected an integer that int32 holds in column 'label', got '1.0'",
     ),
+    "labelled: label with a line between its digits": (
+        with_(LABELLED, test__tsv__xz="label\tid\trating\ttext\n1_0\t3\t4\tx\n"),
+        "test.tsv.xz:2: expected an integer that int32 holds in column 'label', got '1_0'",
+    ),
+    "labelled: label in digits of another script": (
+        with_(LABELLED, test__tsv__xz="label\tid\trating\ttext\n\u0663\t3\t4\tx\n"),
+        "test.tsv.xz:2: expected an integer that int32 holds in column 'label', got '\u0663'",
+    ),
     "labelled: label beyond int32": (
         with_(LABELLED, test__tsv__xz="label\tid\trating\ttext\n1\t3\t4\tx\n2147483648\t3\t4\tx\n"),
         "test.tsv.xz:3: expected an integer that int32 holds in column 'label', got '2147483648'",

@@ -165,6 +165,17 @@ def test_a_frozen_part_keeps_its_statistics_and_the_other_its_training(options):
         fit_small(TwoNorms(), loss=two_norms_loss, steps=1, freeze=["norm"])
 
 
+def test_the_gradient_of_a_frozen_part_is_not_computed(tmp_path):
+    """So that its norm is in no log either."""
+    run, model, key = run_in(tmp_path), TwoNorms(), jax.random.fold_in(jax.random.key(0), 0)
+    fit(model, two_norms_loss, BATCHES, optimizer=optax.sgd(0.1), steps=1, run=run, log_every=1, freeze=["below"])
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    gradients = jax.grad(lambda p: two_norms_loss(nnx.merge(graphdef, p, rest, copy=True), BATCHES(0), key)[0])(params)
+    norms = {part: float(optax.tree.norm(gradients[part])) for part in ("above", "below")}
+    assert norms["below"] > 0.01
+    assert run.history()[0]["train/gradient_norm"] == pytest.approx(norms["above"], rel=1e-5)
+
+
 def test_a_run_that_goes_on_ends_with_the_same_bits(tmp_path):
     stop = 7
     want = fit_small(small_model(), steps=25)

@@ -6,8 +6,11 @@ import os
 import re
 import signal
 import statistics
+import sys
+from pathlib import Path
 
 import jax
+import matplotlib.image
 import numpy as np
 import optax
 import pytest
@@ -133,10 +136,22 @@ def test_several_seeds_are_several_runs_with_mean_and_deviation(tmp_path, capsys
     assert len(set(values)) == 3
     line = f"bias {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
     assert line in capsys.readouterr().out
+    summary = json.loads((tmp_path / "task" / "many-seeds" / "summary.json").read_text())
+    assert summary["seeds"] == [4, 5, 6]
+    assert [Path(folder).name for folder in summary["runs"]] == ["many-seed4", "many-seed5", "many-seed6"]
+    assert summary["bias"] == {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "values": values}
+    assert matplotlib.image.imread(tmp_path / "task" / "many-seeds" / "learning_curve.png").std() > 0.01
     before = (tmp_path / "task" / "many-seed5" / "result.json").read_text()
     call(tmp_path, "--seeds", "3", "--seed", "4", "--name", "many")
     assert line in capsys.readouterr().out
     assert (tmp_path / "task" / "many-seed5" / "result.json").read_text() == before
+
+
+def test_what_the_end_of_training_needs_is_asked_for_at_its_beginning(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(SystemExit, match=r"import of safetensors halted; .*the experiments need more than the package"):
+        call(tmp_path)
+    assert not (tmp_path / "task" / "default" / "metrics.jsonl").exists()
 
 
 def test_the_best_models_and_their_mean(tmp_path):

@@ -61,3 +61,15 @@ def test_the_command_says_nothing_of_where_runs_and_data_are(tmp_path, monkeypat
     run.trained(1, {})
     command = json.loads((run.folder / "training.json").read_text())["command"]
     assert command.endswith(" --steps 3 --seed=4 predict_this")
+
+
+def test_a_skipped_step_is_written_down_once(tmp_path):
+    """Also where a kill has it done again, and has torn the last line."""
+    run = begun(tmp_path)
+    run.log_skipped([{"step": 3, "ids": [1, 2]}, {"step": 4, "ids": [5, 6]}])
+    with (run.folder / "skipped.jsonl").open("a") as file:
+        file.write('{"step": 5, "id')
+    with pytest.warns(UserWarning, match="skipped.jsonl:3: passed over, not a whole line"):
+        run.log_skipped([{"step": 4, "ids": [5, 6]}, {"step": 5, "ids": [7, 8]}])
+    lines = (run.folder / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in [*lines[:2], *lines[3:]]] == [3, 4, 5]
