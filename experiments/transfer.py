@@ -7,7 +7,9 @@
 
 With `--data-dir FOLDER`, where `imdb` holds `train.tsv` and `test.tsv` (xz or gz too), the same on the reviews of Maas et al.
 (2011); the commands with their figures and times stand in RESULTS.md. Each classifier draws `figures/accuracy_by_labels.png`
-and prints a table of all classifiers that stand beside it.
+and prints a table of all classifiers that stand beside it. The made-up reviews show that it runs, and not what pretraining is
+worth: each has few words of few, and the three commands above, 74, 62 and 63 s on two cores, end with 72.5 % from nothing and
+64.8 % pretrained (seed 0, AMD EPYC).
 
 The language model reads the training reviews without their labels (Dai & Le, arXiv 1511.01432), in windows, each from a state
 of zeros. The classifier is its encoder, the mean of the outputs over time, and one linear layer; all of it is trained. The
