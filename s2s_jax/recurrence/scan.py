@@ -1,37 +1,21 @@
 """Backend `scan`: any cell along time by `jax.lax.scan`. The reference that every other backend is held against."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from s2s_jax.masks import where_valid
+from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, one_by_one
 from s2s_jax.sharding import varying_as
-from s2s_jax.types import Cell, Context, Inputs, Params, State
+from s2s_jax.types import Cell, Inputs, Params, State
 
 
-class TimeMajor(NamedTuple):
-    """What a backend returns: `outputs` leaves [T, B, ...]; `states` as well if asked for, each after its step."""
-
-    outputs: Any
-    state: State
-    states: State | None
-
-
-def run(
-    cell: Cell,
-    params: Params,
-    xs: Inputs,
-    state: State,
-    lengths: Array | None,
-    context: Context,
-    *,
-    reverse: bool,
-    remat: int | None,
-    history: bool,
-) -> TimeMajor:
-    """Carries `cell` along time; `xs` leaves are [T, B, ...], `lengths` int32 [B] within 0..T."""
+def run(cell: Cell, direction: Direction, lengths: Array | None, options: Options) -> TimeMajor:
+    """Carries `cell` along time; `lengths` int32 [B] within 0..T."""
+    params, xs, state, context, reverse = direction
+    remat, history = options
     time = jax.tree.leaves(xs)[0].shape[0]
     dtype = compute_dtype(xs, params)
 
@@ -124,3 +108,6 @@ def compute_dtype(xs: Inputs, params: Params) -> Any:
 def cast_floating(tree: Any, dtype: Any) -> Any:
     """Every floating leaf in `dtype`, the others as they are."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+
+BACKEND = Backend(one_by_one(run), lambda *_: None)

@@ -13,21 +13,22 @@ from jaxtyping import Array, Int
 
 from s2s_jax.masks import check_lengths, where_valid
 from s2s_jax.recurrence import scan
+from s2s_jax.recurrence.backend import Direction, Options, TimeMajor
+from s2s_jax.recurrence.choice import AUTO, BACKENDS, choose, forced
 from s2s_jax.sharding import batch_split_as
 from s2s_jax.types import Cell, Context, Inputs, Params, State, Unrolled, UnrolledHistory
 
-BACKENDS = {"scan": scan.run}
 DIRECTIONS = ("forward", "backward")
 MERGES = ("concat", "sum", "mean", "product", "none")
 
 
 class _How(NamedTuple):
-    """What is fixed when a program is compiled."""
+    """What is fixed when a program is compiled. `forced` is the backend that the environment asks for, or None."""
 
     reverse: bool
-    remat: int | None
     backend: str
-    history: bool = False
+    forced: str | None
+    options: Options
 
 
 def unroll(
@@ -168,11 +169,12 @@ def unroll_stack(
 
 
 def _how(reverse: bool, remat: int | None, backend: str, history: bool = False) -> _How:
-    if backend != "auto" and backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+    if backend != AUTO and backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {AUTO}, {', '.join(BACKENDS)}, got {backend!r}")
     if remat is not None and (not isinstance(remat, int) or remat < 1):
         raise ValueError(f"remat: expected a positive number of steps, got {remat!r}")
-    return _How(bool(reverse), remat, "scan" if backend == "auto" else backend, history)
+    # Looked up here and not when traced: it belongs to what a compiled program is kept under.
+    return _How(bool(reverse), backend, forced(), Options(remat, history))
 
 
 def _unroll(
@@ -201,9 +203,11 @@ def _run_one(
     cell: Cell, params: Params, xs: Inputs, state: State, lengths: Array | None, context: Context, *, how: _How
 ) -> UnrolledHistory:
     xs = jax.tree.map(_swap_batch_and_time, xs)
-    done, state = _run_checked(cell, params, xs, state, lengths, context, how, where="")
+    direction = _checked_direction(cell, params, xs, state, context, how.reverse, where="")
+    state = direction.state
+    (done,) = _run_layer(cell, [direction], lengths, how)
     outputs = jax.tree.map(_swap_batch_and_time, done.outputs)
-    if not how.history:
+    if not how.options.history:
         return UnrolledHistory(outputs, done.state, None)
     order = slice(None, None, -1 if how.reverse else 1)
     states = jax.tree.map(
@@ -233,19 +237,16 @@ def _run_stack(
     final = []
     for layer, (cell, mask) in enumerate(zip(cells, dropout_masks, strict=True)):
         dropped = [_scaled(x, mask, lengths, layer) for x in inputs]
-        ran = [
-            _run_checked(
-                cell,
-                params[layer][d],
-                dropped[d],
-                states[layer][d],
-                lengths,
-                contexts[layer][d],
-                how._replace(reverse=direction == "backward"),
-                where=f"[{layer}][{d}]",
-            )[0]
-            for d, direction in enumerate(directions)
-        ]
+        given = zip(params[layer], dropped, states[layer], contexts[layer], directions, strict=True)
+        ran = _run_layer(
+            cell,
+            [
+                _checked_direction(cell, p, x, state, context, direction == "backward", where=f"[{layer}][{d}]")
+                for d, (p, x, state, context, direction) in enumerate(given)
+            ],
+            lengths,
+            how,
+        )
         final.append(tuple(done.state for done in ran))
         outputs = [done.outputs for done in ran] if apart else [_merged([done.outputs for done in ran], merge)]
         if residual and layer > 0:
@@ -255,17 +256,15 @@ def _run_stack(
     return Unrolled(jax.tree.map(_swap_batch_and_time, outputs), tuple(final))
 
 
-def _run_checked(
-    cell: Cell,
-    params: Params,
-    xs: Inputs,
-    state: State,
-    lengths: Array | None,
-    context: Context,
-    how: _How,
-    where: str,
-) -> tuple[scan.TimeMajor, State]:
-    """Checks what one cell is given, fills in the initial state, and calls the backend; also returns that state."""
+def _run_layer(cell: Cell, directions: list[Direction], lengths: Array | None, how: _How) -> list[TimeMajor]:
+    name = choose(cell, directions, lengths, how.options, how.backend, how.forced).backend
+    return BACKENDS[name].run(cell, directions, lengths, how.options)
+
+
+def _checked_direction(
+    cell: Cell, params: Params, xs: Inputs, state: State, context: Context, reverse: bool, where: str
+) -> Direction:
+    """Checks what one direction of a layer is given, and fills in the initial state."""
     time, batch_size = jax.tree.leaves(xs)[0].shape[:2]
     if cell.spec is not None and (not hasattr(xs, "ndim") or xs.ndim != 3):
         raise ValueError(f"xs: expected [B, T, D], got {jax.tree.map(lambda x: (batch_size, time, *x.shape[2:]), xs)}")
@@ -286,10 +285,7 @@ def _run_checked(
     else:
         expected = jax.eval_shape(lambda params: cell.initial_state(params, batch_size, dtype), params)
         _check_state(state, expected, where)
-    done = BACKENDS[how.backend](
-        cell, params, xs, state, lengths, context, reverse=how.reverse, remat=how.remat, history=how.history
-    )
-    return done, state
+    return Direction(params, xs, state, context, reverse)
 
 
 def _check_builtin(cell: Cell, params: Params, context: Context, in_features: int, batch_size: int, where: str) -> None:

@@ -1,0 +1,61 @@
+"""Backend `native`: a layer's whole sequence in one call of C++, forward and backward, on a CPU, in float32.
+
+    forward.h, backward.h  the passes, on threads that XLA lends (team.h) and memory that is kept (memory.h)
+    layer.h                sizes, rows in the order of their lengths, weights in panels
+    product.h, simd.h      matrix products in registers, gate functions
+    ffi.cc                 the two calls that XLA makes
+    build.py               compiles all that, once for each machine
+    calls.py               the calls as JAX primitives with their derivatives
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from s2s_jax.recurrence import scan
+from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor
+from s2s_jax.recurrence.native import build, calls
+from s2s_jax.types import Cell
+
+
+def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> list[TimeMajor]:
+    """Both directions of a layer in one call; see `Backend`."""
+    if _under_shard_map(directions):
+        return scan.BACKEND.run(cell, directions, lengths, options)
+    arguments = calls.Arguments(
+        tuple(scan.cast_floating(d.params, jnp.dtype(jnp.float32)) for d in directions),
+        tuple(jnp.swapaxes(d.xs, 0, 1) for d in directions),  # XLA takes it out against the one that the door has put in
+        tuple(d.state for d in directions),
+    )
+    done = calls.forward(cell, [d.reverse for d in directions], arguments, lengths)
+    return [TimeMajor(jnp.swapaxes(y, 0, 1), state, None) for y, state in zip(*done, strict=True)]
+
+
+def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
+    """Why there is no native code for these arguments, or on this machine."""
+    if calls.kind(cell.spec) is None:
+        return "the cell is not a plain RNN (tanh or relu), LSTM or GRU of s2s_jax.cells"
+    for d in directions:
+        dtypes = {leaf.dtype.name for leaf in jax.tree.leaves((d.params, d.xs, d.state))}
+        if d.xs.dtype != jnp.float32 or "float64" in dtypes:
+            return f"it computes in float32, not in {', '.join(sorted(dtypes))}"
+        if d.context is not None:
+            return "there is a recurrent dropout mask"
+        if d.xs.shape != directions[0].xs.shape or d.params.u.shape != directions[0].params.u.shape:
+            return "the directions differ in size"
+    if options.history:
+        return "all states are asked for"
+    if options.remat is not None:
+        return "remat is asked for"
+    if jax.default_backend() != "cpu":
+        return f"it runs on a CPU, and the default device is {jax.default_backend()}"
+    return build.load().why_not
+
+
+def _under_shard_map(directions: Sequence[Direction]) -> bool:
+    return any(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(list(directions)) if hasattr(leaf, "dtype"))
+
+
+BACKEND = Backend(run, why_not)

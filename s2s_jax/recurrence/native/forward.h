@@ -1,0 +1,388 @@
+// The forward pass of a layer.
+//
+// With enough rows each thread carries rows of its own through all of time and never waits. With few rows the threads share the
+// units of each step and meet once a step; the input product of many steps is then formed at once beforehand.
+#pragma once
+
+#include "layer.h"
+#include "team.h"
+
+namespace s2s {
+
+class Forward {
+ public:
+  Forward(const Sizes& sizes, std::vector<Direction> directions, const int32_t* lengths, int threads)
+      : n_(sizes), directions_(std::move(directions)), threads_(threads), groups_(row_groups(sizes, directions_.size(), threads)),
+        rows_(sizes, lengths, groups_) {
+    by_rows_ = groups_ > 1 || threads == 1 || static_cast<int>(directions_.size()) >= threads;
+    chunk_ = by_rows_ ? 0 : std::max<long>(1, kChunkRows / std::max<long>(1, n_.batch));
+    plan();
+  }
+
+  // Rows are worth a thread of their own where each gets enough of them to fill a tile.
+  static int row_groups(const Sizes& sizes, size_t directions, int threads) {
+    const long wanted = std::max<long>(1, threads / static_cast<long>(directions));
+    return static_cast<int>(std::clamp<long>(sizes.batch / kRowsWorthAThread, 1, wanted));
+  }
+
+  template <typename Schedule>
+  void run(const Schedule& schedule) {
+    for (const Direction& d : directions_) idle(d);
+    if (rows_.steps() == 0) return;
+    Pieces measured;
+    divide(measured);
+    Scratch scratch(measured.used());
+    Pieces pieces(scratch.floats());
+    divide(pieces);
+    run_phases(counts_, threads_ - 1, [this](int64_t p, int item) { work(phases_[p], item); }, schedule);
+  }
+
+ private:
+  static constexpr long kChunkRows = 384;
+  static constexpr long kRowsWorthAThread = 4;
+  enum class Kind { kPack, kRows, kInputs, kStep, kCandidate };
+  struct Phase {
+    Kind kind;
+    int direction;
+    long step;
+  };
+  struct Buffers {
+    float *w, *u, *bias, *bias_n, *zeros, *h[2], *c, *sums, *reset;
+    float* inputs;  // of a chunk of steps: [block][gate][rows][kWidth]
+  };
+
+  void plan() {
+    const int count = static_cast<int>(directions_.size());
+    const int parts = static_cast<int>(std::min<long>(threads_, n_.blocks()));
+    add(Kind::kPack, 0, 0, threads_ * count);
+    if (by_rows_) return add(Kind::kRows, 0, 0, groups_ * count);
+    for (int d = 0; d < count; ++d) {
+      for (long s = 0; s < rows_.steps(); ++s) {
+        if (s % chunk_ == 0) add(Kind::kInputs, d, s, parts);
+        add(Kind::kStep, d, s, parts);
+        if (n_.cell == Cell::kGruBefore) add(Kind::kCandidate, d, s, parts);
+      }
+    }
+  }
+
+  void add(Kind kind, int direction, long step, int items) {
+    phases_.push_back({kind, direction, step});
+    counts_.push_back(items);
+  }
+
+  void divide(Pieces& pieces) {
+    buffers_.resize(directions_.size());
+    const bool all_blocks = n_.cell == Cell::kGruBefore;
+    const long scratch_rows = n_.batch;
+    for (Buffers& at : buffers_) {
+      at.w = pieces.take(n_.blocks() * n_.gates() * n_.in * kWidth);
+      at.u = pieces.take(n_.blocks() * n_.gates() * n_.hidden * kWidth);
+      at.bias = pieces.take(n_.gates() * n_.padded());
+      at.bias_n = pieces.take(n_.padded());
+      at.zeros = pieces.take(kWidth);
+      for (float*& h : at.h) h = pieces.take(n_.batch * n_.padded());
+      at.c = pieces.take(n_.lstm() ? n_.batch * n_.padded() : 0);
+      at.reset = pieces.take(all_blocks ? n_.batch * n_.padded() : 0);
+      // Sums live from a product to the gate functions: one block of units at a time, for each row, or for each thread.
+      const long places = all_blocks ? n_.blocks() : by_rows_ ? 1 : std::min<long>(threads_, n_.blocks());
+      at.sums = pieces.take(places * n_.sums() * scratch_rows * kWidth);
+      at.inputs = pieces.take(by_rows_ ? 0 : n_.blocks() * n_.gates() * std::min(chunk_, rows_.steps()) * n_.batch * kWidth);
+    }
+  }
+
+  // What no step touches: rows of length 0 and outputs in the padding.
+  void idle(const Direction& d) const {
+    for (long i = 0; i < n_.batch; ++i) {
+      const long b = rows_.batch_row(i);
+      const long length = rows_.length(i);
+      if (length == 0) {
+        std::copy_n(d.h0 + b * n_.hidden, n_.hidden, d.h_last + b * n_.hidden);
+        if (n_.lstm()) std::copy_n(d.c0 + b * n_.hidden, n_.hidden, d.c_last + b * n_.hidden);
+      }
+      std::fill_n(d.y + (b * n_.time + length) * n_.hidden, (n_.time - length) * n_.hidden, 0.0f);
+    }
+  }
+
+  void work(const Phase& phase, int item) {
+    const int parts = static_cast<int>(std::min<long>(threads_, n_.blocks()));
+    const auto [from, to] = share(n_.blocks(), parts, item % parts);
+    switch (phase.kind) {
+      case Kind::kPack:
+        return pack(item / threads_, item % threads_);
+      case Kind::kRows:
+        return carry(item % static_cast<int>(directions_.size()), item / static_cast<int>(directions_.size()));
+      case Kind::kInputs:
+        return project(phase.direction, phase.step, from, to);
+      case Kind::kStep:
+        return step(phase.direction, 0, phase.step, from, to, item);
+      case Kind::kCandidate:
+        return candidate(phase.direction, 0, phase.step, from, to);
+    }
+  }
+
+  void pack(int direction, int part) {
+    const Direction& d = directions_[direction];
+    Buffers& at = buffers_[direction];
+    const auto [from, to] = share(n_.blocks(), threads_, part);
+    pack_panels(n_, d.w, n_.in, 0, from, to, at.w);
+    pack_panels(n_, d.u, n_.hidden, first_recurrent_sum(n_), from, to, at.u);
+    for (long j = from; j < to; ++j) {
+      for (long k = 0; k < kWidth; ++k) {
+        const bool inside = k < n_.width(j);
+        for (int g = 0; g < n_.gates(); ++g) {
+          const long column = column_of_gate(n_, g) * n_.hidden + j * kWidth + k;
+          at.bias[(j * n_.gates() + g) * kWidth + k] = inside && d.b != nullptr ? d.b[column] : 0.0f;
+        }
+        at.bias_n[j * kWidth + k] = inside && d.b_n != nullptr ? d.b_n[j * kWidth + k] : 0.0f;
+      }
+    }
+    const auto [first, last] = share(n_.batch, threads_, part);
+    for (long i = first; i < last; ++i) {
+      const long b = rows_.batch_row(i);
+      copy_padded(d.h0 + b * n_.hidden, n_.hidden, at.h[0] + i * n_.padded(), n_.padded());
+      if (n_.lstm()) copy_padded(d.c0 + b * n_.hidden, n_.hidden, at.c + i * n_.padded(), n_.padded());
+    }
+    if (part == 0) std::fill_n(at.zeros, kWidth, 0.0f);
+  }
+
+  // A group of rows, by one thread, from the first step to the last.
+  void carry(int direction, int group) {
+    for (long s = 0; s < rows_.steps(); ++s) {
+      step(direction, group, s, 0, n_.blocks(), 0);
+      if (n_.cell == Cell::kGruBefore) candidate(direction, group, s, 0, n_.blocks());
+    }
+  }
+
+  // The input product of a chunk of steps, for blocks [from, to).
+  void project(int direction, long first_step, long from, long to) {
+    const Direction& d = directions_[direction];
+    const Buffers& at = buffers_[direction];
+    std::vector<const float*> xs;
+    for (long s = first_step; s < std::min(first_step + chunk_, rows_.steps()); ++s) {
+      for (long i = 0; i < rows_.running(0, s); ++i) {
+        xs.push_back(d.x + (rows_.batch_row(i) * n_.time + rows_.position(i, s, d.reverse)) * n_.in);
+      }
+    }
+    Panel panels[4];
+    for (long j = from; j < to; ++j) {
+      for (int g = 0; g < n_.gates(); ++g) {
+        const long index = j * n_.gates() + g;
+        panels[g] = {at.w + index * n_.in * kWidth, at.bias + index * kWidth, 0, inputs(direction, j, g)};
+      }
+      multiply(static_cast<long>(xs.size()), xs.data(), {1, 0, n_.in}, panels, n_.gates());
+    }
+  }
+
+  float* inputs(int direction, long block, int gate) const {
+    return buffers_[direction].inputs + (block * n_.gates() + gate) * std::min(chunk_, rows_.steps()) * n_.batch * kWidth;
+  }
+
+  void step(int direction, int group, long s, long from, long to, int place) {
+    const Direction& d = directions_[direction];
+    const Buffers& at = buffers_[direction];
+    const long running = rows_.running(group, s);
+    if (running == 0) return;
+    const long begin = rows_.start(group);
+    const long rows = rows_.count(group);
+    thread_local std::vector<const float*> xs, hs;
+    xs.resize(running);
+    hs.resize(running);
+    for (long i = 0; i < running; ++i) {
+      const long position = rows_.position(begin + i, s, d.reverse);
+      xs[i] = d.x + (rows_.batch_row(begin + i) * n_.time + position) * n_.in;
+      hs[i] = at.h[s & 1] + (begin + i) * n_.padded();
+    }
+    const long offset = by_rows_ ? 0 : rows_.before(0, s) - rows_.before(0, s / chunk_ * chunk_);  // in the input products
+    const int first = first_recurrent_sum(n_);
+    // With the reset gate before the product the candidate's part from the state comes later.
+    const int skipped = n_.cell == Cell::kGruBefore ? 1 : 0;
+    Panel panels[4];
+    for (long j = from; j < to; ++j) {
+      float* sums = sums_of(direction, group, n_.cell == Cell::kGruBefore ? j : place);
+      for (int g = 0; g < n_.gates(); ++g) {
+        const long index = j * n_.gates() + g;
+        panels[g] = {at.w + index * n_.in * kWidth, at.bias + index * kWidth, 0, sums + g * rows * kWidth};
+      }
+      if (by_rows_) multiply(running, xs.data(), {1, 0, n_.in}, panels, n_.gates());
+      for (int g = 0; g < n_.gates(); ++g) {
+        const int sum = first + g;
+        float* out = sums + sum * rows * kWidth;
+        const float* start = by_rows_ ? out : sum < n_.gates() ? inputs(direction, j, sum) + offset * kWidth : nullptr;
+        panels[g] = {at.u + (j * n_.gates() + g) * n_.hidden * kWidth, start, kWidth, out};
+        if (sum == 3 && n_.gru()) panels[g].start = at.bias_n + j * kWidth, panels[g].start_stride = 0;
+      }
+      multiply(running, hs.data(), {1, 0, n_.hidden}, panels + skipped, n_.gates() - skipped);
+      const float* candidate = sums;  // its part from the input
+      if (!by_rows_ && n_.gru()) candidate = inputs(direction, j, 0) + offset * kWidth;
+      switch (n_.cell) {
+        case Cell::kTanh:
+        case Cell::kRelu:
+          rnn(d, at, group, s, j, sums);
+          break;
+        case Cell::kLstm:
+          lstm(d, at, group, s, j, sums);
+          break;
+        case Cell::kGruAfter:
+          gru_after(d, at, group, s, j, sums, candidate);
+          break;
+        case Cell::kGruBefore:
+          gru_gates(d, at, group, s, j, sums);
+          break;
+      }
+    }
+  }
+
+  // With the reset gate before the product: the second product of a step, once r * h is complete.
+  void candidate(int direction, int group, long s, long from, long to) {
+    const Direction& d = directions_[direction];
+    const Buffers& at = buffers_[direction];
+    const long running = rows_.running(group, s);
+    if (running == 0) return;
+    const long begin = rows_.start(group);
+    const long rows = rows_.count(group);
+    thread_local std::vector<const float*> rs;
+    rs.resize(running);
+    for (long i = 0; i < running; ++i) rs[i] = at.reset + (begin + i) * n_.padded();
+    const long offset = by_rows_ ? 0 : rows_.before(0, s) - rows_.before(0, s / chunk_ * chunk_);
+    for (long j = from; j < to; ++j) {
+      float* sums = sums_of(direction, group, j);
+      const float* start = by_rows_ ? sums : inputs(direction, j, 0) + offset * kWidth;
+      const Panel panel{at.u + j * n_.gates() * n_.hidden * kWidth, start, kWidth, sums};
+      multiply(running, rs.data(), {1, 0, n_.hidden}, &panel, 1);
+      gru_before(d, at, group, s, j, sums, rows);
+    }
+  }
+
+  float* sums_of(int direction, int group, long place) const {
+    const long rows = by_rows_ ? rows_.start(group) * (n_.cell == Cell::kGruBefore ? n_.blocks() : 1) : 0;
+    return buffers_[direction].sums + n_.sums() * kWidth * (rows + place * rows_.count(group));
+  }
+
+  // Where the results of one row at one step go, for half a block of units (`v` is 0 or 1).
+  struct Place {
+    long count;  // of units that exist
+    const float *h, *c_in;
+    float *h_new, *c, *y, *h_last, *c_last, *saved;
+    long part;  // from one saved value to the next
+  };
+
+  S2S_INLINE Place place(const Direction& d, const Buffers& at, long i, long s, long j, int v) const {
+    const long unit = j * kWidth + v * kLanes;
+    const long b = rows_.batch_row(i);
+    const bool last = s + 1 == rows_.length(i);
+    Place p;
+    p.count = n_.hidden - unit;
+    p.h = at.h[s & 1] + i * n_.padded() + unit;
+    p.h_new = at.h[(s + 1) & 1] + i * n_.padded() + unit;
+    p.c = n_.lstm() ? at.c + i * n_.padded() + unit : nullptr;
+    p.y = d.y + (b * n_.time + rows_.position(i, s, d.reverse)) * n_.hidden + unit;
+    p.h_last = last ? d.h_last + b * n_.hidden + unit : nullptr;
+    p.c_last = last && n_.lstm() ? d.c_last + b * n_.hidden + unit : nullptr;
+    p.part = n_.width(j);
+    p.saved = d.saved == nullptr ? nullptr
+                                 : d.saved + (s * n_.batch + i) * n_.saved() * n_.hidden + j * kWidth * n_.saved() + v * kLanes;
+    return p;
+  }
+
+  S2S_INLINE static void put_state(const Place& p, Vector h) {
+    store(p.h_new, h);  // the scratch rows are padded
+    store(p.y, h, p.count);
+    if (p.h_last != nullptr) store(p.h_last, h, p.count);
+  }
+
+  template <typename Each>
+  S2S_INLINE void for_rows(const Direction& d, const Buffers& at, int group, long s, long j, const Each& each) const {
+    const long begin = rows_.start(group);
+    const long running = rows_.running(group, s);
+    for (long i = 0; i < running; ++i) {
+      for (int v = 0; v < 2; ++v) {
+        const Place p = place(d, at, begin + i, s, j, v);
+        if (p.count > 0) each(p, i * kWidth + v * kLanes);
+      }
+    }
+  }
+
+  void rnn(const Direction& d, const Buffers& at, int group, long s, long j, const float* sums) const {
+    const bool rectified = n_.cell == Cell::kRelu;
+    for_rows(d, at, group, s, j, [&](const Place& p, long k) {
+      const Vector z = load(sums + k);
+      put_state(p, rectified ? relu(z) : tanh(z));
+    });
+  }
+
+  void lstm(const Direction& d, const Buffers& at, int group, long s, long j, const float* sums) const {
+    const long gate = rows_.count(group) * kWidth;
+    for_rows(d, at, group, s, j, [&](const Place& p, long k) {
+      const Vector i = sigmoid(load(sums + k));
+      const Vector f = sigmoid(load(sums + gate + k));
+      const Vector g = tanh(load(sums + 2 * gate + k));
+      const Vector o = sigmoid(load(sums + 3 * gate + k));
+      const Vector c = f * load(p.c) + i * g;
+      put_state(p, o * tanh(c));
+      store(p.c, c);
+      if (p.c_last != nullptr) store(p.c_last, c, p.count);
+      if (p.saved != nullptr) {
+        store(p.saved, i, p.count);
+        store(p.saved + p.part, f, p.count);
+        store(p.saved + 2 * p.part, g, p.count);
+        store(p.saved + 3 * p.part, o, p.count);
+        store(p.saved + 4 * p.part, c, p.count);
+      }
+    });
+  }
+
+  void gru_after(const Direction& d, const Buffers& at, int group, long s, long j, const float* sums,
+                 const float* candidate) const {
+    const long gate = rows_.count(group) * kWidth;
+    for_rows(d, at, group, s, j, [&](const Place& p, long k) {
+      const Vector r = sigmoid(load(sums + gate + k));
+      const Vector z = sigmoid(load(sums + 2 * gate + k));
+      const Vector inner = load(sums + 3 * gate + k);
+      const Vector n = tanh(load(candidate + k) + r * inner);
+      put_state(p, n + z * (load(p.h) - n));
+      if (p.saved != nullptr) {
+        store(p.saved, r, p.count);
+        store(p.saved + p.part, z, p.count);
+        store(p.saved + 2 * p.part, n, p.count);
+        store(p.saved + 3 * p.part, inner, p.count);
+      }
+    });
+  }
+
+  void gru_gates(const Direction& d, const Buffers& at, int group, long s, long j, float* sums) const {
+    const long gate = rows_.count(group) * kWidth;
+    const long begin = rows_.start(group);
+    for_rows(d, at, group, s, j, [&](const Place& p, long k) {
+      const Vector r = sigmoid(load(sums + gate + k));
+      const Vector z = sigmoid(load(sums + 2 * gate + k));
+      store(sums + 2 * gate + k, z);  // waits there for the candidate
+      store(at.reset + (begin + k / kWidth) * n_.padded() + j * kWidth + k % kWidth, r * load(p.h));
+      if (p.saved != nullptr) {
+        store(p.saved, r, p.count);
+        store(p.saved + p.part, z, p.count);
+      }
+    });
+  }
+
+  void gru_before(const Direction& d, const Buffers& at, int group, long s, long j, const float* sums, long rows) const {
+    for_rows(d, at, group, s, j, [&](const Place& p, long k) {
+      const Vector n = tanh(load(sums + k));
+      const Vector z = load(sums + 2 * rows * kWidth + k);
+      put_state(p, n + z * (load(p.h) - n));
+      if (p.saved != nullptr) store(p.saved + 2 * p.part, n, p.count);
+    });
+  }
+
+  Sizes n_;
+  std::vector<Direction> directions_;
+  int threads_;
+  int groups_;
+  Rows rows_;
+  bool by_rows_;
+  long chunk_;
+  std::vector<Phase> phases_;
+  std::vector<int> counts_;
+  std::vector<Buffers> buffers_;
+};
+
+}  // namespace s2s
