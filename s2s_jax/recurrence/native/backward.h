@@ -401,16 +401,16 @@ class Backward {
     const Direction& d = directions_[direction];
     const Buffers& at = buffers_[direction];
     const auto [from, to] = share(n_.sums() * n_.blocks(), pieces(), part);
-    for (int g = 0; g < groups_; ++g) {
-      const long depth = this->depth(g, first);
-      if (depth == 0) continue;
-      for (long panel = from; panel < to; ++panel) {
-        const int sum = static_cast<int>(panel / n_.blocks());
+    for (long panel = from; panel < to; ++panel) {
+      const int sum = static_cast<int>(panel / n_.blocks());
+      const int recurrent = sum - first_recurrent_sum(n_);
+      const bool reset = n_.cell == Cell::kGruBefore && sum == 0;
+      for (int g = 0; g < groups_; ++g) {  // innermost, while the cache holds this panel of the gradients
+        const long depth = this->depth(g, first);
+        if (depth == 0) continue;
         const float* gate = gate_panel(direction, g, sum, panel % n_.blocks());
         if (sum < n_.gates()) accumulate(n_.in, depth, at.left_x + g * n_.in * depth_, gate, at.dw + panel * n_.in * kWidth);
-        const int recurrent = sum - first_recurrent_sum(n_);
         if (recurrent >= 0) {
-          const bool reset = n_.cell == Cell::kGruBefore && sum == 0;
           const float* left = (reset ? at.left_reset : at.left_h) + g * n_.hidden * depth_;
           float* du = at.du + (recurrent * n_.blocks() + panel % n_.blocks()) * n_.hidden * kWidth;
           accumulate(n_.hidden, depth, left, gate, du);
@@ -423,10 +423,11 @@ class Backward {
         store(at.db + panel * kWidth, sum0);
         store(at.db + panel * kWidth + kLanes, sum1);
       }
-      if (d.dx != nullptr) {
-        const auto [begin, end] = share(depth, pieces(), part);
-        inputs(direction, g, first, begin, end, at.out + part * n_.in_blocks() * kWidth * kInputRows);
-      }
+    }
+    if (d.dx == nullptr) return;
+    for (int g = 0; g < groups_; ++g) {
+      const auto [begin, end] = share(depth(g, first), pieces(), part);
+      inputs(direction, g, first, begin, end, at.out + part * n_.in_blocks() * kWidth * kInputRows);
     }
   }
 

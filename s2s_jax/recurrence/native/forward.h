@@ -19,10 +19,12 @@ class Forward {
     plan();
   }
 
-  // Rows are worth a thread of their own where each gets enough of them to fill a tile.
+  // Into how many groups of rows the threads share a direction; one group means that they share the units instead. Where the
+  // recurrent weights outgrow a core's own cache, each thread that carries all of them needs many rows to make up for it.
   static int row_groups(const Sizes& sizes, size_t directions, int threads) {
+    const bool fit = sizes.gates() * sizes.hidden * sizes.hidden * static_cast<long>(sizeof(float)) <= kOwnCache;
     const long wanted = std::max<long>(1, threads / static_cast<long>(directions));
-    return static_cast<int>(std::clamp<long>(sizes.batch / kRowsWorthAThread, 1, wanted));
+    return static_cast<int>(std::clamp<long>(sizes.batch / (fit ? 2 : 16), 1, wanted));
   }
 
   template <typename Schedule>
@@ -39,7 +41,7 @@ class Forward {
 
  private:
   static constexpr long kChunkRows = 384;
-  static constexpr long kRowsWorthAThread = 4;
+  static constexpr long kOwnCache = 512 << 10;
   enum class Kind { kPack, kRows, kInputs, kStep, kCandidate };
   struct Phase {
     Kind kind;
@@ -313,10 +315,9 @@ class Forward {
   void lstm(const Direction& d, const Buffers& at, int group, long s, long j, const float* sums) const {
     const long gate = rows_.count(group) * kWidth;
     for_rows(d, at, group, s, j, [&](const Place& p, long k) {
-      const Vector i = sigmoid(load(sums + k));
-      const Vector f = sigmoid(load(sums + gate + k));
-      const Vector g = tanh(load(sums + 2 * gate + k));
-      const Vector o = sigmoid(load(sums + 3 * gate + k));
+      Vector i, f, g, o;
+      values(sigmoid_fraction(load(sums + k)), sigmoid_fraction(load(sums + gate + k)), i, f);
+      values(tanh_fraction(load(sums + 2 * gate + k)), sigmoid_fraction(load(sums + 3 * gate + k)), g, o);
       const Vector c = f * load(p.c) + i * g;
       put_state(p, o * tanh(c));
       store(p.c, c);
@@ -335,8 +336,8 @@ class Forward {
                  const float* candidate) const {
     const long gate = rows_.count(group) * kWidth;
     for_rows(d, at, group, s, j, [&](const Place& p, long k) {
-      const Vector r = sigmoid(load(sums + gate + k));
-      const Vector z = sigmoid(load(sums + 2 * gate + k));
+      Vector r, z;
+      values(sigmoid_fraction(load(sums + gate + k)), sigmoid_fraction(load(sums + 2 * gate + k)), r, z);
       const Vector inner = load(sums + 3 * gate + k);
       const Vector n = tanh(load(candidate + k) + r * inner);
       put_state(p, n + z * (load(p.h) - n));
@@ -353,8 +354,8 @@ class Forward {
     const long gate = rows_.count(group) * kWidth;
     const long begin = rows_.start(group);
     for_rows(d, at, group, s, j, [&](const Place& p, long k) {
-      const Vector r = sigmoid(load(sums + gate + k));
-      const Vector z = sigmoid(load(sums + 2 * gate + k));
+      Vector r, z;
+      values(sigmoid_fraction(load(sums + gate + k)), sigmoid_fraction(load(sums + 2 * gate + k)), r, z);
       store(sums + 2 * gate + k, z);  // waits there for the candidate
       store(at.reset + (begin + k / kWidth) * n_.padded() + j * kWidth + k % kWidth, r * load(p.h));
       if (p.saved != nullptr) {
