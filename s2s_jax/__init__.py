@@ -1,6 +1,7 @@
 """Recurrent sequence models in JAX: cells carried along time by one function, decoding, and thin Flax modules over them."""
 
 from s2s_jax import cells as cells
+from s2s_jax.recurrence import explain_backend as explain_backend
 from s2s_jax.recurrence import unroll as unroll
 from s2s_jax.recurrence import unroll_stack as unroll_stack
 from s2s_jax.recurrence import unroll_with_history as unroll_with_history

@@ -1,5 +1,6 @@
 """Carrying cells along time."""
 
+from s2s_jax.recurrence.unroll import explain_backend as explain_backend
 from s2s_jax.recurrence.unroll import unroll as unroll
 from s2s_jax.recurrence.unroll import unroll_stack as unroll_stack
 from s2s_jax.recurrence.unroll import unroll_with_history as unroll_with_history

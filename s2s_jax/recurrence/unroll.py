@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 from s2s_jax.masks import check_lengths, where_valid
 from s2s_jax.recurrence import scan
 from s2s_jax.recurrence.backend import Direction, Options, TimeMajor
-from s2s_jax.recurrence.choice import AUTO, BACKENDS, choose, forced
+from s2s_jax.recurrence.choice import AUTO, BACKENDS, Choice, choose, forced
 from s2s_jax.sharding import batch_split_as
 from s2s_jax.types import Cell, Context, Inputs, Params, State, Unrolled, UnrolledHistory
 
@@ -62,15 +62,16 @@ def unroll(
       reverse: runs from the last valid step to the first; outputs stay at the position of their input.
       remat: keep the state once in so many steps and recompute what lies between in the backward pass, so that memory
         grows with T / remat + remat instead of T.
-      backend: "auto" or one of `BACKENDS`.
+      backend: "auto" (see `explain_backend`; the environment variable S2S_JAX_BACKEND decides where it applies), or "scan",
+        or another of `s2s_jax.recurrence.choice.BACKENDS`.
 
     Returns:
       `Unrolled(outputs, state)`: outputs [B, T, H] in the dtype of `xs`.
 
     Raises:
       TypeError: `xs` not floating (cells of this package), lengths not integers, a state or parameters of another dtype.
-      ValueError: wrong rank or size, a state of another shape, concrete lengths outside 0..T, an unknown backend. Traced
-        lengths cannot be looked at; they are clipped into 0..T.
+      ValueError: wrong rank or size, a state of another shape, concrete lengths outside 0..T, a backend that is unknown or
+        does not apply. Traced lengths cannot be looked at; they are clipped into 0..T.
     """
     done = _unroll(cell, params, xs, state, lengths, context, _how(reverse, remat, backend))
     return Unrolled(done.outputs, done.state)
@@ -166,6 +167,44 @@ def unroll_stack(
         residual=residual,
         how=_how(False, remat, backend),
     )
+
+
+def explain_backend(
+    cell: Cell,
+    params: Params,
+    xs: Inputs,
+    state: State | None = None,
+    *,
+    lengths: Int[Array, " B"] | None = None,
+    context: Context = None,
+    remat: int | None = None,
+    history: bool = False,
+    backend: str = "auto",
+) -> Choice:
+    """Which backend `unroll` would take for these arguments, why, and why none of the others; nothing is computed.
+
+    Args:
+      history: whether it is `unroll_with_history`.
+      cell, params, xs, state, lengths, context, remat, backend: as for `unroll`.
+
+    Returns:
+      `Choice(backend, why, others)`; printed, it is one line for each backend.
+
+    Raises:
+      As `unroll`.
+    """
+    _check_cell(cell)
+    lengths = _checked_lengths(xs, lengths)
+    how = _how(False, remat, backend, history)
+
+    def chosen(params: Params, xs: Inputs, state: State, lengths: Array | None, context: Context) -> None:
+        xs = jax.tree.map(_swap_batch_and_time, xs)
+        direction = _checked_direction(cell, params, xs, state, context, False, where="")
+        found.append(choose(cell, [direction], lengths, how.options, how.backend, how.forced))
+
+    found: list[Choice] = []
+    jax.eval_shape(chosen, params, xs, state, lengths, context)
+    return found[0]
 
 
 def _how(reverse: bool, remat: int | None, backend: str, history: bool = False) -> _How:

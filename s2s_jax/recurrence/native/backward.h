@@ -255,8 +255,8 @@ class Backward {
       const long out = (b * n_.time + rows_.position(i, s, d.reverse)) * n_.hidden + j * kWidth;
       const long out_before = s == 0 ? 0 : (b * n_.time + rows_.position(i, s - 1, d.reverse)) * n_.hidden + j * kWidth;
       const long in_state = b * n_.hidden + j * kWidth;
-      const long saved = ((s * n_.batch + i) * n_.hidden + j * kWidth) * n_.saved();
-      const long saved_before = ((s - 1) * n_.batch + i) * n_.hidden * n_.saved() + j * kWidth * n_.saved();
+      const long saved = ((s * n_.batch + b) * n_.hidden + j * kWidth) * n_.saved();
+      const long saved_before = ((s - 1) * n_.batch + b) * n_.hidden * n_.saved() + j * kWidth * n_.saved();
       Place p;
       p.last = s + 1 == rows_.length(i);
       p.part = n_.width(j);
@@ -274,12 +274,17 @@ class Backward {
       p.gate = gate_panel(direction, group, 0, j) + (offset(group, s) + row) * kWidth;
       for (int v = 0; v < 2; ++v) {
         p.count = p.part - v * kLanes;
-        if (p.count > 0) {
-          each(p, v * kLanes);
-        } else {  // lanes beyond the last unit take part in products
-          for (int sum = 0; sum < n_.sums(); ++sum) store(p.gate + sum * p.next + v * kLanes, Vector{});
-        }
+        if (p.count > 0) each(p, v * kLanes);
       }
+    }
+  }
+
+  // Lanes beyond the last unit take part in products.
+  void clear_beyond(int direction, int group, long s, long j) const {
+    if (n_.width(j) > kLanes) return;
+    for (int sum = 0; sum < n_.sums(); ++sum) {
+      float* gate = gate_panel(direction, group, sum, j) + offset(group, s) * kWidth + kLanes;
+      for (long row = 0; row < rows_.running(group, s); ++row) store(gate + row * kWidth, Vector{});
     }
   }
 
@@ -291,6 +296,7 @@ class Backward {
   void gates(int direction, int group, long s, long from, long to) const {
     const Vector one = splat(1.0f);
     for (long j = from; j < to; ++j) {
+      clear_beyond(direction, group, s, j);
       switch (n_.cell) {
         case Cell::kTanh:
         case Cell::kRelu:
@@ -387,7 +393,7 @@ class Backward {
         product.resize(n_.hidden);
         for (long unit = 0; unit < n_.hidden; ++unit) {
           const long j = unit / kWidth;
-          const float* saved = d.saved + ((s * n_.batch + i) * n_.hidden + j * kWidth) * n_.saved();
+          const float* saved = d.saved + ((s * n_.batch + b) * n_.hidden + j * kWidth) * n_.saved();
           product[unit] = saved[unit - j * kWidth] * before[unit];
         }
         pack_row(product.data(), n_.hidden, depth, k + row, reset);

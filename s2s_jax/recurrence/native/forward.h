@@ -282,7 +282,7 @@ class Forward {
     p.c_last = last && n_.lstm() ? d.c_last + b * n_.hidden + unit : nullptr;
     p.part = n_.width(j);
     p.saved = d.saved == nullptr ? nullptr
-                                 : d.saved + (s * n_.batch + i) * n_.saved() * n_.hidden + j * kWidth * n_.saved() + v * kLanes;
+                                 : d.saved + (s * n_.batch + b) * n_.saved() * n_.hidden + j * kWidth * n_.saved() + v * kLanes;
     return p;
   }
 

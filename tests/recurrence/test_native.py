@@ -1,0 +1,360 @@
+"""The native backend: against PyTorch and a loop in NumPy, on odd sizes, under every transformation, built by anybody, on any thread."""
+
+import concurrent.futures
+import functools
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import s2s_jax
+from s2s_jax import cells, layers
+from s2s_jax.recurrence import native
+from s2s_jax.recurrence.choice import VARIABLE
+from s2s_jax.recurrence.native import build
+from s2s_jax.types import Unrolled
+from tests import oracles
+from tests.samples import TOLERANCE, Gradients, assert_close, fill_padding, weighted_sum
+from tests.samples import sample as wild_sample
+
+NATIVE = ("rnn", "rnn_relu", "rnn_no_bias", "lstm", "lstm_no_bias", "gru", "gru_no_bias", "gru_before", "gru_before_no_bias")
+FOUR = ("rnn", "lstm", "gru", "gru_before")
+# Batch, time, features, hidden: one row that the threads share by units, several groups of rows, units that fill no vector.
+SIZES = [(1, 1, 1, 1), (2, 9, 3, 33), (5, 7, 2, 17), (40, 6, 1, 48), (3, 150, 35, 70)]
+forward_and_reverse = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+
+
+@pytest.fixture(autouse=True)
+def _there_is_a_compiler():
+    assert build.load().why_not is None
+
+
+def sample(name, *sizes):
+    """With recurrent weights that do not make states explode, where rounding would be all that there is to compare."""
+    given = wild_sample(name, *sizes)
+    return given._replace(params=given.params._replace(u=given.params.u / np.sqrt(np.float32(sizes[-1]))))
+
+
+@functools.partial(jax.jit, static_argnames=("cell", "reverse", "backend"))
+def values_and_gradients(cell, params, xs, state, lengths, weights, *, reverse=False, backend="native"):
+    def loss(params, xs, state):
+        done = s2s_jax.unroll(cell, params, xs, state, lengths=lengths, reverse=reverse, backend=backend)
+        return weighted_sum(done, weights), done
+
+    gradients, done = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(params, xs, state)
+    return done, Gradients(*gradients)
+
+
+# Values and gradients ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NATIVE)
+@forward_and_reverse
+@pytest.mark.parametrize("sizes", [(5, 8, 3, 19), (33, 5, 20, 40)], ids=str)
+def test_equals_a_loop_in_numpy(name, reverse, sizes):
+    given = sample(name, *sizes)
+    got = values_and_gradients(*given[:6], reverse=reverse)
+    assert_close(got[0], oracles.plain(*given[:5], reverse=reverse), TOLERANCE["float32"])
+    if sizes[0] < 10:  # the loop's gradients are slow
+        assert_close(got[1], oracles.plain_gradients(*given[:6], reverse=reverse), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize(
+    ("name", "reverse"),
+    [("rnn", False), ("rnn_relu", True), ("lstm", False), ("lstm_no_bias", True), ("gru", True), ("gru_no_bias", False)],
+)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_equals_pytorch(name, reverse, sizes):
+    given = sample(name, *sizes)
+    weights = Unrolled(given.weights.outputs, ((given.weights.state,),))
+    nested = [[given.params]], given.xs, [[given.state]], given.lengths, weights
+    done, gradients = oracles.torch_stack(given.cell, *nested, directions=("backward",) if reverse else ("forward",))
+    want = Unrolled(done.outputs, done.state[0][0]), Gradients(gradients.params[0][0], gradients.xs, gradients.state[0][0])
+    assert_close(values_and_gradients(*given[:6], reverse=reverse), want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("name", ["rnn_relu", *FOUR])
+@pytest.mark.parametrize(("reverse", "ragged"), [(False, False), (True, True)], ids=["forward whole", "reverse ragged"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_equals_scan(name, reverse, sizes, ragged):
+    given = sample(name, *sizes)
+    arguments = given._replace(lengths=given.lengths if ragged else None)[:6]
+    want = values_and_gradients(*arguments, reverse=reverse, backend="scan")
+    assert_close(values_and_gradients(*arguments, reverse=reverse), want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("name", FOUR)
+@forward_and_reverse
+def test_padding_reaches_nothing(name, reverse):
+    given = sample(name, 5, 8, 3, 19)
+    want = values_and_gradients(*given[:6], reverse=reverse)
+    padded = given._replace(
+        xs=fill_padding(given.xs, given.lengths, np.nan),
+        weights=given.weights._replace(outputs=fill_padding(given.weights.outputs, given.lengths, np.nan)),
+    )
+    got = values_and_gradients(*given._replace(xs=padded.xs)[:6], reverse=reverse)
+    np.testing.assert_array_equal(got[0].outputs, want[0].outputs)
+    assert_close(got, want, 0.0)
+    beyond = np.arange(8)[None] >= given.lengths[:, None]
+    assert not np.any(np.asarray(got[0].outputs)[beyond])
+    assert not np.any(np.asarray(got[1].xs)[beyond])
+    # A cotangent in the padding has no way in either.
+    assert_close(values_and_gradients(*padded[:6], reverse=reverse)[1], want[1], 0.0)
+
+
+@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("sizes", [(0, 4, 3, 5), (3, 0, 3, 5), (0, 0, 3, 5)], ids=str)
+def test_nothing_to_do(name, sizes):
+    given = sample(name, *sizes)
+    got = values_and_gradients(*given[:6])
+    assert_close(got, values_and_gradients(*given[:6], backend="scan"), 0.0)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_without_a_cotangent_for_the_outputs_and_without_a_gradient_of_the_inputs(name):
+    given = sample(name, 4, 9, 3, 20)
+
+    def loss(params, backend):
+        state = s2s_jax.unroll(given.cell, params, given.xs, given.state, lengths=given.lengths, backend=backend).state
+        return weighted_sum(state, given.weights.state)
+
+    got, want = (jax.jit(jax.grad(loss), static_argnums=1)(given.params, backend) for backend in ("native", "scan"))
+    assert_close(got, want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "gru_before"])
+@pytest.mark.parametrize("merge", ["concat", "none"])
+def test_both_directions_go_in_one_call(name, merge):
+    given = sample(name, 6, 9, 4, 20)
+    params = [[given.params, jax.tree.map(lambda p: p * 0.9, given.params)]]
+
+    def loss(params, xs, backend):
+        done = s2s_jax.unroll_stack(
+            given.cell, params, xs, lengths=given.lengths, directions=("forward", "backward"), merge=merge, backend=backend
+        )
+        return jnp.sum(jnp.sin(done.outputs)) + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(done.state))
+
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
+    assert_close(both(params, given.xs, "native"), both(params, given.xs, "scan"), TOLERANCE["float32"])
+    compiled = both.lower(params, given.xs, "native").compile().as_text()
+    assert compiled.count('custom_call_target="s2s_forward"') == 1
+    assert compiled.count('custom_call_target="s2s_backward"') == 1
+
+
+def test_no_sequence_is_copied_to_turn_batch_and_time():
+    given = sample("lstm", 6, 9, 4, 20)
+    f = jax.jit(lambda params, xs: s2s_jax.unroll(given.cell, params, xs, backend="native").outputs)
+    assert "transpose" not in f.lower(given.params, given.xs).compile().as_text()
+
+
+# Transformations --------------------------------------------------------------------------------------------------------
+
+
+def losses(name):
+    given = sample(name, 4, 7, 3, 10)
+
+    def loss(backend, params, xs):
+        done = s2s_jax.unroll(given.cell, params, xs, given.state, lengths=given.lengths, backend=backend)
+        return weighted_sum(done, given.weights)
+
+    return given, loss
+
+
+TRANSFORMED = {
+    "second derivative": lambda f, p, x: jax.grad(lambda p: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(f)(p, x))))(p),
+    "forward mode": lambda f, p, x: jax.jvp(lambda p: f(p, x), (p,), (p,))[1],
+    "forward over reverse": lambda f, p, x: jax.jvp(jax.grad(f), (p, x), (p, x))[1],
+    "reverse over forward": lambda f, p, x: jax.grad(lambda p: jax.jvp(lambda p: f(p, x), (p,), (p,))[1])(p),
+    "vmap": lambda f, p, x: jax.vmap(f, (None, 0))(p, jnp.stack([x, 2 * x])),
+    "vmap of grad": lambda f, p, x: jax.vmap(jax.grad(f), (0, None))(jax.tree.map(lambda a: jnp.stack([a, 2 * a]), p), x),
+    "grad of vmap": lambda f, p, x: jax.grad(lambda p: jax.vmap(f, (None, 0))(p, jnp.stack([x, 2 * x])).sum())(p),
+    "checkpoint": lambda f, p, x: jax.grad(lambda p: jax.checkpoint(f)(p, x))(p),
+    "linearize": lambda f, p, x: jax.linearize(f, p, x)[1](p, x),
+    "hessian": lambda f, p, x: jax.hessian(lambda b: f(p._replace(b=b), x))(p.b),
+    "no jit": lambda f, p, x: _without_jit(f, p, x),
+}
+
+
+def _without_jit(f, params, xs):
+    with jax.disable_jit():
+        return jax.grad(f)(params, xs)
+
+
+@pytest.mark.parametrize("how", TRANSFORMED)
+def test_transformations(how):
+    given, loss = losses("lstm")
+    got, want = (
+        TRANSFORMED[how](functools.partial(loss, backend), given.params, given.xs) for backend in ("native", "scan")
+    )
+    assert_close(got, want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("check", [True, False], ids=["checked", "unchecked"])
+def test_shard_map_over_the_batch(check):
+    given = sample("gru", 16, 5, 3, 10)
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu")[:8])
+
+    def outputs(backend, params, xs):
+        return s2s_jax.unroll(given.cell, params, xs, backend=backend).outputs
+
+    sharded = jax.shard_map(
+        functools.partial(outputs, "native"), mesh=mesh, in_specs=(P(), P("batch")), out_specs=P("batch"), check_vma=check
+    )
+    assert_close(
+        jax.jit(sharded)(given.params, given.xs), outputs("scan", given.params, given.xs), TOLERANCE["float32"]
+    )
+
+
+def test_lowers_for_another_platform_as_scan():
+    given, loss = losses("lstm")
+    exported = jax.export.export(jax.jit(jax.grad(functools.partial(loss, "native"))), platforms=["tpu"])(given.params, given.xs)
+    assert "stablehlo.while" in exported.mlir_module()
+    assert "s2s_forward" not in exported.mlir_module()
+
+
+# What it is chosen for --------------------------------------------------------------------------------------------------
+
+
+REFUSED = {
+    "own cell": ("not a plain", {"cell": cells.make_lstm(peepholes=True)}),
+    "dtype": ("float32, not in", {"dtype": jnp.bfloat16}),
+    "context": ("dropout mask", {"context": jnp.ones((2, 4))}),
+    "remat": ("remat", {"remat": 2}),
+    "history": ("all states", {"history": True}),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_it_does_not_apply_to(name, monkeypatch):
+    reason, changes = REFUSED[name]
+    cell = changes.pop("cell", cells.lstm) if name == "own cell" else cells.lstm
+    options = {key: value for key, value in changes.items() if key not in ("cell", "dtype")}
+    params = cell.init(jax.random.key(0), 3, 4)
+    xs = jnp.ones((2, 5, 3), changes.get("dtype", jnp.float32))
+    chosen = s2s_jax.explain_backend(cell, params, xs, **options)
+    assert chosen.backend == "scan"
+    assert reason in chosen.others["native"]
+    with pytest.raises(ValueError, match=f"backend: native does not apply: .*{reason}"):
+        s2s_jax.explain_backend(cell, params, xs, backend="native", **options)
+    # The environment asks for it where it applies, and only there.
+    monkeypatch.setenv(VARIABLE, "native")
+    assert s2s_jax.explain_backend(cell, params, xs, **options).backend == "scan"
+    assert s2s_jax.explain_backend(cells.lstm, params._replace(peephole=None), xs.astype(jnp.float32)).backend == "native"
+
+
+def test_a_variable_that_names_nothing_is_an_error(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "fastest")
+    with pytest.raises(ValueError, match="S2S_JAX_BACKEND: expected one of auto, scan, native"):
+        s2s_jax.unroll(cells.gru, cells.gru.init(jax.random.key(0), 3, 4), jnp.ones((2, 5, 3)))
+
+
+PROGRAM = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+import jax, jax.numpy as jnp
+from s2s_jax import cells, explain_backend, unroll
+p = cells.lstm.init(jax.random.key(0), 3, 20)
+xs = jax.random.normal(jax.random.key(1), (5, 7, 3))
+chosen = explain_backend(cells.lstm, p, xs)
+print(chosen.backend, chosen.others.get("native"))
+f = lambda p, backend: jnp.sum(unroll(cells.lstm, p, xs, lengths=jnp.array([7, 0, 3, 1, 7]), backend=backend).outputs ** 2)
+for a, b in zip(jax.tree.leaves(jax.grad(f)(p, "auto")), jax.tree.leaves(jax.grad(f)(p, "scan"))):
+    assert jnp.max(jnp.abs(a - b)) <= 1e-5 * jnp.max(jnp.abs(b))
+"""
+
+
+def _run(tmp_path, **variables):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **variables}
+    environment.pop(VARIABLE, None)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes_build_at_once_and_auto_takes_it_on_one_device(tmp_path):
+    running = [_run(tmp_path) for _ in range(2)]
+    for process in running:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert out.splitlines()[-1] == "native None"
+    assert len(list((tmp_path / "s2s_jax" / "native").iterdir())) == 1  # and nothing half-built is left
+
+
+def test_without_a_compiler_scan_runs_and_the_log_says_so_once(tmp_path):
+    process = _run(tmp_path, CXX=str(tmp_path / "no-such-compiler"))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1].startswith("scan no C++ compiler was found")
+    assert err.count("backend native is not available, scan runs instead: no C++ compiler was found") == 1
+
+
+def test_a_compiler_that_fails_is_named(tmp_path):
+    process = _run(tmp_path, CXX=shutil.which("false"))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1].startswith("scan ")
+    assert err.count("scan runs instead") == 1
+
+
+def test_portable_code_gives_the_same(tmp_path):
+    process = _run(tmp_path, S2S_JAX_NATIVE="portable")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1] == "native None"
+
+
+def test_it_can_be_switched_off(tmp_path):
+    out, err = _run(tmp_path, S2S_JAX_NATIVE="off").communicate(timeout=300)
+    assert out.splitlines()[-1] == "scan S2S_JAX_NATIVE is off", err
+
+
+def test_what_was_built_is_found_again(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "s2s_jax"):
+        first = build.build(folder=tmp_path, flags=("-O0",))
+        again = build.build(folder=tmp_path, flags=("-O0",))
+    assert first == again
+    assert len(caplog.records) == 1
+    assert build.build(folder=tmp_path, flags=("-O0", "-DANOTHER")) != first
+
+
+# Threads and memory -----------------------------------------------------------------------------------------------------
+
+
+def test_calls_at_once_from_many_threads():
+    """XLA runs them on one pool: each must be able to finish alone."""
+    given = sample("lstm", 6, 200, 8, 64)
+    f = functools.partial(values_and_gradients, *given[:6])
+    want = jax.block_until_ready(f())
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for got in pool.map(lambda _: jax.block_until_ready(f()), range(64)):
+            assert_close(got, want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_sanitizers_find_nothing(sanitizer, tmp_path):
+    """All cells and odd sizes outside of XLA, two layers at once on one pool, with threads that come late or never."""
+    program = tmp_path / "driver"
+    compiler = build._compiler()
+    flags = ["-std=c++17", "-O1", "-g", "-march=native", "-ffp-contract=fast", "-pthread", "-fno-sanitize-recover=all"]
+    source = Path(__file__).with_name("native_driver.cc")
+    include = Path(native.__file__).parent
+    subprocess.run([*compiler, *flags, f"-fsanitize={sanitizer}", f"-I{include}", str(source), "-o", str(program)], check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+
+
+def test_layers_take_it():
+    layer = layers.LSTM(3, 20, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0), backend="native")
+    xs = jax.random.normal(jax.random.key(0), (4, 6, 3))
+    want = layers.LSTM(3, 20, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0), backend="scan")
+    assert_close(layer(xs).outputs, want(xs).outputs, TOLERANCE["float32"])
