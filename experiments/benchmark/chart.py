@@ -1,0 +1,65 @@
+"""The ratios as a picture: for each shape a line, for each peer a dot."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_LOOKS = {
+    "torch": ("tab:red", "o"),
+    "torch, allocator tuned": ("tab:red", "D"),
+    "flax linen": ("tab:blue", "o"),
+    "flax nnx": ("tab:blue", "D"),
+    "keras": ("tab:green", "s"),
+    "jax cudnn": ("tab:purple", "s"),
+    "scan": ("black", "x"),
+}
+
+
+def ratios(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
+    """A matplotlib figure: panels by cell and part, and in each the peers' times over ours at every shape, logarithmic.
+
+    Bars span the quartiles over the rounds. Right of the line at 1 the peer is slower.
+    """
+    from matplotlib.figure import Figure  # when first used: slow to import
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    panels = sorted({(row["cell"], row["part"]) for row in rows}, key=lambda p: (("lstm", "gru", "rnn").index(p[0]), p[1]))
+    shapes = sorted({tuple(row["shape"]) for row in rows}, key=lambda s: s[0] * s[1] * s[3] * (s[2] + s[3]), reverse=True)
+    names = list(dict.fromkeys(row["peer"] for row in rows))
+    reach = [value for row in rows for value in row["ratio_quartiles"]] + [0.8, 2.0]
+    # A place of its own for each peer within a shape's row, lest equal ratios hide each other.
+    height = 1.4 + len(shapes) * (0.2 + 0.07 * len(names))
+    figure = Figure(figsize=(2.2 + 2.6 * len(panels), height), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    drawn = {}
+    for axis, (cell, part) in zip(axes, panels, strict=True):
+        axis.axvline(1, color="gray", linewidth=1)
+        for y in range(0, len(shapes), 2):
+            axis.axhspan(y - 0.5, y + 0.5, color="0.96", zorder=0)
+        for row in rows:
+            if (row["cell"], row["part"]) == (cell, part):
+                color, marker = _LOOKS.get(row["peer"], ("tab:orange", "^"))
+                shift = 0.7 * ((names.index(row["peer"]) + 0.5) / len(names) - 0.5)
+                y = shapes.index(tuple(row["shape"])) + shift
+                axis.plot(row["ratio_quartiles"], [y, y], color=color, linewidth=1, alpha=0.6)
+                (drawn[row["peer"]],) = axis.plot(row["ratio"], y, marker, color=color, markersize=4)
+        axis.set_xscale("log")
+        axis.set_xlim(0.9 * min(reach), 1.1 * max(reach))
+        ticks = [t for t in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128) if 0.9 * min(reach) <= t <= 1.1 * max(reach)]
+        axis.set_xticks(ticks)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.minorticks_off()
+        axis.set_title(f"{cell.upper()}, {part.replace('+grad', ' and gradient')}", fontsize=10)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+    axes[0].set_yticks(range(len(shapes)), ["  ".join(map(str, shape)) for shape in shapes], fontsize=8)
+    axes[0].set_ylim(len(shapes) - 0.5, -0.5)
+    axes[0].set_ylabel("B  T  D  H")
+    figure.supxlabel("time of the peer over ours; right of 1 ours is faster", fontsize=10)
+    figure.suptitle(title, fontsize=10)
+    figure.legend(
+        [drawn[name] for name in names], names, loc="outside lower center", ncols=min(len(names), 2 * len(panels)), frameon=False
+    )
+    return figure
