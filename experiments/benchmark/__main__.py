@@ -11,8 +11,9 @@ from typing import Literal
 import experiments.benchmark
 from experiments.benchmark import chart, machine, training_step
 from experiments.benchmark.case import SMALL, Case, grid
-from experiments.benchmark.peers import Peer, peers
+from experiments.benchmark.peers import peers
 from experiments.benchmark.pool import Failed, Pool
+from experiments.benchmark.program import Peer
 from experiments.benchmark.recurrence import Refused, measure, peaks
 from experiments.benchmark.report import Report, conclusion, legend, peak_line
 from experiments.benchmark.timing import Plan, summary

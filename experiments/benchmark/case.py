@@ -9,6 +9,7 @@ import numpy as np
 from s2s_jax import cells
 
 CELLS = {"lstm": cells.lstm, "gru": cells.gru, "rnn": cells.rnn}
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 PARTS = ("forward", "forward+grad")
 
 # As in the tables that recurrent layers are usually judged by: two large, pixels, tiny, one row, few rows.
@@ -66,16 +67,14 @@ class Case:
         """Weights [layer][direction] as NumPy arrays in our NamedTuples, float32; no bias is zero, but b_n on demand."""
         _, _, features, hidden = self.shape
         rng = np.random.default_rng(0)
-        gates = CELLS[self.cell].spec.gates
+        gates = GATES[self.cell]
 
         def draw(*shape: int) -> np.ndarray:
             return (rng.uniform(-1, 1, shape) / math.sqrt(hidden)).astype(np.float32)
 
         def one(width: int) -> Any:
             w, u, b = draw(width, gates * hidden), draw(hidden, gates * hidden), draw(gates * hidden)
-            if self.cell == "gru":
-                return cells.GRUParams(w, u, b, draw(hidden) * inner_bias)
-            return (cells.LSTMParams if self.cell == "lstm" else cells.RNNParams)(w, u, b)
+            return params_of(self.cell, w, u, b, draw(hidden) * inner_bias)
 
         widths = [features, *[hidden * len(self.directions)] * (self.layers - 1)]
         return tuple(tuple(one(width) for _ in self.directions) for width in widths)
@@ -93,9 +92,16 @@ class Case:
         batch, time, features, hidden = self.shape
         steps = batch * time if self.lengths is None else int(self.lengths.sum())
         widths = [features, *[hidden * len(self.directions)] * (self.layers - 1)]
-        gates = CELLS[self.cell].spec.gates
+        gates = GATES[self.cell]
         forward = sum(2.0 * steps * gates * hidden * (width + hidden) for width in widths) * len(self.directions)
         return forward * (3 if part == "forward+grad" else 1)
+
+
+def params_of(cell: str, w: Any, u: Any, b: Any, b_n: Any = None) -> Any:
+    """The parameters of a cell, or their gradients; `b_n` is for the GRU alone, and None where a peer has none."""
+    if cell == "gru":
+        return cells.GRUParams(w, u, b, b_n)
+    return (cells.LSTMParams if cell == "lstm" else cells.RNNParams)(w, u, b)
 
 
 def grid(name: str, dtype: str, chosen_cells: tuple[str, ...], shapes: tuple[tuple[int, int, int, int], ...]) -> list[Case]:

@@ -12,6 +12,7 @@ _LOOKS = {
     "jax cudnn": ("tab:purple", "s"),
     "scan": ("black", "x"),
 }
+_STEP_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:gray")
 
 
 def ratios(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
@@ -60,6 +61,38 @@ def ratios(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
     figure.supxlabel("time of the peer over ours; right of 1 ours is faster", fontsize=10)
     figure.suptitle(title, fontsize=10)
     figure.legend(
-        [drawn[name] for name in names], names, loc="outside lower center", ncols=min(len(names), 2 * len(panels)), frameon=False
+        [drawn[name] for name in names],
+        names,
+        loc="outside lower center",
+        ncols=min(len(names), 2 * len(panels)),
+        frameon=False,
     )
+    return figure
+
+
+def steps(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """A matplotlib figure: for each task and backend a bar of the step's milliseconds, divided into what they go to."""
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows) + 0.5 * len(tasks)), layout="constrained")
+    axes = figure.subplots(len(tasks), 1, squeeze=False)[:, 0]
+    for axis, task in zip(axes, tasks, strict=True):
+        of_task = [row for row in rows if row["task"] == task]
+        for y, row in enumerate(of_task):
+            left = 0.0
+            for (what, ms), color in zip(row["division_ms"].items(), _STEP_COLORS, strict=False):
+                # Differences of two measurements: what is too small to tell can come out below zero.
+                axis.barh(y, max(0.0, ms), left=left, color=color, height=0.7, label=what if y == 0 else None)
+                left += max(0.0, ms)
+            axis.text(left, y, f" {row['step_ms']:.3g} ms, scan {row['ratio']:.2f} times as long", va="center", fontsize=8)
+        axis.set_yticks(range(len(of_task)), [row["backend"] for row in of_task], fontsize=8)
+        axis.invert_yaxis()
+        axis.set_xlim(0, 1.45 * max(sum(max(0.0, ms) for ms in row["division_ms"].values()) for row in of_task))
+        axis.set_title(task, fontsize=10, loc="left")
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+    axes[-1].set_xlabel("ms of a training step")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return figure

@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 from typing import Any
 
-from experiments.benchmark.peers import cores
+from experiments.benchmark.program import cores
 from s2s_jax.training.provenance import command, cpu_model, versions
 
 PEERS = ("jaxlib", "torch", "keras")

@@ -1,165 +1,18 @@
-"""Everybody who is measured, ours among them, each at the best setting that was found for it.
+"""All that ours is measured against, each at the best setting that was found for it, and the list of everybody.
 
 A peer takes our weights, keeps its own layout of weights and sequences, and gives its results back in ours. The settings
 were found by trying the others at the six shapes of the small grid on two CPU cores. Nothing here is imported before the
 process of the peer that needs it runs.
 """
 
-import importlib.util
-import os
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark.case import CELLS, Case
-from s2s_jax import LSTMState, unroll, unroll_stack
-from s2s_jax.cells import GRUParams, LSTMParams, RNNParams
+from experiments.benchmark.case import Case, params_of
+from experiments.benchmark.program import Peer, Program, cores, is_lstm, on_jax, ours
 from s2s_jax.recurrence.unroll import BACKENDS
-
-
-class Program(NamedTuple):
-    """A case as a peer computes it: `run[part](params, x, dy)` returns when everything is computed.
-
-    `params` and `inputs` bring ours into the peer's form. Of what "forward" and "forward+grad" return, `answer` makes
-    {"outputs": [B, T, K], "state": [...]}, and where there are gradients "params", as ours, and "xs". `compiled` gives what
-    runs a part, compiled for these arguments but not run yet; None where nothing is compiled.
-    """
-
-    params: Callable[[Any], Any]
-    inputs: Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
-    run: Mapping[str, Callable[[Any, Any, Any], Any]]
-    answer: Callable[[Any], dict[str, Any]]
-    compiled: Callable[[str, Any, Any, Any], Callable[[Any, Any, Any], Any]] | None = None
-
-
-class Peer(NamedTuple):
-    """How to build a peer's programs, in a process with `environment`; `setting` is what its line in the table says.
-
-    `takes` tells whether it has the case at all, on the platform. `inner_bias` is False where its GRU lacks the bias inside
-    the reset gate: it is then compared, with ours, where that bias is zero.
-    """
-
-    build: Callable[[Case, str], Program]
-    setting: str
-    package: str
-    takes: Callable[[Case, str], bool] = lambda case, platform: case.kind == "layer"
-    environment: Mapping[str, str] = {}
-    inner_bias: bool = True
-
-    @property
-    def missing(self) -> bool:
-        return importlib.util.find_spec(self.package) is None
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _is_lstm(case: Case) -> bool:
-    return case.cell == "lstm"
-
-
-# Ours, and all on JAX ----------------------------------------------------------------------------------------------------
-
-Apply = Callable[[Any, Any], tuple[Any, Any]]  # (params, xs) -> (outputs, state)
-
-
-def _on_jax(
-    case: Case, apply: Apply, into: Callable, out_of: Callable, state_of: Callable = list, time_major: bool = False
-) -> Program:
-    """`into` and `out_of` turn our parameters into the peer's and the peer's gradients into ours."""
-    dtype = jnp.dtype(case.dtype)
-    forward = jax.jit(apply)
-
-    @jax.jit
-    def gradient(params: Any, xs: Any, dy: Any) -> Any:
-        outputs, back, state = jax.vjp(apply, params, xs, has_aux=True)
-        return outputs, state, back(dy)
-
-    def compiled(part: str, params: Any, xs: Any, dy: Any) -> Any:
-        if part == "forward":
-            program = forward.lower(params, xs).compile()
-            return lambda params, xs, dy: jax.block_until_ready(program(params, xs))
-        program = gradient.lower(params, xs, dy).compile()
-        return lambda params, xs, dy: jax.block_until_ready(program(params, xs, dy))
-
-    def ours(x: Any) -> np.ndarray:
-        x = np.asarray(x, np.float32)
-        return x.swapaxes(0, 1) if time_major else x
-
-    def inputs(*arrays: np.ndarray) -> Any:
-        # A copy: an array that shared NumPy's memory would be spared page faults that a user's batch has.
-        return tuple(jnp.array(x.swapaxes(0, 1) if time_major else x, dtype) for x in arrays)
-
-    def answer(result: Any) -> dict[str, Any]:
-        outputs, state, *gradients = result
-        told = {"outputs": ours(outputs), "state": [np.asarray(x, np.float32) for x in state_of(state)]}
-        if gradients:
-            params = jax.tree.map(lambda x: np.asarray(x, np.float32), gradients[0][0])
-            told |= {"params": out_of(params), "xs": ours(gradients[0][1])}
-        return told
-
-    return Program(
-        lambda params: jax.tree.map(lambda x: jnp.array(x, dtype), into(params)),
-        inputs,
-        {
-            "forward": lambda params, xs, dy: jax.block_until_ready(forward(params, xs)),
-            "forward+grad": lambda params, xs, dy: jax.block_until_ready(gradient(params, xs, dy)),
-        },
-        answer,
-        compiled,
-    )
-
-
-def _ours(backend: str, case: Case, platform: str) -> Program:
-    cell: Any = CELLS[case.cell]
-    if case.kind == "streaming":
-        return _ours_streaming(cell, backend, case)
-    if case.kind == "layer":
-
-        def apply(params: Any, xs: Any) -> Any:
-            return unroll(cell, params[0][0], xs, backend=backend)
-    else:
-        lengths = jnp.asarray(case.lengths)
-
-        def apply(params: Any, xs: Any) -> Any:
-            return unroll_stack(cell, params, xs, lengths=lengths, directions=case.directions, backend=backend)
-
-    return _on_jax(case, lambda p, xs: tuple(apply(p, xs)), lambda p: p, lambda p: p, jax.tree.leaves)
-
-
-def _ours_streaming(cell: Any, backend: str, case: Case) -> Program:
-    batch, time, _, _ = case.shape
-
-    @jax.jit
-    def step(params: Any, state: Any, x: Any) -> Any:
-        done = unroll(cell, params, x, state, backend=backend)
-        return done.state, done.outputs
-
-    def run(params: Any, xs: Any, dy: Any) -> Any:
-        state, outputs = cell.initial_state(params[0][0], batch, jnp.float32), []
-        for x in xs:
-            state, y = step(params[0][0], state, x)
-            outputs.append(y.block_until_ready())  # whoever streams waits for each
-        return outputs, state
-
-    def answer(result: Any) -> dict[str, Any]:
-        outputs, state = result
-        return {
-            "outputs": np.concatenate([np.asarray(y, np.float32) for y in outputs], axis=1),
-            "state": [np.asarray(x, np.float32) for x in jax.tree.leaves(state)],
-        }
-
-    return Program(
-        lambda params: jax.tree.map(lambda x: jnp.array(x, case.dtype), params),
-        lambda xs, dy: ([jnp.array(xs[:, t : t + 1], case.dtype) for t in range(time)], None),
-        {"forward": run},
-        answer,
-    )
-
 
 # Flax --------------------------------------------------------------------------------------------------------------------
 
@@ -167,7 +20,7 @@ def _ours_streaming(cell: Any, backend: str, case: Case) -> Program:
 def _flax_linen(case: Case, platform: str) -> Program:
     import flax.linen as nn
 
-    _, _, features, hidden = case.shape
+    hidden = case.shape[3]
     kind: Any = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell, "rnn": nn.SimpleCell}[case.cell]
     gates = {"lstm": "ifgo", "gru": "rzn", "rnn": "_"}[case.cell]
     layer = nn.RNN(kind(hidden, dtype=case.dtype, param_dtype=case.dtype), return_carry=True, time_major=True)
@@ -190,13 +43,14 @@ def _flax_linen(case: Case, platform: str) -> Program:
             return np.concatenate([g[side if gate == "_" else f"{side}{gate}"][what] for gate in gates], axis=-1)
 
         b = joined("h" if case.cell == "lstm" else "i", "bias")
-        return _params(case, joined("i", "kernel"), joined("h", "kernel"), b, g["hn"]["bias"] if case.cell == "gru" else None)
+        b_n = g["hn"]["bias"] if case.cell == "gru" else None
+        return ((params_of(case.cell, joined("i", "kernel"), joined("h", "kernel"), b, b_n),),)
 
     def apply(params: Any, xs: Any) -> Any:
         carry, outputs = layer.apply(params, xs)
         return outputs, carry
 
-    return _on_jax(case, apply, into, out_of, lambda c: c[::-1] if _is_lstm(case) else [c], time_major=True)
+    return on_jax(case, apply, into, out_of, lambda c: c[::-1] if is_lstm(case) else [c], time_major=True)
 
 
 def _flax_nnx(case: Case, platform: str) -> Program:
@@ -207,12 +61,12 @@ def _flax_nnx(case: Case, platform: str) -> Program:
     cell = kind(features, hidden, dtype=case.dtype, param_dtype=case.dtype, rngs=nnx.Rngs(0))
     layer = nnx.RNN(cell, return_carry=True, time_major=True)
     graphdef, weights, rest = nnx.split(layer, nnx.Param, ...)
-    biased, other = ("dense_h", "dense_i") if case.cell == "lstm" else ("dense_i", "dense_h")
+    biased = "dense_h" if case.cell == "lstm" else "dense_i"
     sides = {"dense_i": "w", "dense_h": "u"}
 
     def into(params: Any) -> Any:
         p = params[0][0]
-        values = {("cell", side, "kernel"): getattr(p, name) for side, name in sides.items()}
+        values: dict[Any, Any] = {("cell", side, "kernel"): getattr(p, name) for side, name in sides.items()}
         values["cell", biased, "bias"] = p.b
         flat = nnx.to_flat_state(weights)
         assert {path for path, _ in flat} == set(values), "flax nnx: its parameters are not what they were"
@@ -221,19 +75,13 @@ def _flax_nnx(case: Case, platform: str) -> Program:
     def out_of(gradients: Any) -> Any:
         g = {path: np.asarray(variable[...]) for path, variable in nnx.to_flat_state(gradients)}
         w, u = g["cell", "dense_i", "kernel"], g["cell", "dense_h", "kernel"]
-        return _params(case, w, u, g["cell", biased, "bias"], None)
+        return ((params_of(case.cell, w, u, g["cell", biased, "bias"]),),)
 
     def apply(params: Any, xs: Any) -> Any:
         carry, outputs = nnx.merge(graphdef, params, rest, copy=True)(xs)
         return outputs, carry
 
-    return _on_jax(case, apply, into, out_of, lambda c: c[::-1] if _is_lstm(case) else [c], time_major=True)
-
-
-def _params(case: Case, w: Any, u: Any, b: Any, b_n: Any) -> Any:
-    if case.cell == "gru":
-        return (GRUParams(w, u, b, b_n),),
-    return ((LSTMParams if case.cell == "lstm" else RNNParams)(w, u, b),),
+    return on_jax(case, apply, into, out_of, lambda c: c[::-1] if is_lstm(case) else [c], time_major=True)
 
 
 # Keras, and JAX's own binding of cuDNN -----------------------------------------------------------------------------------
@@ -242,7 +90,7 @@ def _params(case: Case, w: Any, u: Any, b: Any, b_n: Any) -> Any:
 def _keras(case: Case, platform: str) -> Program:
     import keras
 
-    _, _, _, hidden = case.shape
+    hidden = case.shape[3]
     kind = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU, "rnn": keras.layers.SimpleRNN}[case.cell]
     layer = kind(hidden, return_sequences=True, return_state=True, dtype=case.dtype)
     layer.build((None, None, case.shape[2]))
@@ -263,14 +111,14 @@ def _keras(case: Case, platform: str) -> Program:
     def out_of(gradients: Any) -> Any:
         w, u, b = gradients
         if case.cell != "gru":
-            return _params(case, w, u, b, None)
-        return _params(case, swapped(w), swapped(u), swapped(b[0]), b[1][2 * hidden :])
+            return ((params_of(case.cell, w, u, b),),)
+        return ((params_of(case.cell, swapped(w), swapped(u), swapped(b[0]), b[1][2 * hidden :]),),)
 
     def apply(params: Any, xs: Any) -> Any:
         (outputs, *state), _ = layer.stateless_call(params, rest, xs, training=False)
         return outputs, state
 
-    return _on_jax(case, apply, into, out_of)
+    return on_jax(case, apply, into, out_of)
 
 
 def _jax_cudnn(case: Case, platform: str) -> Program:
@@ -285,7 +133,7 @@ def _jax_cudnn(case: Case, platform: str) -> Program:
 
     def out_of(gradient: Any) -> Any:
         w, u, b, _ = rnn.unpack_lstm_weights(gradient, features, hidden, 1, False)
-        return _params(case, w[0].T, u[0].T, b[0], None)
+        return ((params_of(case.cell, w[0].T, u[0].T, b[0]),),)
 
     lengths = jnp.full(batch, time, jnp.int32)
 
@@ -294,7 +142,7 @@ def _jax_cudnn(case: Case, platform: str) -> Program:
         outputs, h, c = rnn.lstm(xs, zero, zero, params, lengths, *sizes)
         return outputs, (h[0], c[0])
 
-    return _on_jax(case, apply, into, out_of)
+    return on_jax(case, apply, into, out_of)
 
 
 # PyTorch -----------------------------------------------------------------------------------------------------------------
@@ -303,7 +151,7 @@ def _jax_cudnn(case: Case, platform: str) -> Program:
 def _torch(case: Case, platform: str) -> Program:
     import torch
 
-    batch, time, features, hidden = case.shape
+    _, time, features, hidden = case.shape
     device = "cuda" if platform == "gpu" else "cpu"
     torch.set_num_threads(1 if case.kind == "streaming" else cores())  # one row and one step: a second thread only waits
     kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.cell]
@@ -313,10 +161,10 @@ def _torch(case: Case, platform: str) -> Program:
     weights = dict(module.named_parameters())
     suffixes = [f"l{layer}{way}" for layer in range(case.layers) for way in ("", "_reverse")[: len(case.directions)]]
 
-    def params(ours: Any) -> None:
+    def params(given: Any) -> None:
         """Into the module itself, whose weights cuDNN wants side by side in memory."""
         with torch.no_grad():
-            for suffix, p in zip(suffixes, [p for layer in ours for p in layer], strict=True):
+            for suffix, p in zip(suffixes, [p for layer in given for p in layer], strict=True):
                 inner = np.zeros_like(p.b)
                 if case.cell == "gru":
                     inner[2 * hidden :] = p.b_n
@@ -325,8 +173,8 @@ def _torch(case: Case, platform: str) -> Program:
                     weights[f"{name}_{suffix}"].copy_(torch.tensor(value))
 
     def inputs(xs: np.ndarray, dy: np.ndarray) -> Any:
-        x, dy = (torch.tensor(np.ascontiguousarray(a.swapaxes(0, 1)), dtype=dtype, device=device) for a in (xs, dy))
-        return x.requires_grad_(), dy
+        x, back = (torch.tensor(np.ascontiguousarray(a.swapaxes(0, 1)), dtype=dtype, device=device) for a in (xs, dy))
+        return x.requires_grad_(), back
 
     lengths = None if case.lengths is None else torch.tensor(case.lengths, dtype=torch.int64)
     rnn = torch.nn.utils.rnn
@@ -362,26 +210,33 @@ def _torch(case: Case, platform: str) -> Program:
                 outputs.append(y)
         return torch.cat(outputs), state
 
-    def ours(x: Any) -> np.ndarray:
+    def numbers(x: Any) -> np.ndarray:
         return x.detach().float().cpu().numpy()
 
     def answer(result: Any) -> dict[str, Any]:
         outputs, state, *gradients = result
         ends = state if isinstance(state, tuple) else (state,)
         # Layer by layer and direction by direction, and there h before c: as the leaves of our states.
-        told = {"outputs": ours(outputs).swapaxes(0, 1), "state": [ours(end[k]) for k in range(len(suffixes)) for end in ends]}
+        told: dict[str, Any] = {
+            "outputs": numbers(outputs).swapaxes(0, 1),
+            "state": [numbers(end[k]) for k in range(len(suffixes)) for end in ends],
+        }
         if gradients:
             dx, *rest = gradients[0]
-            g = {name: ours(x) for name, x in zip(weights, rest, strict=True)}
+            g = {name: numbers(x) for name, x in zip(weights, rest, strict=True)}
             flat = [
-                _params(
-                    case, g[f"weight_ih_{s}"].T, g[f"weight_hh_{s}"].T, g[f"bias_ih_{s}"], g[f"bias_hh_{s}"][2 * hidden :]
-                )[0][0]
+                params_of(
+                    case.cell,
+                    g[f"weight_ih_{s}"].T,
+                    g[f"weight_hh_{s}"].T,
+                    g[f"bias_ih_{s}"],
+                    g[f"bias_hh_{s}"][2 * hidden : 3 * hidden],
+                )
                 for s in suffixes
             ]
             count = len(case.directions)
             told["params"] = tuple(tuple(flat[k : k + count]) for k in range(0, len(flat), count))
-            told["xs"] = ours(dx).swapaxes(0, 1)
+            told["xs"] = numbers(dx).swapaxes(0, 1)
         return told
 
     run = {"forward": streaming} if case.kind == "streaming" else {"forward": forward, "forward+grad": gradient}
@@ -402,7 +257,7 @@ def peers(platform: str, backend: str = "auto") -> dict[str, Peer]:
         return True
 
     def our(name: str, setting: str) -> Peer:
-        return Peer(lambda case, platform: _ours(name, case, platform), setting, "s2s_jax", everything)
+        return Peer(lambda case, platform: ours(name, case), setting, "s2s_jax", everything)
 
     found = {"ours": our(backend, f'unroll(backend="{backend}"), batch-major')}
     torch = Peer(_torch, f"torch.nn, {threads}, time-major, forward in inference_mode", "torch", everything)
@@ -417,7 +272,7 @@ def peers(platform: str, backend: str = "auto") -> dict[str, Peer]:
     if platform == "gpu":
 
         def takes(case: Case, platform: str) -> bool:
-            return case.kind == "layer" and _is_lstm(case) and case.dtype == "float32"
+            return case.kind == "layer" and is_lstm(case) and case.dtype == "float32"
 
         found["jax cudnn"] = Peer(_jax_cudnn, "jax.experimental.rnn.lstm, batch-major", "jax", takes)
     found |= {name: our(name, f'unroll(backend="{name}"), batch-major') for name in BACKENDS}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from experiments.benchmark.peers import Peer
+from experiments.benchmark.program import Peer
 
 
 class Failed(Exception):

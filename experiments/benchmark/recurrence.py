@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmark.case import Case
-from experiments.benchmark.peers import Peer
 from experiments.benchmark.pool import Failed, Pool, ask_all
+from experiments.benchmark.program import Peer
 from experiments.benchmark.timing import Plan, interleaved, ratio
 
 # Greatest difference, relative to the greatest number of an array, under which two implementations are taken to compute the

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmark.case import Case
-from experiments.benchmark.peers import Peer
+from experiments.benchmark.program import Peer
 from experiments.benchmark.timing import summary
 
 
@@ -41,13 +41,13 @@ class Report:
             self.last = place
             print(
                 f"\n{_named(row['cell'], row['shape'], row['kind'])}, {row['part']}, {row['dtype']}: ours "
-                f"{_ms(row['ours_ms'])} ms{' a step' if row['kind'] == 'streaming' else ''}, {row['ours_over_floor']:.2f} times "
-                f"the floor, first call {row['ours_first_call_s']:.2f} s, {row['rounds']} rounds"
+                f"{_ms(row['ours_ms'])} ms{' a step' if row['kind'] == 'streaming' else ''}, {row['ours_over_floor']:.3g} "
+                f"times the floor, first call {row['ours_first_call_s']:.2f} s, {row['rounds']} rounds"
             )
         low, high = row["ratio_quartiles"]
         print(
             f"  {row['peer']:<24}{_ms(row['peer_ms']):>9} ms   {row['ratio']:6.2f} times ours ({low:.2f} to {high:.2f})   "
-            f"{row['peer_over_floor']:6.2f} floors   first call {row['peer_first_call_s']:5.2f} s   differs by "
+            f"{row['peer_over_floor']:6.3g} floors   first call {row['peer_first_call_s']:5.2f} s   differs by "
             f"{row['difference']:.0e}",
             flush=True,
         )
@@ -65,7 +65,7 @@ def legend(peers: Mapping[str, Peer]) -> str:
 
 
 def conclusion(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Geometric mean and least of the ratios by peer, cell and part; and the cells beside each other, where all were measured."""
+    """Geometric mean and least of the ratios by peer, cell and part; and the three cells beside each other."""
     lines = [f"\n{'':<7}{'':<14}{'peer over ours':<24}{'mean':>6}{'least':>7}   at B, T, D, H"]
     for one in summary(rows):
         at = ", ".join(map(str, one["least_at"]))

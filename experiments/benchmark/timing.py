@@ -4,9 +4,10 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
+Name = TypeVar("Name", bound=Hashable)
 SHORT = 0.02  # seconds; several calls under it are one sample
 
 
@@ -27,8 +28,8 @@ class Ratio(NamedTuple):
 
 
 def interleaved(
-    time_of: Mapping[str, Callable[[int, bool], Sequence[float]]], plan: Plan, seed: int = 0
-) -> dict[str, list[float]]:
+    time_of: Mapping[Name, Callable[[int, bool], Sequence[float]]], plan: Plan, seed: int = 0
+) -> dict[Name, list[float]]:
     """Seconds of each round, by name. In a round each is called once, or as often as fills `SHORT`; the order changes.
 
     `time_of[name](calls, warm)` returns seconds of so many calls. A sample is their median. As whoever comes first in a row
@@ -36,7 +37,7 @@ def interleaved(
     """
     rng, names = random.Random(seed), list(time_of)
     calls = dict.fromkeys(names, 1)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[Name, list[float]] = {name: [] for name in names}
     start = time.perf_counter()
     rounds = 0
     while rounds < plan.most and (rounds < plan.least or time.perf_counter() - start < plan.seconds):

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmark.case import Case
-from experiments.benchmark.peers import Program, peers
+from experiments.benchmark.peers import peers
+from experiments.benchmark.program import Program
 
 
 class Worker:
@@ -109,10 +110,10 @@ class Worker:
             import torch
 
             device = "cuda" if self.platform == "gpu" else "cpu"
-            a = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
+            factor = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
 
             def product() -> None:
-                a @ a
+                factor @ factor
                 if device == "cuda":
                     torch.cuda.synchronize()
         else:
