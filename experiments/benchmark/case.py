@@ -109,7 +109,7 @@ def grid(name: str, dtype: str, chosen_cells: tuple[str, ...], shapes: tuple[tup
     wanted = list(shapes or SMALL)
     if name == "full" and not shapes:
         wanted += [(b, t, h, h) for t in (50, 200, 784) for h in (64, 128, 256, 512) for b in (1, 8, 32, 128)]
-    cases = [Case(cell, shape, dtype) for shape in wanted for cell in chosen_cells if cell != "rnn" or shapes]
+    cases = [Case(cell, shape, dtype) for shape in dict.fromkeys(wanted) for cell in chosen_cells if cell != "rnn" or shapes]
     if not shapes and "rnn" in chosen_cells:
         cases.append(Case("rnn", COMPARED, dtype))
     if name == "full" and not shapes:

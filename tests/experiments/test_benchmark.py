@@ -1,6 +1,8 @@
 """The benchmark: equal results are demanded, arithmetic and ratios are right, and what it measures is what it says."""
 
+import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,13 +91,15 @@ def test_a_peer_that_computes_something_else_is_not_timed(wrong):
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-@pytest.mark.parametrize("name", ["torch", "flax linen", "flax nnx", "keras", "scan"])
-def test_peers_compute_the_same(name, cell):
-    if name in ("torch", "keras"):
+@pytest.mark.parametrize("names", [("torch",), ("flax linen", "flax nnx", "keras", "scan")], ids=["PyTorch", "on JAX"])
+def test_peers_compute_the_same(names, cell):
+    for name in {"torch", "keras"} & set(names):
         oracle(name)
     with jax.numpy_rank_promotion("allow"):
-        rows = measured(Case(cell, SHAPE), name)
-    assert [row["part"] for row in rows] == ["forward", "forward+grad"]
+        rows = measured(Case(cell, SHAPE), *names)
+    assert [(row["part"], row["peer"]) for row in rows] == [
+        (part, name) for part in ("forward", "forward+grad") for name in names
+    ]
     assert all(row["difference"] < 1e-5 for row in rows)
 
 
@@ -147,7 +151,8 @@ def test_the_grids():
     assert [c.shape for c in small if c.cell == "lstm"] == list(SMALL)
     assert [c for c in small if c.cell == "rnn"] == [Case("rnn", COMPARED)]
     full = grid("full", "float32", ("lstm", "gru"), ())
-    assert len([c for c in full if c.kind == "layer" and c.cell == "gru"]) == 6 + 4 * 4 * 3
+    # (1, 200, 256, 256) is in both
+    assert len([c for c in full if c.kind == "layer" and c.cell == "gru"]) == 6 + 4 * 4 * 3 - 1
     assert {c.kind for c in full} == {"layer", "stack", "streaming"}
     assert len(set(full)) == len(full)
 
@@ -250,20 +255,17 @@ def test_training_steps_are_those_of_the_experiments(task):
     assert config.batch_size == training_step.EXAMPLES
     ours, theirs = (nnx.split(m, nnx.Param, ...)[1] for m in (made.model(), model))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), ours, theirs))
-    batch = jax.tree.map(lambda x: x[:8], batch)
-    key = jax.random.key(3)
-    values = [
-        jax.jit(lambda m, loss=loss: loss(m, batch, key)[0])(model) for loss in (made.loss, lambda *a: module.loss(config, *a))
+    traced = [
+        re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(lambda b, k, loss=loss: loss(model, b, k))(batch, jax.random.key(3))))
+        for loss in (made.loss, functools.partial(module.loss, config))
     ]
-    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert traced[0] == traced[1]  # the same program, whatever the numbers
 
 
 def test_what_a_training_step_divides_into():
     task = training_step.addition()
-    rows = training_step.measured(task, ["auto", "scan"], SHORT)
-    assert [row["backend"] for row in rows] == ["auto", "scan"]
-    assert rows[1]["ratio"] == 1.0
-    for row in rows:
-        assert sum(row["division_ms"].values()) == pytest.approx(row["step_ms"])
-        assert row["examples_per_second"] == pytest.approx(128_000 / row["step_ms"])
-    assert chart.steps(rows) is not None
+    (row,) = training_step.measured(task, ["scan"], SHORT)
+    assert (row["backend"], row["ratio"]) == ("scan", 1.0)
+    assert sum(row["division_ms"].values()) == pytest.approx(row["step_ms"])
+    assert row["examples_per_second"] == pytest.approx(128_000 / row["step_ms"])
+    assert chart.steps([row]) is not None
