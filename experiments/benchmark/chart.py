@@ -23,12 +23,17 @@ def ratios(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
     from matplotlib.figure import Figure  # when first used: slow to import
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    panels = sorted({(row["cell"], row["part"]) for row in rows}, key=lambda p: (("lstm", "gru", "rnn").index(p[0]), p[1]))
+    places = {panel: {tuple(row["shape"]) for row in rows if (row["cell"], row["part"]) == panel} for panel in _panels(rows)}
+    most = max(map(len, places.values()))
+    # A cell that is measured at one shape of many, to be compared with others, is better told than drawn.
+    shown = [panel for panel in places if len(places[panel]) > 1 or most == 1]
+    rows = [row for row in rows if (row["cell"], row["part"]) in shown]
+    panels = sorted(shown, key=lambda p: (("lstm", "gru", "rnn").index(p[0]), p[1]))
     shapes = sorted({tuple(row["shape"]) for row in rows}, key=lambda s: s[0] * s[1] * s[3] * (s[2] + s[3]), reverse=True)
     names = list(dict.fromkeys(row["peer"] for row in rows))
     reach = [value for row in rows for value in row["ratio_quartiles"]] + [0.8, 2.0]
     # A place of its own for each peer within a shape's row, lest equal ratios hide each other.
-    height = 1.4 + len(shapes) * (0.2 + 0.07 * len(names))
+    height = 1.4 + len(shapes) * max(0.3, 0.07 * len(names))
     figure = Figure(figsize=(2.2 + 2.6 * len(panels), height), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     drawn = {}
@@ -39,7 +44,7 @@ def ratios(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
         for row in rows:
             if (row["cell"], row["part"]) == (cell, part):
                 color, marker = _LOOKS.get(row["peer"], ("tab:orange", "^"))
-                shift = 0.7 * ((names.index(row["peer"]) + 0.5) / len(names) - 0.5)
+                shift = 0.8 * ((names.index(row["peer"]) + 0.5) / len(names) - 0.5)
                 y = shapes.index(tuple(row["shape"])) + shift
                 axis.plot(row["ratio_quartiles"], [y, y], color=color, linewidth=1, alpha=0.6)
                 (drawn[row["peer"]],) = axis.plot(row["ratio"], y, marker, color=color, markersize=4)
@@ -57,17 +62,16 @@ def ratios(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
         axis.set_axisbelow(True)
     axes[0].set_yticks(range(len(shapes)), ["  ".join(map(str, shape)) for shape in shapes], fontsize=8)
     axes[0].set_ylim(len(shapes) - 0.5, -0.5)
-    axes[0].set_ylabel("B  T  D  H")
-    figure.supxlabel("time of the peer over ours; right of 1 ours is faster", fontsize=10)
-    figure.suptitle(title, fontsize=10)
-    figure.legend(
-        [drawn[name] for name in names],
-        names,
-        loc="outside lower center",
-        ncols=min(len(names), 2 * len(panels)),
-        frameon=False,
-    )
+    axes[0].set_ylabel("batch, time, features, hidden")
+    figure.suptitle(f"Time of others over ours: right of 1 ours is faster. {title}", fontsize=10)
+    columns = min(len(names), 2 * len(panels))
+    handles = [drawn[name] for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
+
+
+def _panels(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row["cell"], row["part"]) for row in rows))
 
 
 def steps(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -85,7 +89,7 @@ def steps(rows: Sequence[Mapping[str, Any]]) -> Any:
                 # Differences of two measurements: what is too small to tell can come out below zero.
                 axis.barh(y, max(0.0, ms), left=left, color=color, height=0.7, label=what if y == 0 else None)
                 left += max(0.0, ms)
-            axis.text(left, y, f" {row['step_ms']:.3g} ms, scan {row['ratio']:.2f} times as long", va="center", fontsize=8)
+            axis.text(left, y, f" {row['step_ms']:.3g} ms, {row['ratio']:.2f} times as fast as scan", va="center", fontsize=8)
         axis.set_yticks(range(len(of_task)), [row["backend"] for row in of_task], fontsize=8)
         axis.invert_yaxis()
         axis.set_xlim(0, 1.45 * max(sum(max(0.0, ms) for ms in row["division_ms"].values()) for row in of_task))
