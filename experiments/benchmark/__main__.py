@@ -21,6 +21,8 @@ from s2s_jax.recurrence.unroll import BACKENDS
 
 # Least and most rounds of a row, and the seconds after which there is no new one. The small grid has to end in 50 s.
 PLANS = {"small": Plan(0.3, 2, 15), "full": Plan(6.0, 5, 40)}
+# Each peer on JAX compiles for as long as it is measured; in the small grid these two are measured at one shape only.
+BRIEFLY, BRIEF = ("flax nnx", "keras"), (32, 64, 32, 64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,9 @@ def recurrence(config: Config, platform: str, path: Path) -> None:
     every = peers(platform, config.backend)
     chosen = {name: peer for name, peer in every.items() if _is_chosen(name, config)}
     print(legend(chosen))
+    if config.grid == "small" and not config.peers and not config.shapes:
+        print(f"{' and '.join(BRIEFLY)} only at {', '.join(map(str, BRIEF))}; --grid full and --peers measure them everywhere.")
+        chosen |= {name: _briefly(chosen[name]) for name in BRIEFLY}
     present = {name: peer for name, peer in chosen.items() if not peer.missing}
     cases = grid(config.grid, config.dtype, config.cells, tuple(_shape(text) for text in config.shapes))
     report = Report(path, machine.describe(platform))
@@ -99,6 +104,10 @@ def _memory(config: Config, platform: str, present: dict[str, Peer], cases: list
         print(peak_line(case, part, found), flush=True)
         told.append({"cell": case.cell, "shape": list(case.shape), "kind": case.kind, "part": part, "bytes": found})
         report.keep("peak_memory", told)
+
+
+def _briefly(peer: Peer) -> Peer:
+    return peer._replace(takes=lambda case, platform: case.shape == BRIEF and peer.takes(case, platform))
 
 
 def _is_chosen(name: str, config: Config) -> bool:

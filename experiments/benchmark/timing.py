@@ -32,8 +32,8 @@ def interleaved(
 ) -> dict[Name, list[float]]:
     """Seconds of each round, by name. In a round each is called once, or as often as fills `SHORT`; the order changes.
 
-    `time_of[name](calls, warm)` returns seconds of so many calls. A sample is their median. As whoever comes first in a row
-    after a pause finds cold caches, calls that are short have one before them that does not count.
+    `time_of[name](calls, warm)` returns seconds of so many calls; all have run before. A sample is their median. As whoever
+    comes first after a pause finds cold caches, calls that are short have one before them that does not count.
     """
     rng, names = random.Random(seed), list(time_of)
     calls = dict.fromkeys(names, 1)
@@ -45,9 +45,11 @@ def interleaved(
         for name in names:
             # A pool of threads spins for a while before it sleeps, and would take time from the next one.
             time.sleep(0.002)
-            seconds = time_of[name](calls[name], calls[name] > 1 or rounds == 0)
-            samples[name].append(statistics.median(seconds))
-            calls[name] = max(1, min(50, round(SHORT / max(samples[name][-1], 1e-6))))
+            sample = statistics.median(time_of[name](calls[name], calls[name] > 1))
+            calls[name] = max(1, min(50, round(SHORT / max(sample, 1e-6))))
+            if rounds == 0 and calls[name] > 1:  # it was not known that it is short
+                sample = statistics.median(time_of[name](calls[name], True))
+            samples[name].append(sample)
         rounds += 1
     return samples
 
