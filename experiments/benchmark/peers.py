@@ -260,7 +260,7 @@ def peers(platform: str, backend: str = "auto") -> dict[str, Peer]:
         return Peer(lambda case, platform: ours(name, case), setting, "s2s_jax", everything)
 
     found = {"ours": our(backend, f'unroll(backend="{backend}"), batch-major')}
-    torch = Peer(_torch, f"torch.nn, {threads}, time-major, forward in inference_mode", "torch", everything)
+    torch = Peer(_torch, f"torch.nn, {threads}, time-major, forward in inference_mode", "torch", everything, spins=True)
     found["torch"] = torch
     if platform == "cpu":
         tuned = f"{threads}, time-major, glibc keeps its memory ({', '.join(_TUNED)})"

@@ -32,7 +32,8 @@ class Peer(NamedTuple):
     """How to build a peer's programs, in a process with `environment`; `setting` is what its line in the table says.
 
     `takes` tells whether it has the case at all, on the platform. `inner_bias` is False where its GRU lacks the bias inside
-    the reset gate: it is then compared, with ours, where that bias is zero.
+    the reset gate: it is then compared, with ours, where that bias is zero. `spins` tells that its threads wait by spinning,
+    and crawl while others compute: it is built when they have been.
     """
 
     build: Callable[[Case, str], Program]
@@ -41,6 +42,7 @@ class Peer(NamedTuple):
     takes: Callable[[Case, str], bool] = lambda case, platform: case.kind == "layer"
     environment: Mapping[str, str] = {}
     inner_bias: bool = True
+    spins: bool = False
 
     @property
     def missing(self) -> bool:

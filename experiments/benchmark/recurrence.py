@@ -106,9 +106,11 @@ def _build(
                     outcomes[case] = failed
         return outcomes
 
+    together = [name for name in workers if not peers[name].spins]
     with concurrent.futures.ThreadPoolExecutor(len(workers)) as threads:
-        by_name = dict(zip(workers, threads.map(one, workers), strict=True))
-    return {case: {name: of_peer[case] for name, of_peer in by_name.items() if case in of_peer} for case in chunk}
+        by_name = dict(zip(together, threads.map(one, together), strict=True))
+    by_name |= {name: one(name) for name in workers if peers[name].spins}
+    return {case: {name: by_name[name][case] for name in workers if case in by_name[name]} for case in chunk}
 
 
 def _compared(

@@ -44,7 +44,7 @@ def interleaved(
         rng.shuffle(names)
         for name in names:
             # A pool of threads spins for a while before it sleeps, and would take time from the next one.
-            time.sleep(0.002)
+            time.sleep(0.004)
             sample = statistics.median(time_of[name](calls[name], calls[name] > 1))
             calls[name] = max(1, min(50, round(SHORT / max(sample, 1e-6))))
             if rounds == 0 and calls[name] > 1:  # it was not known that it is short
