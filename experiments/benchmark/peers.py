@@ -1,8 +1,7 @@
-"""All that ours is measured against, each at the best setting that was found for it, and the list of everybody.
+"""All that ours is measured against, each set up as its own users would for speed, and the list of everybody.
 
-A peer takes our weights, keeps its own layout of weights and sequences, and gives its results back in ours. The settings
-were found by trying the others at the six shapes of the small grid on two CPU cores. Nothing here is imported before the
-process of the peer that needs it runs.
+A peer takes our weights, keeps its own layout of weights and sequences, and gives its results back in ours. `setting` says what
+was chosen. Nothing here is imported before the process of the peer that needs it runs.
 """
 
 from typing import Any
@@ -260,13 +259,25 @@ def peers(platform: str, backend: str = "auto") -> dict[str, Peer]:
         return Peer(lambda case, platform: ours(name, case), setting, "s2s_jax", everything)
 
     found = {"ours": our(backend, f'unroll(backend="{backend}"), batch-major')}
-    torch = Peer(_torch, f"torch.nn, {threads}, time-major, forward in inference_mode", "torch", everything, spins=True)
+    extra = " (streaming: 1)" if platform == "cpu" else ""
+    torch = Peer(
+        _torch,
+        f"torch.nn, {threads}{extra}, time-major, forward in inference_mode, packed where ragged",
+        "torch",
+        everything,
+        spins=True,
+    )
     found["torch"] = torch
     if platform == "cpu":
-        tuned = f"{threads}, time-major, glibc keeps its memory ({', '.join(_TUNED)})"
+        tuned = f"{threads}{extra}, time-major, glibc keeps its memory ({', '.join(_TUNED)})"
         found["torch, allocator tuned"] = torch._replace(setting=f"torch.nn, {tuned}", environment=_TUNED)
-    found["flax linen"] = Peer(_flax_linen, "nn.RNN, OptimizedLSTMCell, time_major, jit", "flax")
-    found["flax nnx"] = Peer(_flax_nnx, "nnx.RNN, OptimizedLSTMCell, time_major, plain jit", "flax", inner_bias=False)
+    found["flax linen"] = Peer(_flax_linen, "nn.RNN, OptimizedLSTMCell, time_major, jit; GRUCell for GRU", "flax")
+    found["flax nnx"] = Peer(
+        _flax_nnx,
+        "nnx.RNN, OptimizedLSTMCell, time_major, plain jit; its GRUCell lacks a bias, zero there in both",
+        "flax",
+        inner_bias=False,
+    )
     keras = {"KERAS_BACKEND": "jax"}
     found["keras"] = Peer(_keras, "keras.layers on JAX, stateless_call in jit, batch-major", "keras", environment=keras)
     if platform == "gpu":
