@@ -7,12 +7,16 @@ from pathlib import Path
 
 def listed() -> dict[str, tuple[str, list[str]]]:
     """For each experiment its first sentence and its commands, read without importing it."""
+    folder = Path(__file__).parent
+    files = {path.stem: path for path in folder.glob("*.py")} | {
+        path.parent.name: path for path in folder.glob("*/__init__.py")
+    }
     found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for name, path in sorted(files.items()):
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        commands = [line.strip() for line in doc.splitlines() if line.strip().startswith(f"python -m experiments.{path.stem}")]
+        commands = [line.strip() for line in doc.splitlines() if line.strip().startswith(f"python -m experiments.{name}")]
         if commands:
-            found[path.stem] = (doc.split("\n\n")[0].replace("\n", " "), commands)
+            found[name] = (doc.split("\n\n")[0].replace("\n", " "), commands)
     return found
 
 

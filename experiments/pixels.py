@@ -24,7 +24,7 @@ from flax import nnx
 
 from s2s_jax import cells, plots
 from s2s_jax.data import datasets
-from s2s_jax.data.images import drawn_digits
+from s2s_jax.data.images import augmented, drawn_digits
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.losses import cross_entropy
 from s2s_jax.metrics import Mean, mean_over
@@ -129,23 +129,6 @@ def as_sequence(config: Config, images: Any) -> jax.Array:
         return scaled
     flat = scaled.reshape(len(images), 784, 1)
     return flat if config.order == "pixels" else flat[:, np.random.default_rng(0).permutation(784)]
-
-
-def augmented(images: Any, key: jax.Array) -> jax.Array:
-    """Each picture turned by up to 10 degrees, scaled by up to 10 % and shifted by up to 2 pixels; bilinear."""
-    count, height, width = images.shape
-    keys = jax.random.split(key, 3)
-    angle = jax.random.uniform(keys[0], (count,), minval=-1, maxval=1) * (10 * jnp.pi / 180)
-    scale = jax.random.uniform(keys[1], (count, 2), minval=0.9, maxval=1.1)
-    shift = jax.random.uniform(keys[2], (count, 2), minval=-2, maxval=2)
-    y, x = jnp.mgrid[:height, :width] - (height - 1) / 2
-
-    def warped(image: jax.Array, angle: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-        rows = (jnp.cos(angle) * y - jnp.sin(angle) * x) * scale[0] + shift[0] + (height - 1) / 2
-        columns = (jnp.sin(angle) * y + jnp.cos(angle) * x) * scale[1] + shift[1] + (width - 1) / 2
-        return jax.scipy.ndimage.map_coordinates(image, [rows, columns], order=1)
-
-    return jax.vmap(warped)(images.astype(jnp.float32), angle, scale, shift)
 
 
 def loss(config: Config, model: SequenceClassifier, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:

@@ -1,11 +1,13 @@
-"""Pictures: idx files (the format of MNIST), and digits that are drawn where there are none."""
+"""Pictures: idx files (the format of MNIST), digits that are drawn where there are none, and pictures moved a little."""
 
 import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 _IDX_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -74,6 +76,23 @@ def drawn_digits(count: int, seed: int) -> LabelledImages:
     rng = np.random.default_rng(seed)
     parts = [_draw(min(1000, count - start), rng) for start in range(0, count, 1000)]  # not all at once: memory
     return LabelledImages(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def augmented(images: Any, key: jax.Array) -> jax.Array:
+    """Each picture turned by up to 10 degrees, scaled by up to 10 % and shifted by up to 2 pixels; bilinear."""
+    count, height, width = images.shape
+    keys = jax.random.split(key, 3)
+    angle = jax.random.uniform(keys[0], (count,), minval=-1, maxval=1) * (10 * jnp.pi / 180)
+    scale = jax.random.uniform(keys[1], (count, 2), minval=0.9, maxval=1.1)
+    shift = jax.random.uniform(keys[2], (count, 2), minval=-2, maxval=2)
+    y, x = jnp.mgrid[:height, :width] - (height - 1) / 2
+
+    def warped(image: jax.Array, angle: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+        rows = (jnp.cos(angle) * y - jnp.sin(angle) * x) * scale[0] + shift[0] + (height - 1) / 2
+        columns = (jnp.sin(angle) * y + jnp.cos(angle) * x) * scale[1] + shift[1] + (width - 1) / 2
+        return jax.scipy.ndimage.map_coordinates(image, [rows, columns], order=1)
+
+    return jax.vmap(warped)(images.astype(jnp.float32), angle, scale, shift)
 
 
 def _draw(count: int, rng: np.random.Generator) -> LabelledImages:

@@ -1,0 +1,119 @@
+"""What is measured: a recurrent layer of one cell and shape, its weights and inputs, and how much arithmetic it is."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from s2s_jax import cells
+
+CELLS = {"lstm": cells.lstm, "gru": cells.gru, "rnn": cells.rnn}
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+PARTS = ("forward", "forward+grad")
+
+# As in the tables that recurrent layers are usually judged by: two large, pixels, tiny, one row, few rows.
+SMALL = (
+    (64, 50, 512, 512),
+    (64, 128, 128, 256),
+    (128, 784, 1, 128),
+    (32, 64, 32, 64),
+    (1, 200, 256, 256),
+    (8, 200, 128, 512),
+)
+COMPARED = (64, 128, 128, 256)  # where RNN, LSTM and GRU are set beside each other
+STACK = (32, 200, 256, 256)
+STREAM = (1, 200, 256, 256)  # so many steps, one in each call
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One cell at one shape (B, T, D, H).
+
+    `kind` is "layer", one layer over whole sequences; "stack", two layers in two directions over sequences whose mean length
+    is half of T; or "streaming", T calls of one step each, the state handed on from one to the next.
+    """
+
+    cell: str
+    shape: tuple[int, int, int, int]
+    dtype: str = "float32"
+    kind: str = "layer"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return PARTS[:1] if self.kind == "streaming" else PARTS
+
+    @property
+    def layers(self) -> int:
+        return 2 if self.kind == "stack" else 1
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return ("forward", "backward") if self.kind == "stack" else ("forward",)
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Longest first, which is how PyTorch packs them without sorting."""
+        batch, time, _, _ = self.shape
+        return np.linspace(time, 1, batch).round().astype(np.int32) if self.kind == "stack" else None
+
+    @property
+    def prepared(self) -> int:
+        """How many inputs to go round among, so that no call finds the last one's in the cache; two where they are large."""
+        batch, time, features, hidden = self.shape
+        return 3 if batch * time * max(features, hidden) <= 2**24 else 2
+
+    def params(self, inner_bias: bool = True) -> tuple[tuple[Any, ...], ...]:
+        """Weights [layer][direction] as NumPy arrays in our NamedTuples, float32; no bias is zero, but b_n on demand."""
+        _, _, features, hidden = self.shape
+        rng = np.random.default_rng(0)
+        gates = GATES[self.cell]
+
+        def draw(*shape: int) -> np.ndarray:
+            return (rng.uniform(-1, 1, shape) / math.sqrt(hidden)).astype(np.float32)
+
+        def one(width: int) -> Any:
+            w, u, b = draw(width, gates * hidden), draw(hidden, gates * hidden), draw(gates * hidden)
+            return params_of(self.cell, w, u, b, draw(hidden) * inner_bias)
+
+        widths = [features, *[hidden * len(self.directions)] * (self.layers - 1)]
+        return tuple(tuple(one(width) for _ in self.directions) for width in widths)
+
+    def inputs(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k-th input [B, T, D] and the gradient [B, T, directions·H] that comes back to its outputs, float32."""
+        batch, time, features, hidden = self.shape
+        rng = np.random.default_rng(k + 1)
+        # Uniform on (-1, 1): drawing normal numbers would take longer than the slow peers do.
+        xs = rng.random((batch, time, features), np.float32) * 2 - 1
+        return xs, rng.random((batch, time, hidden * len(self.directions)), np.float32) * 2 - 1
+
+    def operations(self, part: str) -> float:
+        """Floating-point operations of the matrix products: 2 B T G H (D + H), and twice that again for the gradients."""
+        batch, time, features, hidden = self.shape
+        steps = batch * time if self.lengths is None else int(self.lengths.sum())
+        widths = [features, *[hidden * len(self.directions)] * (self.layers - 1)]
+        gates = GATES[self.cell]
+        forward = sum(2.0 * steps * gates * hidden * (width + hidden) for width in widths) * len(self.directions)
+        return forward * (3 if part == "forward+grad" else 1)
+
+
+def params_of(cell: str, w: Any, u: Any, b: Any, b_n: Any = None) -> Any:
+    """The parameters of a cell, or their gradients; `b_n` is for the GRU alone, and None where a peer has none."""
+    if cell == "gru":
+        return cells.GRUParams(w, u, b, b_n)
+    return (cells.LSTMParams if cell == "lstm" else cells.RNNParams)(w, u, b)
+
+
+def grid(name: str, dtype: str, chosen_cells: tuple[str, ...], shapes: tuple[tuple[int, int, int, int], ...]) -> list[Case]:
+    """The cases of a grid, or those of the shapes given; RNN only where the three cells are compared."""
+    wanted = list(shapes or SMALL)
+    if name == "full" and not shapes:
+        wanted += [(b, t, h, h) for t in (50, 200, 784) for h in (64, 128, 256, 512) for b in (1, 8, 32, 128)]
+    cases = [Case(cell, shape, dtype) for shape in dict.fromkeys(wanted) for cell in chosen_cells if cell != "rnn" or shapes]
+    if not shapes and "rnn" in chosen_cells:
+        cases.append(Case("rnn", COMPARED, dtype))
+    if name == "full" and not shapes:
+        both = [cell for cell in chosen_cells if cell != "rnn"]
+        cases += [Case(cell, STACK, dtype, "stack") for cell in both]
+        cases += [Case(cell, STREAM, dtype, "streaming") for cell in both]
+    return cases
