@@ -70,7 +70,7 @@ def call_with_adjoint(
     @jax.custom_jvp
     def pulled(flat: list[Array], kept: Any, cotangents: Any) -> tuple[Array, ...]:
         of_args = backward(structure.unflatten(flat), kept, cotangents)
-        found = jax.tree.leaves(of_args, is_leaf=lambda leaf: leaf is None)
+        found = structure.flatten_up_to(of_args)
         return tuple(found[k].astype(flat[k].dtype) for k in positions)
 
     @pulled.defjvp
