@@ -287,11 +287,8 @@ def _by_hand(how: _How, args: _Args, kept: Any, valid: Array | None) -> _Adjoint
     befores, saved = kept
 
     def pull(stepwise: Any, d_state: State, d_output: Array) -> tuple[State, Array]:
-        d_output = d_output.astype(_h(d_state).dtype)
-        if isinstance(d_state, LSTMState):
-            d_state = d_state._replace(h=d_state.h + d_output)
-        else:
-            d_state = d_state + d_output
+        dh = _h(d_state) + d_output.astype(_h(d_state).dtype)
+        d_state = d_state._replace(h=dh) if isinstance(d_state, LSTMState) else dh
         d_before, dz = rules.pull(params, *stepwise, args.context, d_state)
         return d_before, dz.astype(dtype)  # as it enters the products; narrow floats take half the memory
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from s2s_jax.masks import check_lengths, where_valid
-from s2s_jax.recurrence import fused, scan
+from s2s_jax.recurrence import cudnn, fused, scan
 from s2s_jax.sharding import batch_split_as
 from s2s_jax.types import Cell, Context, Inputs, Params, State, Unrolled, UnrolledHistory
 
-BACKENDS = {"scan": scan.run, "fused": fused.run}
+BACKENDS = {"scan": scan.run, "fused": fused.run, "cudnn": cudnn.run}
 DIRECTIONS = ("forward", "backward")
 MERGES = ("concat", "sum", "mean", "product", "none")
 
