@@ -62,12 +62,13 @@ def why_not_stack(
 
 
 def _why_not_here() -> str | None:
-    chosen = jax.config.jax_default_device  # a device, or the name of a platform
+    config: Any = jax.config
+    chosen = config.jax_default_device  # a device, or the name of a platform
     platform = jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
     try:
         # "gpu" is AMD's name too.
         if platform in ("gpu", "cuda") and jax.devices("cuda"):
-            precision = jax.config.jax_default_matmul_precision
+            precision = config.jax_default_matmul_precision
             narrow = precision in ("bfloat16", "default", "fastest")
             return f"cuDNN's LSTM is float32 or TF32, and jax_default_matmul_precision is {precision!r}" if narrow else None
     except RuntimeError:
@@ -175,7 +176,7 @@ def _checked(cells: Any, params: Any, xs: Any, contexts: Any, *, remat: Any, his
     kernel = kernel or _cudnn
 
     def stacked(params: Any, xs: Array, states: Any, lengths: Array | None, directions: tuple[str, ...]) -> StackTimeMajor:
-        def reference(args: tuple[Any, ...]) -> StackTimeMajor:
+        def scanned(args: Any) -> StackTimeMajor:
             return _scanned(cells, *args, directions)
 
         def direct(inexact: tuple[Any, Any, Any], lengths: Array | None) -> StackTimeMajor:
@@ -196,7 +197,7 @@ def _checked(cells: Any, params: Any, xs: Any, contexts: Any, *, remat: Any, his
 
         return call_with_adjoint(
             (params, xs, states, lengths),
-            reference,
+            scanned,
             lambda args, keep: keeping(args) if keep else (plain(args), None),
             lambda args, kept, cotangents: (*pulled(kept, cotangents), None),
         )
