@@ -1,5 +1,6 @@
 """Backend `fused` against backend `scan`, and what it is there for."""
 
+import functools
 
 import jax
 import jax.export
@@ -17,9 +18,7 @@ from tests.samples import (
     CELLS,
     LIBRARY_CELLS,
     TOLERANCE,
-    USER_CELLS,
-    B,
-    H,
+    Sample,
     T,
     assert_close,
     cast,
@@ -62,20 +61,21 @@ def unrolled(given, backend, *, reverse=False, history=False):
 
 
 def values_and_gradients(given, backend, *, reverse=False, history=False, dtype="float32"):
-    carried = unrolled(given, backend, reverse=reverse, history=history)
-    arguments = cast((given.params, given.xs, given.state, given.context), dtype)
-    shapes = jax.eval_shape(carried, *arguments, given.lengths)
-    weights = cast(random_like(shapes, 7, 1.0), dtype)
+    shapes = jax.eval_shape(unrolled(given, backend, history=history), *given[1:4], given.context, given.lengths)
+    arrays = cast((given.params, given.xs, given.state, given.context, random_like(shapes, 7, 1.0)), dtype)
+    got = _values_and_gradients(given.cell, *arrays, given.lengths, backend=backend, reverse=reverse, history=history)
+    return jax.tree.map(np.asarray, got)
 
-    @jax.jit
-    def both(*arguments):
-        def loss(*arguments):
-            done = carried(*arguments, given.lengths)
-            return weighted_sum(done, weights), done
 
-        return jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True, allow_int=True)(*arguments)
+@functools.partial(jax.jit, static_argnames=("cell", "backend", "reverse", "history"))
+def _values_and_gradients(cell, params, xs, state, context, weights, lengths, *, backend, reverse, history):
+    carried = unrolled(Sample(cell, params, xs, state, lengths, weights), backend, reverse=reverse, history=history)
 
-    return jax.tree.map(np.asarray, both(*arguments))
+    def loss(*arguments):
+        done = carried(*arguments, lengths)
+        return weighted_sum(done, weights), done
+
+    return jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True, allow_int=True)(params, xs, state, context)
 
 
 def with_mask(given, seed=11):
@@ -99,14 +99,13 @@ def test_values_and_gradients_equal_those_of_scan(name, reverse):
 
 
 @few_cells
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_with_the_history_of_states(name, reverse):
-    given = sample(name, seed=6)
+def test_with_the_history_of_states(name):
+    given, reverse = sample(name, seed=6), FEW.index(name) % 2 == 0
     got, want = (values_and_gradients(given, backend, reverse=reverse, history=True) for backend in ("fused", "scan"))
     assert_close(got, want, TOLERANCE["float32"])
 
 
-@few_cells
+@pytest.mark.parametrize("name", ["lstm", "gru_before", "tree"])
 def test_float64_without_lengths(name, float64):
     given = sample(name, seed=8)._replace(lengths=None)
     got, want = (values_and_gradients(given, backend, reverse=True, dtype="float64") for backend in ("fused", "scan"))
@@ -114,19 +113,19 @@ def test_float64_without_lengths(name, float64):
 
 
 @few_cells
-@pytest.mark.parametrize("padding", [np.nan, np.inf])
-def test_padding_reaches_nothing(name, padding):
-    given = sample(name, seed=9)
-    filled = given._replace(xs=fill_padding(given.xs, given.lengths, padding))
-    for reverse in (False, True):
-        want, got = (values_and_gradients(each, "fused", reverse=reverse) for each in (given, filled))
+def test_padding_reaches_nothing(name):
+    given, reverse = sample(name, seed=9), FEW.index(name) % 2 == 1
+    want = values_and_gradients(given, "fused", reverse=reverse)
+    padded = np.arange(T)[None] >= given.lengths[:, None]
+    for padding in (np.nan, np.inf):
+        filled = given._replace(xs=fill_padding(given.xs, given.lengths, padding))
+        got = values_and_gradients(filled, "fused", reverse=reverse)
         jax.tree.map(np.testing.assert_array_equal, got, want)
-        padded = np.arange(T)[None] >= given.lengths[:, None]
         for leaf in jax.tree.leaves((got[1].outputs, got[0][1])):
             np.testing.assert_array_equal(leaf[padded], 0)
 
 
-@few_cells
+@pytest.mark.parametrize("name", ["lstm", "counting"])
 def test_what_the_loss_does_with_the_padding_reaches_nothing(name):
     given = sample(name, seed=9)
     padded = np.arange(T)[None, :, None] >= given.lengths[:, None, None]
@@ -139,7 +138,7 @@ def test_what_the_loss_does_with_the_padding_reaches_nothing(name):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru_before", "counting", "tree"])
+@pytest.mark.parametrize("name", ["lstm", "counting"])
 @pytest.mark.parametrize(("batch_size", "time"), [(3, 0), (0, 4), (1, 1), (1, 2), (2, 1)])
 def test_empty_and_single_sizes(name, batch_size, time):
     given = sample(name, batch_size, time)
@@ -153,7 +152,7 @@ def test_rematerialisation_is_refused():
         s2s_jax.unroll(*given[:4], remat=2, backend="fused")
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "counting", "tree"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "counting"])
 def test_forward_mode_and_second_derivatives(name, float64):
     """Forward mode, and each mode over each, along random directions: those of `scan`."""
     given = with_mask(sample(name, 3, 4)) if name in ("lstm", "gru") else sample(name, 3, 4)
@@ -184,7 +183,7 @@ def test_forward_mode_and_second_derivatives(name, float64):
     assert_close(got[2], got[3], 1e-10)  # a symmetric Hessian
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru_before", "counting"])
+@pytest.mark.parametrize("name", ["lstm", "counting"])
 def test_vmap_in_any_order_with_grad(name):
     """Over parameters and over inputs; the gradient of each, and the gradient of their sum."""
     given = sample(name, 3, 4)
@@ -213,7 +212,7 @@ def test_vmap_in_any_order_with_grad(name):
     assert_close(results("fused"), results("scan"), TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "gru_before", "lstm_everything", "counting"])
+@pytest.mark.parametrize("name", ["lstm", "gru_before", "lstm_everything", "counting"])
 def test_gradients_on_several_devices(name):
     """Inside `shard_map`, and on a mesh with explicit axes; two rows of the batch on each device."""
     given = sample(name, 16)
@@ -237,7 +236,7 @@ def test_gradients_on_several_devices(name):
         assert_close(jax.tree.map(np.asarray, got), jax.tree.map(np.asarray, want), TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "gru_before", "lstm_everything", "tree"])
+@pytest.mark.parametrize("name", ["lstm", "gru_before", "tree"])
 def test_lowers_for_cuda_and_tpu(name):
     given = sample(name)
 
@@ -267,11 +266,12 @@ def weights_in_loops(cell, backend):
 
     Sizes are such that nothing else has their shape.
     """
-    batch_size, time, in_features, hidden = 2, 5, 7, 3
+    batch_size, time, in_features, hidden = 11, 5, 7, 3
     shapes = jax.eval_shape(lambda key: cell.init(key, in_features, hidden), jax.random.key(0))
     xs = jax.ShapeDtypeStruct((batch_size, time, in_features), jnp.float32)
     gradient = jax.grad(lambda p, x: jnp.sum(s2s_jax.unroll(cell, p, x, backend=backend).outputs), argnums=(0, 1))
-    wanted = {leaf.shape for leaf in jax.tree.leaves(shapes)} | {leaf.shape[::-1] for leaf in jax.tree.leaves(shapes)}
+    matrices = {leaf.shape for leaf in jax.tree.leaves(shapes) if leaf.ndim == 2}
+    wanted = matrices | {shape[::-1] for shape in matrices}
     found, count = set(), 0
     for loop in loops(jax.make_jaxpr(gradient)(shapes, xs).jaxpr):
         consts, carried = loop.params["num_consts"], loop.params["num_carry"]
@@ -301,7 +301,7 @@ def test_a_step_that_is_jitted():
 def test_gradients_of_narrow_inputs(name):
     """In bfloat16 against the exact gradient at the same rounded numbers; closer than `scan`, which rounds at each step."""
     given = sample(name, 8, 64, 16, 16)._replace(lengths=None)
-    narrow = jax.tree.map(lambda leaf: np.asarray(jnp.asarray(leaf, jnp.bfloat16)), (given.params, given.xs))
+    narrow = jax.tree.map(lambda leaf: np.asarray(jnp.asarray(leaf, jnp.bfloat16), np.float32), (given.params, given.xs))
 
     def gradient(backend, params, xs, state):
         def loss(params, xs):
@@ -312,8 +312,8 @@ def test_gradients_of_narrow_inputs(name):
         return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.jit(jax.grad(loss, argnums=(0, 1)))(params, xs))
 
     with jax.enable_x64(True):
-        truth = gradient("scan", *cast((narrow[0], narrow[1]), "float64"), cast(given.state, "float64"))
-    params, xs = cast(narrow[0], "float32"), jnp.asarray(narrow[1], jnp.bfloat16)
+        truth = gradient("scan", *cast(narrow, "float64"), cast(given.state, "float64"))
+    params, xs = narrow[0], jnp.asarray(narrow[1], jnp.bfloat16)
     errors = {}
     for backend in ("fused", "scan"):
         got = gradient(backend, params, xs, given.state)
@@ -323,9 +323,3 @@ def test_gradients_of_narrow_inputs(name):
             for field in ("w", "u")
         }
     print(name, errors)
-
-
-def test_the_user_cell_of_these_tests_is_any_cell():
-    assert set(USER_CELLS).isdisjoint(BY_HAND)
-    assert B > 1
-    assert H > 1
