@@ -177,10 +177,12 @@ def _checked(cells: Any, params: Any, xs: Any, contexts: Any, *, remat: Any, his
 
     def stacked(params: Any, xs: Array, states: Any, lengths: Array | None, directions: tuple[str, ...]) -> StackTimeMajor:
         def scanned(args: Any) -> StackTimeMajor:
-            return _scanned(cells, *args, directions)
+            return _scanned(cells, *args, directions=directions)
 
         def direct(inexact: tuple[Any, Any, Any], lengths: Array | None) -> StackTimeMajor:
             return _direct(kernel, *inexact, lengths, directions)
+
+        structure: Any = None  # of what the backward pass reads: each trace makes one that equals no other
 
         # cuDNN's call cannot be batched: under `vmap` there is one call after the other.
         @sequential_vmap
@@ -188,12 +190,15 @@ def _checked(cells: Any, params: Any, xs: Any, contexts: Any, *, remat: Any, his
             return direct(args[:3], args[3])
 
         @sequential_vmap
-        def keeping(args: tuple[Any, ...]) -> tuple[StackTimeMajor, Any]:
-            return jax.vjp(lambda *inexact: direct(inexact, args[3]), *args[:3])
+        def keeping(args: tuple[Any, ...]) -> tuple[StackTimeMajor, list[Array]]:
+            nonlocal structure
+            outputs, transpose = jax.vjp(lambda *inexact: direct(inexact, args[3]), *args[:3])
+            kept, structure = jax.tree.flatten(transpose)
+            return outputs, kept
 
         @sequential_vmap
-        def pulled(kept: Any, cotangents: StackTimeMajor) -> Any:
-            return kept(cotangents)
+        def pulled(kept: list[Array], cotangents: StackTimeMajor) -> Any:
+            return structure.unflatten(kept)(cotangents)
 
         return call_with_adjoint(
             (params, xs, states, lengths),

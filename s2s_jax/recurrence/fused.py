@@ -25,6 +25,7 @@ from s2s_jax.cells import GRUSpec, LSTMSpec, RNNSpec
 from s2s_jax.masks import where_valid
 from s2s_jax.recurrence import scan
 from s2s_jax.recurrence.adjoint import call_with_adjoint, is_inexact
+from s2s_jax.sharding import explicit_sharding
 from s2s_jax.types import Cell, Context, Inputs, LSTMState, Params, State
 
 
@@ -334,8 +335,14 @@ def _times_transposed(x: Array, w: Array) -> Array:
 
 
 def _outer(x: Array, dz: Array, like: Array) -> Array:
-    """`sum_tb x[t, b]^T dz[t, b]`: the gradient of a matrix, one product over T * B."""
-    return jnp.einsum("tbi,tbj->ij", x.astype(dz.dtype), dz, preferred_element_type=_accumulator(dz))
+    """`sum_tb x[t, b]^T dz[t, b]`: the gradient of a matrix like `like`, one product over T * B."""
+    return jnp.einsum(
+        "tbi,tbj->ij",
+        x.astype(dz.dtype),
+        dz,
+        preferred_element_type=_accumulator(dz),
+        out_sharding=explicit_sharding(like, dz),
+    )
 
 
 def _total(dz: Array) -> Array:
