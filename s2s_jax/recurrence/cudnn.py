@@ -9,6 +9,7 @@ zero, cuDNN does as we do; a length of 0 it refuses.
 Matrix products are in TF32 as cuDNN's default is, unless `jax.default_matmul_precision("highest")` is set.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from s2s_jax.cells import LSTMParams, LSTMSpec
 from s2s_jax.masks import reverse_sequence, where_valid
 from s2s_jax.recurrence import scan
 from s2s_jax.recurrence.adjoint import call_with_adjoint
+from s2s_jax.sharding import varying_as
 from s2s_jax.types import Cell, Context, Inputs, LSTMState, Params, State
 
 Kernel = Callable[..., tuple[Array, Array, Array]]  # called as `jax.experimental.rnn.lstm`
@@ -210,10 +212,29 @@ def _checked(cells: Any, params: Any, xs: Any, contexts: Any, *, remat: Any, his
     return stacked
 
 
-def _cudnn(*args: Any) -> tuple[Array, Array, Array]:
-    from jax.experimental import rnn  # only here, because it is not needed elsewhere, and is experimental
+# With rules of our own around the calls that those of `rnn.lstm` make, because the types of what the calls return say
+# nothing of the mesh axes over which it varies inside `shard_map`.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9))
+def _cudnn(x: Array, h_0: Array, c_0: Array, weights: Array, seq_lengths: Array, *sizes: Any) -> tuple[Array, Array, Array]:
+    return _cudnn_forward(x, h_0, c_0, weights, seq_lengths, *sizes)[0]
 
-    return rnn.lstm(*args)
+
+def _cudnn_forward(*args: Any) -> tuple[tuple[Array, Array, Array], Any]:
+    from jax.experimental import rnn  # only here, because it is experimental
+
+    outputs, kept = rnn.lstm_fwd(*args, precision=None)
+    return varying_as(outputs, args[:5]), kept
+
+
+def _cudnn_backward(*args: Any) -> tuple[Array | None, ...]:
+    from jax.experimental import rnn
+
+    *sizes, kept, cotangents = args
+    found = rnn.lstm_bwd(*sizes, precision=None, residuals=kept, gradients=cotangents)
+    return (*varying_as(found[:4], cotangents), None)
+
+
+_cudnn.defvjp(_cudnn_forward, _cudnn_backward)
 
 
 def reference(

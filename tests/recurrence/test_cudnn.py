@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import rnn
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -164,30 +166,88 @@ def test_other_derivatives_and_vmap(by_reference):
         def all_of_them():
             point = given.params, given.xs
             forward = jax.jvp(loss, point, along)
-            second = jax.jvp(gradient, point, along)[1], jax.vjp(gradient, *point)[1](along)
-            each = jax.vmap(gradient)(*many)
+            second = jax.vjp(gradient, *point)[1](along)
             summed = jax.grad(lambda p, x: jnp.sum(jax.vmap(loss, (0, None))(p, x)), argnums=(0, 1))(many[0], given.xs)
-            return forward, second, each, summed
+            return forward, second, summed
 
         return all_of_them()
 
     assert_close(results(by_reference), results("scan"), TOLERANCE["float32"])
 
 
-def test_shard_map_over_the_batch(by_reference):
-    given, lengths = sample("lstm", 16), ragged_lengths(16, T)
+def _opaque(monkeypatch):
+    """In place of JAX's two calls of cuDNN others like them: no derivative, no batching, no mesh axes in their types."""
+
+    def forward(x, h, c, w, lengths, *, sizes):
+        return *cudnn.reference(x, h, c, w, lengths, *sizes), jnp.zeros(1)
+
+    def backward(dy, dh, dc, x, h, c, w, lengths, *, sizes):
+        return jax.vjp(lambda *inexact: cudnn.reference(*inexact, lengths, *sizes), x, h, c, w)[1]((dy, dh, dc))
+
+    def primitive(name, function):
+        made = Primitive(name)
+        made.multiple_results = True
+        made.def_impl(function)
+
+        def types(*avals, sizes):
+            shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+            found = jax.eval_shape(functools.partial(function, sizes=sizes), *shapes)
+            return [jax.core.ShapedArray(leaf.shape, leaf.dtype) for leaf in found]
+
+        made.def_abstract_eval(types)
+        mlir.register_lowering(made, mlir.lower_fun(function, multiple_results=True))
+        return made
+
+    forward_p, backward_p = primitive("forward", forward), primitive("backward", backward)
+
+    def lstm_fwd(x, h, c, w, lengths, *sizes, precision):
+        *outputs, reserved = forward_p.bind(x, h, c, w, lengths, sizes=sizes)
+        return tuple(outputs), (x, h, c, w, lengths, outputs[0], reserved)
+
+    def lstm_bwd(*sizes, precision, residuals, gradients):
+        found = backward_p.bind(*gradients, *residuals[:5], sizes=sizes)
+        return (*found, jnp.zeros_like(residuals[4]))
+
+    monkeypatch.setattr(rnn, "lstm_fwd", lstm_fwd)
+    monkeypatch.setattr(rnn, "lstm_bwd", lstm_bwd)
+    monkeypatch.setattr(cudnn, "_why_not_here", lambda: None)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cudnn"])
+@pytest.mark.parametrize("ragged", [True, False], ids=["ragged", "full"])
+def test_shard_map_over_the_batch(backend, ragged, by_reference, monkeypatch):
+    if backend == "cudnn":
+        _opaque(monkeypatch)
+    given, lengths = sample("lstm", 16), ragged_lengths(16, T) if ragged else None
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu")[:8])
 
     def forward(params, xs, state, lengths, backend):
         return s2s_jax.unroll(given.cell, params, xs, state, lengths=lengths, backend=backend).outputs
 
     def gradients(f):
-        return jax.jit(jax.grad(lambda *args: weighted_sum(f(*args), given.weights.outputs), argnums=(0, 1)))
+        return jax.jit(jax.grad(lambda *args: weighted_sum(f(*args), given.weights.outputs), argnums=(0, 1, 2)))
 
     specs = (P(), P("batch"), P("batch"), P("batch"))
-    sharded = jax.shard_map(functools.partial(forward, backend=by_reference), mesh=mesh, in_specs=specs, out_specs=P("batch"))
+    sharded = jax.shard_map(functools.partial(forward, backend=backend), mesh=mesh, in_specs=specs, out_specs=P("batch"))
     want = gradients(functools.partial(forward, backend="scan"))(*given[1:4], lengths)
     assert_close(gradients(sharded)(*given[1:4], lengths), want, TOLERANCE["float32"])
+
+
+def test_what_has_neither_derivative_nor_batching_is_enough(monkeypatch):
+    """Two gradients under `vmap`, and a second derivative."""
+    _opaque(monkeypatch)
+    given = sample("lstm", 3, 4)
+    many = np.stack([given.xs, 0.5 * given.xs])
+
+    def results(backend):
+        def loss(xs):
+            return weighted_sum(
+                s2s_jax.unroll(given.cell, given.params, xs, given.state, lengths=given.lengths, backend=backend), given.weights
+            )
+
+        return jax.jit(lambda: (jax.vmap(jax.grad(loss))(many), jax.jvp(jax.grad(loss), (given.xs,), (given.xs,))[1]))()
+
+    assert_close(results("cudnn"), results("scan"), TOLERANCE["float32"])
 
 
 # What it does not do ----------------------------------------------------------------------------------------------------
