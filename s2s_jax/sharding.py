@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def varying_as(carry: Any, operands: Any) -> Any:
@@ -33,3 +33,9 @@ def batch_split_as(state: Any, xs: Any, axis: int) -> Any:
     if len(spec) <= axis or spec[axis] is None:
         return state
     return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, PartitionSpec(spec[axis])), state)
+
+
+def explicit_sharding(like: Any, made_of: Any) -> NamedSharding | None:
+    """The `out_sharding` of a sum over the batch of `made_of`, split as `like` is; None where splits are not explicit."""
+    mesh = jax.typeof(made_of).sharding.mesh
+    return NamedSharding(mesh, jax.typeof(like).sharding.spec) if AxisType.Explicit in mesh.axis_types else None

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array
 
-from s2s_jax.recurrence import native, scan
+from s2s_jax.recurrence import cudnn, fused, native, scan
 from s2s_jax.recurrence.backend import Direction, Options
 from s2s_jax.types import Cell
 
 AUTO = "auto"
-BACKENDS = {"scan": scan.BACKEND, "native": native.BACKEND}
+BACKENDS = {"scan": scan.BACKEND, "native": native.BACKEND, "fused": fused.BACKEND, "cudnn": cudnn.BACKEND}
 VARIABLE = "S2S_JAX_BACKEND"
 
 
@@ -49,24 +49,61 @@ def choose(
     options: Options,
     wanted: str = AUTO,
     forced: str | None = None,
-) -> Choice:
-    """The backend for one layer: the one that is wanted, else the one that the environment forces, else the fastest known.
+) -> str:
+    """The backend for one layer: the one that is wanted, else the one that the environment forces, else the first of `_order`.
 
     Raises:
       ValueError: the one that is wanted does not apply.
     """
-    reasons = {name: backend.why_not(cell, directions, lengths, options) for name, backend in BACKENDS.items()}
+    given = cell, directions, lengths, options
     if wanted != AUTO:
-        if reasons[wanted] is not None:
-            raise ValueError(f"backend: {wanted} does not apply: {reasons[wanted]}")
-        return _chosen(wanted, "it was asked for", reasons)
-    if forced is not None and reasons[forced] is None:
-        return _chosen(forced, f"{VARIABLE} asks for it", reasons)
-    if reasons["native"] is None and jax.device_count() > 1:
-        reasons["native"] = "there are several devices, and the compiler cannot split its call over them"
-    best = "native" if reasons["native"] is None else "scan"
-    return _chosen(best, "", reasons)
+        reason = BACKENDS[wanted].why_not(*given)
+        if reason is not None:
+            raise ValueError(f"backend: {wanted} does not apply: {reason}")
+        return wanted
+    if forced is not None and BACKENDS[forced].why_not(*given) is None:
+        return forced
+    return next(name for name in _order() if _why_not_by_itself(name, *given) is None)
 
 
-def _chosen(name: str, why: str, reasons: dict[str, str | None]) -> Choice:
-    return Choice(name, why, {other: reason or "slower" for other, reason in reasons.items() if other != name})
+def explain(
+    cell: Cell,
+    directions: Sequence[Direction],
+    lengths: Array | None,
+    options: Options,
+    wanted: str = AUTO,
+    forced: str | None = None,
+) -> Choice:
+    """What `choose` returns, and the reasons."""
+    given = cell, directions, lengths, options
+    chosen = choose(*given, wanted, forced)
+    if wanted != AUTO:
+        why, others = "it was asked for", "another was asked for"
+    elif chosen == forced:
+        why, others = f"{VARIABLE} asks for it", f"{VARIABLE} asks for another"
+    else:
+        why, others = f"the first that applies in the order measured on {jax.default_backend()}", "it was measured slower"
+    if wanted == AUTO and forced not in (None, chosen):
+        why += f" ({VARIABLE} asks for {forced}, which does not apply)"
+    order = _order()
+    reasons = {}
+    for name in BACKENDS:
+        reason = _why_not_by_itself(name, *given)
+        if name != chosen:
+            reasons[name] = reason or (others if name in order or wanted != AUTO else "it was not measured here")
+    return Choice(chosen, why, reasons)
+
+
+def _order() -> tuple[str, ...]:
+    """Backends of the default platform, the fastest first; `python -m experiments.benchmark --grid full` measures them."""
+    # On a CPU nothing came before native where it applies. Elsewhere nothing has been measured: scan is what is known to work.
+    return ("native", "scan") if jax.default_backend() == "cpu" else ("scan",)
+
+
+def _why_not_by_itself(
+    name: str, cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options
+) -> str | None:
+    reason = BACKENDS[name].why_not(cell, directions, lengths, options)
+    if reason is None and name == "native" and jax.device_count() > 1:
+        return "there are several devices, and the compiler cannot split its call over them"
+    return reason

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 from s2s_jax.masks import check_lengths, where_valid
 from s2s_jax.recurrence import scan
 from s2s_jax.recurrence.backend import Direction, Options, TimeMajor
-from s2s_jax.recurrence.choice import AUTO, BACKENDS, Choice, choose, forced
+from s2s_jax.recurrence.choice import AUTO, BACKENDS, Choice, choose, explain, forced
 from s2s_jax.sharding import batch_split_as
 from s2s_jax.types import Cell, Context, Inputs, Params, State, Unrolled, UnrolledHistory
 
@@ -200,7 +200,7 @@ def explain_backend(
     def chosen(params: Params, xs: Inputs, state: State, lengths: Array | None, context: Context) -> None:
         xs = jax.tree.map(_swap_batch_and_time, xs)
         direction = _checked_direction(cell, params, xs, state, context, False, where="")
-        found.append(choose(cell, [direction], lengths, how.options, how.backend, how.forced))
+        found.append(explain(cell, [direction], lengths, how.options, how.backend, how.forced))
 
     found: list[Choice] = []
     jax.eval_shape(chosen, params, xs, state, lengths, context)
@@ -296,7 +296,7 @@ def _run_stack(
 
 
 def _run_layer(cell: Cell, directions: list[Direction], lengths: Array | None, how: _How) -> list[TimeMajor]:
-    name = choose(cell, directions, lengths, how.options, how.backend, how.forced).backend
+    name = choose(cell, directions, lengths, how.options, how.backend, how.forced)
     return BACKENDS[name].run(cell, directions, lengths, how.options)
 
 

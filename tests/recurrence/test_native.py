@@ -1,4 +1,4 @@
-"""The native backend: against PyTorch and a loop in NumPy, on odd sizes, under every transformation, built by anybody, on any thread."""
+"""The native backend: against PyTorch and NumPy, on odd sizes, under every transformation, however built, on any thread."""
 
 import concurrent.futures
 import functools
@@ -193,9 +193,7 @@ def _without_jit(f, params, xs):
 @pytest.mark.parametrize("how", TRANSFORMED)
 def test_transformations(how):
     given, loss = losses("lstm")
-    got, want = (
-        TRANSFORMED[how](functools.partial(loss, backend), given.params, given.xs) for backend in ("native", "scan")
-    )
+    got, want = (TRANSFORMED[how](functools.partial(loss, backend), given.params, given.xs) for backend in ("native", "scan"))
     assert_close(got, want, TOLERANCE["float32"])
 
 
@@ -210,14 +208,13 @@ def test_shard_map_over_the_batch(check):
     sharded = jax.shard_map(
         functools.partial(outputs, "native"), mesh=mesh, in_specs=(P(), P("batch")), out_specs=P("batch"), check_vma=check
     )
-    assert_close(
-        jax.jit(sharded)(given.params, given.xs), outputs("scan", given.params, given.xs), TOLERANCE["float32"]
-    )
+    assert_close(jax.jit(sharded)(given.params, given.xs), outputs("scan", given.params, given.xs), TOLERANCE["float32"])
 
 
 def test_lowers_for_another_platform_as_scan():
     given, loss = losses("lstm")
-    exported = jax.export.export(jax.jit(jax.grad(functools.partial(loss, "native"))), platforms=["tpu"])(given.params, given.xs)
+    gradient = jax.jit(jax.grad(functools.partial(loss, "native")))
+    exported = jax.export.export(gradient, platforms=["tpu"])(given.params, given.xs)
     assert "stablehlo.while" in exported.mlir_module()
     assert "s2s_forward" not in exported.mlir_module()
 
@@ -254,7 +251,7 @@ def test_what_it_does_not_apply_to(name, monkeypatch):
 
 def test_a_variable_that_names_nothing_is_an_error(monkeypatch):
     monkeypatch.setenv(VARIABLE, "fastest")
-    with pytest.raises(ValueError, match="S2S_JAX_BACKEND: expected one of auto, scan, native"):
+    with pytest.raises(ValueError, match="S2S_JAX_BACKEND: expected one of auto, scan, native, fused"):
         s2s_jax.unroll(cells.gru, cells.gru.init(jax.random.key(0), 3, 4), jnp.ones((2, 5, 3)))
 
 

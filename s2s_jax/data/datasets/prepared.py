@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from s2s_jax import cache
 from s2s_jax.data.datasets.arrays import SavedArrays, splits_of
 from s2s_jax.data.datasets.formats import FORMATS, Contents, files_of, format_of
 from s2s_jax.data.datasets.report import Report
@@ -147,21 +148,21 @@ def _from_catalogue(name: str, split: str, cache_dir: str | Path | None, options
 def _cache(cache_dir: str | Path | None) -> Path:
     if cache_dir:
         return Path(cache_dir)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2s_jax"
+    return cache.folder()
 
 
-def _prepare(name: str, folder: Path, key: str, options: dict[str, Any], cache: Path) -> tuple[str, Path]:
+def _prepare(name: str, folder: Path, key: str, options: dict[str, Any], kept: Path) -> tuple[str, Path]:
     """Fingerprint and folder of the data set as array_record. The folder appears whole, by a rename, or not at all."""
     digests = _digests(folder, key)
     fingerprint = _hash_of([_LAYOUT, name, key, options, digests])
     plain_name = re.sub(r"\W+", "_", name, flags=re.ASCII).lower()
-    prepared = cache / f"{plain_name}-{fingerprint}"
+    prepared = kept / f"{plain_name}-{fingerprint}"
     if prepared.exists():
         return fingerprint, prepared
-    cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / f"{prepared.name}.lock"):
+    kept.mkdir(parents=True, exist_ok=True)
+    with _locked(kept / f"{prepared.name}.lock"):
         if not prepared.exists():  # another process may have held the lock, and be done
-            partial = cache / f"{prepared.name}.partial"
+            partial = kept / f"{prepared.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
             try:
                 contents = FORMATS[key].read(folder, name, **options)

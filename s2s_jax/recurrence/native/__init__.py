@@ -1,11 +1,11 @@
 """Backend `native`: a layer's whole sequence in one call of C++, forward and backward, on a CPU, in float32.
 
-    forward.h, backward.h  the passes, on threads that XLA lends (team.h) and memory that is kept (memory.h)
-    layer.h                sizes, rows in the order of their lengths, weights in panels
-    product.h, simd.h      matrix products in registers, gate functions
-    ffi.cc                 the two calls that XLA makes
-    build.py               compiles all that, once for each machine
-    calls.py               the calls as JAX primitives with their derivatives
+- forward.h, backward.h: the passes, on threads that XLA lends (team.h) and memory that is kept (memory.h)
+- layer.h: sizes, rows in the order of their lengths, weights in panels
+- product.h, simd.h: matrix products in registers, gate functions
+- ffi.cc: the two calls that XLA makes
+- build.py: compiles all that, once for each machine
+- calls.py: the calls as JAX primitives with their derivatives
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,9 @@ def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, 
 
 
 def _under_shard_map(directions: Sequence[Direction]) -> bool:
-    return any(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(list(directions)) if hasattr(leaf, "dtype"))
+    return any(
+        jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(list(directions)) if hasattr(leaf, "dtype")
+    )
 
 
 BACKEND = Backend(run, why_not)

@@ -39,7 +39,7 @@ class Native(NamedTuple):
 
 
 def load() -> Native:
-    """Builds and loads the library at the first call; later calls return the same. Without a compiler, says so once in the log."""
+    """Builds and loads the library at the first call, or says once in the log why it cannot be; later calls return the same."""
     with _lock:
         return _load(os.environ.get("S2S_JAX_NATIVE", "own"))
 

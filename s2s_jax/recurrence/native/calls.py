@@ -30,7 +30,9 @@ class Arguments(NamedTuple):
 
 
 class Results(NamedTuple):
-    outputs: tuple[Array, ...]
+    """Arrays, or their shapes; one entry for each direction. Outputs are [B, T, H]."""
+
+    outputs: tuple[Any, ...]
     states: tuple[Any, ...]
 
 
@@ -125,7 +127,8 @@ def _forward_natively(*flat: Array, call: Call, saving: bool) -> list[Array]:
         shapes += [results.outputs[d], *_both(results.states[d]), saved[d] if saving else _NOTHING]
     outs = _ffi_call("s2s_forward", shapes, operands, call)
     groups = [outs[i : i + 4] for i in range(0, len(outs), 4)]
-    done = Results(tuple(g[0] for g in groups), tuple(_state(s, g[1], g[2]) for s, g in zip(arguments.states, groups, strict=True)))
+    states = tuple(_state(s, h, c) for s, (_, h, c, _) in zip(arguments.states, groups, strict=True))
+    done = Results(tuple(y for y, *_ in groups), states)
     return [*jax.tree.leaves(done), *([g[3] for g in groups] if saving else [])]
 
 
@@ -156,7 +159,7 @@ def _gradient_natively(*operands: Array, call: Call, wrt: tuple[int, ...], given
     return [leaves[i] for i in wrt]
 
 
-def _ffi_call(name: str, shapes: Sequence[Any], operands: Sequence[Array], call: Call) -> list[Array]:
+def _ffi_call(name: str, shapes: Sequence[Any], operands: Sequence[Array], call: Call) -> Sequence[Array]:
     known = kind(call.cell.spec)
     assert known is not None  # `why_not` has looked
     backward = sum(1 << d for d, reverse in enumerate(call.reversed) if reverse)

@@ -1,0 +1,457 @@
+"""Backend `fused`: what needs no order in time is done for all steps at once, in the backward pass too.
+
+JAX differentiates a loop into a loop that adds up the gradient of each weight step by step: it reads and writes the whole
+matrix T times, in the accuracy of its dtype. Here the loops hold the recurrence alone. Before the forward loop the input
+is projected, after the backward loop one product over T * B makes the gradient of each matrix,
+
+    dW = sum_t x_t^T dz_t,    dU = sum_t h_{t-1}^T dz_t,    dX = dZ W^T,
+
+as cuDNN does it (Appleyard et al., arXiv 1604.01946, section 3.2, for the weights).
+
+The plain RNN, LSTM and GRU keep their gates and are differentiated by hand. Any other cell is linearised at all states
+at once when the backward pass begins, from the states that the forward pass kept; so no step is computed again in a loop.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal, jaxpr_as_fun
+from jaxtyping import Array, Bool
+
+from s2s_jax.cells import GRUSpec, LSTMSpec, RNNSpec
+from s2s_jax.masks import where_valid
+from s2s_jax.recurrence import scan
+from s2s_jax.recurrence.adjoint import call_with_adjoint, is_inexact
+from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, one_by_one
+from s2s_jax.sharding import explicit_sharding
+from s2s_jax.types import Cell, Context, Inputs, LSTMState, Params, State
+
+
+def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
+    """Only `remat` is against what it does."""
+    return None if options.remat is None else "remat is asked for, and it keeps every state for the products over all steps"
+
+
+def run(cell: Cell, direction: Direction, lengths: Array | None, options: Options) -> TimeMajor:
+    """Carries `cell` along time. Derivatives but the first in reverse mode are those of the backend `scan`.
+
+    Takes [T, B, G] for the projected input, and for the backward pass as much again for the gates, or for whatever the
+    step of a user's cell needs to be differentiated.
+    """
+    params, xs, state, context, reverse = direction
+
+    def reference(args: _Args) -> TimeMajor:
+        return scan.run(cell, Direction(args.params, args.xs, args.state, args.context, reverse), args.lengths, options)
+
+    args = _Args(params, xs, state, lengths, context)
+    if jax.tree.leaves(xs)[0].shape[0] <= 1:  # nothing to gather over time
+        return reference(args)
+    how = _How(cell, _rules(cell), reverse, options.history)
+    return call_with_adjoint(args, reference, functools.partial(_forward, how), functools.partial(_backward, how))
+
+
+class _Args(NamedTuple):
+    params: Params
+    xs: Inputs
+    state: State
+    lengths: Array | None
+    context: Context
+
+
+class _Rules(NamedTuple):
+    """One kind of cell by hand; `mask` is None or the recurrent dropout mask, and the output of a step is h of its state.
+
+    Attributes:
+      step: `(params, state, z, mask) -> (state, saved)`, the values of the cell's own step.
+      pull: `(params, before, saved, mask, d_state) -> (d_before, dz)`, the transpose of the step at the state `before`.
+      weights: `(params, before, saved, mask, dz) -> (d_params, d_mask)` for all steps at once, arguments [T, B, ...];
+        `d_params` is without the share of the projection.
+    """
+
+    step: Callable[..., Any]
+    pull: Callable[..., Any]
+    weights: Callable[..., Any]
+
+
+class _Adjoint(NamedTuple):
+    """The transpose of the loop in two parts.
+
+    Attributes:
+      stepwise: what `pull` reads, leaves [T, B, ...].
+      pull: `(stepwise[t], d_state, d_output) -> (d_before, emitted)`, one step.
+      gather: `(emitted, d_outputs) -> (d_params, d_xs, d_context)`, all steps at once, leaves [T, B, ...].
+    """
+
+    stepwise: Any
+    pull: Callable[..., Any]
+    gather: Callable[..., Any]
+
+
+class _How(NamedTuple):
+    cell: Cell
+    rules: _Rules | None
+    reverse: bool
+    history: bool
+
+
+def _forward(how: _How, args: _Args, keep: bool) -> tuple[TimeMajor, Any]:
+    """What `scan.run` returns; kept are the state before each step and, of that step, what was saved or else z."""
+    cell, rules = how.cell, how.rules
+    valid = _valid(args)
+    dtype = scan.compute_dtype(args.xs, args.params)
+    params = scan.cast_floating(args.params, dtype)
+    zs = _projected(cell, params, _zeroed(args.xs, valid))
+
+    def advance(state: State, at: Any) -> tuple[State, Any]:
+        z, valid = at
+        if rules is None:
+            new, y = _step(cell, dtype, params, state, z, args.context)
+            saved = None
+        else:
+            new, saved = rules.step(params, state, z, args.context)
+            y = _h(new).astype(dtype)
+        if valid is not None:
+            new = jax.tree.map(lambda a, b: where_valid(valid, a, b), new, state)
+            y = _zeroed(y, valid)
+        return new, (y, new if how.history else None, (state, saved) if keep else None)
+
+    state, (outputs, states, kept) = jax.lax.scan(advance, args.state, (zs, valid), reverse=how.reverse)
+    if keep and rules is None:
+        kept = kept[0], zs
+    return TimeMajor(outputs, state, states), kept
+
+
+def _backward(how: _How, args: _Args, kept: Any, cotangents: TimeMajor) -> _Args:
+    """Cotangents of the arguments."""
+    valid = _valid(args)
+    # Whatever the loss does with the padding ends here, NaN too.
+    d_outputs, d_state, d_states = cotangents._replace(outputs=_zeroed(cotangents.outputs, valid))
+    stepwise, pull, gather = (_any_cell if how.rules is None else _by_hand)(how, args, kept, valid)
+
+    def retreat(d_state: State, at: Any) -> tuple[State, Any]:
+        stepwise, d_output, d_seen, valid = at
+        if how.history:
+            d_state = jax.tree.map(jnp.add, d_state, d_seen)
+        d_before, emitted = pull(stepwise, _zeroed(d_state, valid), d_output)
+        if valid is not None:
+            d_before = jax.tree.map(lambda a, b: where_valid(valid, a, b), d_before, d_state)
+        return d_before, emitted
+
+    d_state, emitted = jax.lax.scan(retreat, d_state, (stepwise, d_outputs, d_states, valid), reverse=not how.reverse)
+    d_params, d_xs, d_context = gather(emitted, d_outputs)
+    return _Args(d_params, _zeroed(d_xs, valid), d_state, None, d_context)
+
+
+def _projected(cell: Cell, params: Params, xs: Inputs) -> Any:
+    """The projection of all steps; where it is a matrix product, one of T * B rows."""
+    return jax.vmap(cell.project, in_axes=(None, 0))(params, xs)
+
+
+def _step(cell: Cell, dtype: Any, params: Params, state: State, z: Any, context: Context) -> tuple[State, Any]:
+    """The cell's own step, in the dtypes in which state and outputs are carried on."""
+    new, y = scan.check_step(cell.step(params, state, z, context), state)
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), new, state), scan.cast_floating(y, dtype)
+
+
+def _h(state: State) -> Array:
+    return state.h if isinstance(state, LSTMState) else state
+
+
+def _valid(args: _Args) -> Bool[Array, "T B"] | None:
+    if args.lengths is None:
+        return None
+    return jnp.arange(jax.tree.leaves(args.xs)[0].shape[0], dtype=jnp.int32)[:, None] < args.lengths[None]
+
+
+def _zeroed(tree: Any, valid: Array | None) -> Any:
+    """Zero where not valid; selected and not multiplied, because NaN times zero is NaN."""
+    if valid is None:
+        return tree
+    return jax.tree.map(lambda leaf: where_valid(valid, leaf, jnp.zeros((), leaf.dtype)), tree)
+
+
+# Any cell ---------------------------------------------------------------------------------------------------------------
+
+
+def _any_cell(how: _How, args: _Args, kept: Any, valid: Array | None) -> _Adjoint:
+    """JAX's transpose of the step with respect to state and z for the loop, of all steps to params and context after it."""
+    befores, zs = kept
+    dtype = scan.compute_dtype(args.xs, args.params)
+    step = functools.partial(_step, how.cell, dtype)
+
+    def linearized(before: State, z: Any) -> Any:
+        cast = scan.cast_floating(args.params, dtype)
+
+        def moving(before_part: State, z_part: Any) -> Any:
+            return _inexact(step(cast, _with(before, before_part), _with(z, z_part), args.context))
+
+        return jax.vjp(moving, _inexact(before), _inexact(z))[1]  # a pytree: its leaves are what the transpose reads
+
+    first = jax.tree.map(lambda leaf: leaf[0], (befores, zs))
+    program, shapes = jax.make_jaxpr(linearized, return_shape=True)(*first)
+    structure, evaluate = jax.tree.structure(shapes), jaxpr_as_fun(program)
+    # What depends on parameters and context alone, a weight above all, is not to be copied for each step.
+    varies = _dependent(program, [True] * len(jax.tree.leaves(first)))
+    fixed = [leaf for leaf, moves in zip(evaluate(*jax.tree.leaves(first)), varies, strict=True) if not moves]
+
+    def moving(*at: Array) -> list[Array]:
+        return [leaf for leaf, moves in zip(evaluate(*at), varies, strict=True) if moves]
+
+    def pull(stepwise: list[Array], d_state: State, d_output: Any) -> tuple[State, Any]:
+        each, same = iter(stepwise), iter(fixed)
+        transpose = structure.unflatten([next(each if moves else same) for moves in varies])
+        d_before, dz = transpose((d_state, d_output))
+        return d_before, (d_state, dz)
+
+    def gather(emitted: Any, d_outputs: Any) -> tuple[Params, Inputs, Context]:
+        d_states, dzs = emitted
+        cast = functools.partial(scan.cast_floating, dtype=dtype)
+        xs = _zeroed(args.xs, valid)
+
+        def all_steps(params: Params, context: Context) -> Any:
+            # Over time only, so that parameters and context are shared, and their cotangents one sum.
+            stepped = jax.vmap(step, in_axes=(None, 0, 0, None))
+            return _inexact(stepped(cast(_with(args.params, params)), befores, zs, _with(args.context, context)))
+
+        def projected(params: Params, inputs: Inputs) -> Any:
+            return _inexact(_projected(how.cell, cast(_with(args.params, params)), _with(xs, inputs)))
+
+        d_params, d_context = jax.vjp(all_steps, _inexact(args.params), _inexact(args.context))[1]((d_states, d_outputs))
+        d_params_too, d_xs = jax.vjp(projected, _inexact(args.params), _inexact(xs))[1](dzs)
+        return jax.tree.map(jnp.add, d_params, d_params_too), d_xs, d_context
+
+    return _Adjoint(jax.vmap(moving)(*jax.tree.leaves((befores, zs))), pull, gather)
+
+
+def _inexact(tree: Any) -> Any:
+    """The tree with None for every leaf that has no derivative."""
+    return jax.tree.map(lambda leaf: leaf if is_inexact(leaf) else None, tree)
+
+
+def _with(tree: Any, part: Any) -> Any:
+    """The tree with the leaves of `part`, where that has any."""
+    return jax.tree.map(lambda leaf, other: leaf if other is None else other, tree, part)
+
+
+def _dependent(program: Any, inputs: list[bool]) -> list[bool]:
+    """Which outputs of a jaxpr depend on those of its inputs."""
+    jaxpr = getattr(program, "jaxpr", program)
+    found = {variable for variable, counts in zip(jaxpr.invars, inputs, strict=True) if counts}
+
+    def depends(variable: Any) -> bool:
+        return not isinstance(variable, Literal) and variable in found
+
+    for equation in jaxpr.eqns:
+        used = list(map(depends, equation.invars))
+        # A function that is jitted inside a step is one equation: looked into, or all of it would count as dependent.
+        inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
+        made = [any(used)] * len(equation.outvars) if inner is None else _dependent(inner, used)
+        found |= {variable for variable, counts in zip(equation.outvars, made, strict=True) if counts}
+    return list(map(depends, jaxpr.outvars))
+
+
+# By hand ----------------------------------------------------------------------------------------------------------------
+
+
+def _by_hand(how: _How, args: _Args, kept: Any, valid: Array | None) -> _Adjoint:
+    rules: Any = how.rules
+    dtype = scan.compute_dtype(args.xs, args.params)
+    params = scan.cast_floating(args.params, dtype)
+    befores, saved = kept
+
+    def pull(stepwise: Any, d_state: State, d_output: Array) -> tuple[State, Array]:
+        dh = _h(d_state) + d_output.astype(_h(d_state).dtype)
+        d_state = d_state._replace(h=dh) if isinstance(d_state, LSTMState) else dh
+        d_before, dz = rules.pull(params, *stepwise, args.context, d_state)
+        return d_before, dz.astype(dtype)  # as it enters the products; narrow floats take half the memory
+
+    def gather(dzs: Array, d_outputs: Array) -> tuple[Params, Array, Context]:
+        d_params, d_mask = rules.weights(params, befores, saved, args.context, dzs)
+        d_params = d_params._replace(w=_outer(_zeroed(args.xs, valid), dzs, params.w))
+        if params.b is not None:
+            d_params = d_params._replace(b=_total(dzs))
+        d_xs = _times_transposed(dzs, params.w).astype(args.xs.dtype)
+        return d_params, d_xs, d_mask
+
+    return _Adjoint((befores, saved), pull, gather)
+
+
+def _rules(cell: Cell) -> _Rules | None:
+    """Rules by hand for the plain cells with a named activation."""
+    spec = cell.spec
+    if isinstance(spec, LSTMSpec):
+        plain = spec.projection is None and not spec.peepholes and not spec.layer_norm
+        return _lstm(spec.activation) if plain and isinstance(spec.activation, str) else None
+    if isinstance(spec, GRUSpec) and isinstance(spec.activation, str):
+        return (_gru_after if spec.reset == "after" else _gru_before)(spec.activation)
+    if isinstance(spec, RNNSpec) and isinstance(spec.activation, str):
+        return _rnn(spec.activation)
+    return None
+
+
+_ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    # The function, and its derivative as a function of its value.
+    "tanh": (jnp.tanh, lambda y: 1 - y * y),
+    "relu": (jax.nn.relu, lambda y: (y > 0).astype(y.dtype)),
+}
+
+
+def _times(x: Array, w: Array) -> Array:
+    """`x w`, accumulated in at least float32."""
+    return jnp.matmul(x.astype(w.dtype), w, preferred_element_type=_accumulator(w))
+
+
+def _times_transposed(x: Array, w: Array) -> Array:
+    """`x w^T`, accumulated in at least float32."""
+    return jnp.einsum("...j,ij->...i", x.astype(w.dtype), w, preferred_element_type=_accumulator(w))
+
+
+def _outer(x: Array, dz: Array, like: Array) -> Array:
+    """`sum_tb x[t, b]^T dz[t, b]`: the gradient of a matrix like `like`, one product over T * B."""
+    return jnp.einsum(
+        "tbi,tbj->ij",
+        x.astype(dz.dtype),
+        dz,
+        preferred_element_type=_accumulator(dz),
+        out_sharding=explicit_sharding(like, dz),
+    )
+
+
+def _total(dz: Array) -> Array:
+    return jnp.sum(dz, axis=(0, 1), dtype=_accumulator(dz))
+
+
+def _accumulator(x: Array) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _masked(h: Array, mask: Array | None) -> Array:
+    """The mask [B, H] times one step, or all of [T, B, H]."""
+    return h if mask is None else h * mask.reshape((1,) * (h.ndim - mask.ndim) + mask.shape)
+
+
+@functools.cache
+def _lstm(activation: str) -> _Rules:
+    function, slope = _ACTIVATIONS[activation]
+
+    def step(params: Any, state: LSTMState, z: Array, mask: Array | None) -> tuple[LSTMState, Any]:
+        i, f, g, o = jnp.split(z + _times(_masked(state.h, mask), params.u), 4, axis=-1)
+        i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), function(g), jax.nn.sigmoid(o)
+        c = f * state.c + i * g
+        return LSTMState(o * function(c), c), (i, f, g, o)
+
+    def pull(params: Any, before: LSTMState, saved: Any, mask: Array | None, d: LSTMState) -> tuple[LSTMState, Array]:
+        i, f, g, o = saved
+        shown = function(f * before.c + i * g)
+        dc = d.c + d.h * o * slope(shown)
+        dz = [dc * g * i * (1 - i), dc * before.c * f * (1 - f), dc * i * slope(g), d.h * shown * o * (1 - o)]
+        dz = jnp.concatenate(dz, axis=-1)
+        return LSTMState(_masked(_times_transposed(dz, params.u), mask), dc * f), dz
+
+    def weights(params: Any, before: LSTMState, saved: Any, mask: Array | None, dz: Array) -> tuple[Any, Array | None]:
+        d_mask = None if mask is None else _total_over_time(before.h * _times_transposed(dz, params.u))
+        return params._replace(u=_outer(_masked(before.h, mask), dz, params.u)), d_mask
+
+    return _Rules(step, pull, weights)
+
+
+@functools.cache
+def _rnn(activation: str) -> _Rules:
+    function, slope = _ACTIVATIONS[activation]
+
+    def step(params: Any, h: Array, z: Array, mask: Array | None) -> tuple[Array, Any]:
+        h = function(z + _times(_masked(h, mask), params.u))
+        return h, h
+
+    def pull(params: Any, before: Array, after: Array, mask: Array | None, dh: Array) -> tuple[Array, Array]:
+        dz = dh * slope(after)
+        return _masked(_times_transposed(dz, params.u), mask), dz
+
+    def weights(params: Any, before: Array, after: Array, mask: Array | None, dz: Array) -> tuple[Any, Array | None]:
+        d_mask = None if mask is None else _total_over_time(before * _times_transposed(dz, params.u))
+        return params._replace(u=_outer(_masked(before, mask), dz, params.u)), d_mask
+
+    return _Rules(step, pull, weights)
+
+
+@functools.cache
+def _gru_after(activation: str) -> _Rules:
+    function, slope = _ACTIVATIONS[activation]
+
+    def step(params: Any, h: Array, z: Array, mask: Array | None) -> tuple[Array, Any]:
+        z_r, z_u, z_n = jnp.split(z, 3, axis=-1)
+        r, update, inner = jnp.split(_times(_masked(h, mask), params.u), 3, axis=-1)
+        if params.b_n is not None:
+            inner = inner + params.b_n[None]
+        r, update = jax.nn.sigmoid(z_r + r), jax.nn.sigmoid(z_u + update)
+        n = function(z_n + r * inner)
+        return (1 - update) * n + update * h, (r, update, n, inner)
+
+    def pull(params: Any, before: Array, saved: Any, mask: Array | None, dh: Array) -> tuple[Array, Array]:
+        r, update, n, inner = saved
+        dn = dh * (1 - update) * slope(n)
+        d_update = dh * (before - n) * update * (1 - update)
+        dr = dn * inner * r * (1 - r)
+        recurrent = _times_transposed(jnp.concatenate([dr, d_update, dn * r], axis=-1), params.u)
+        return dh * update + _masked(recurrent, mask), jnp.concatenate([dr, d_update, dn], axis=-1)
+
+    def weights(params: Any, before: Array, saved: Any, mask: Array | None, dz: Array) -> tuple[Any, Array | None]:
+        features = before.shape[-1]
+        d_inner = (dz[..., 2 * features :] * saved[0]).astype(dz.dtype)
+        d_recurrent = jnp.concatenate([dz[..., : 2 * features], d_inner], axis=-1)
+        d_mask = None if mask is None else _total_over_time(before * _times_transposed(d_recurrent, params.u))
+        b_n = None if params.b_n is None else _total(d_inner)
+        return params._replace(u=_outer(_masked(before, mask), d_recurrent, params.u), b_n=b_n), d_mask
+
+    return _Rules(step, pull, weights)
+
+
+@functools.cache
+def _gru_before(activation: str) -> _Rules:
+    function, slope = _ACTIVATIONS[activation]
+
+    def split(u: Array) -> tuple[Array, Array]:
+        features = u.shape[0]
+        return u[:, : 2 * features], u[:, 2 * features :]
+
+    def step(params: Any, h: Array, z: Array, mask: Array | None) -> tuple[Array, Any]:
+        u_gates, u_n = split(params.u)
+        z_gates, z_n = z[..., : u_gates.shape[1]], z[..., u_gates.shape[1] :]
+        r, update = jnp.split(jax.nn.sigmoid(z_gates + _times(_masked(h, mask), u_gates)), 2, axis=-1)
+        n = function(z_n + _times(_masked(r * h, mask), u_n))
+        return (1 - update) * n + update * h, (r, update, n)
+
+    def pull(params: Any, before: Array, saved: Any, mask: Array | None, dh: Array) -> tuple[Array, Array]:
+        u_gates, u_n = split(params.u)
+        r, update, n = saved
+        dn = dh * (1 - update) * slope(n)
+        d_reset = _masked(_times_transposed(dn, u_n), mask)  # of r * h
+        d_gates = [d_reset * before * r * (1 - r), dh * (before - n) * update * (1 - update)]
+        d_gates = jnp.concatenate(d_gates, axis=-1)
+        d_before = dh * update + d_reset * r + _masked(_times_transposed(d_gates, u_gates), mask)
+        return d_before, jnp.concatenate([d_gates, dn], axis=-1)
+
+    def weights(params: Any, before: Array, saved: Any, mask: Array | None, dz: Array) -> tuple[Any, Array | None]:
+        u_gates, u_n = split(params.u)
+        d_gates, dn = dz[..., : u_gates.shape[1]], dz[..., u_gates.shape[1] :]
+        reset = saved[0] * before
+        d_u = [_outer(_masked(before, mask), d_gates, u_gates), _outer(_masked(reset, mask), dn, u_n)]
+        d_mask = None
+        if mask is not None:
+            d_mask = before * _times_transposed(d_gates, u_gates) + reset * _times_transposed(dn, u_n)
+            d_mask = _total_over_time(d_mask)
+        # There is a b_n, but it is unused.
+        b_n = None if params.b_n is None else jnp.zeros_like(params.b_n)
+        return params._replace(u=jnp.concatenate(d_u, axis=-1), b_n=b_n), d_mask
+
+    return _Rules(step, pull, weights)
+
+
+def _total_over_time(x: Array) -> Array:
+    return jnp.sum(x, axis=0)
+
+
+BACKEND = Backend(one_by_one(run), why_not)
