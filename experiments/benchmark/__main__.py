@@ -17,7 +17,7 @@ from experiments.benchmark.program import Peer
 from experiments.benchmark.recurrence import Refused, measure, peaks
 from experiments.benchmark.report import Report, conclusion, legend, peak_line
 from experiments.benchmark.timing import Plan, summary
-from s2s_jax.recurrence.unroll import BACKENDS
+from s2s_jax.recurrence.choice import BACKENDS
 
 # Least and most rounds of a row, and the seconds after which there is no new one. The small grid has to end in 50 s.
 PLANS = {"small": Plan(0.3, 2, 15), "full": Plan(6.0, 5, 40)}

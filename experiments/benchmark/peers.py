@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.benchmark.case import Case, params_of
 from experiments.benchmark.program import Peer, Program, cores, is_lstm, on_jax, ours
-from s2s_jax.recurrence.unroll import BACKENDS
+from s2s_jax.recurrence.choice import BACKENDS
 
 # Flax --------------------------------------------------------------------------------------------------------------------
 

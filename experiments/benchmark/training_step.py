@@ -29,7 +29,7 @@ from s2s_jax.losses import cross_entropy
 from s2s_jax.metrics import mean_over
 from s2s_jax.models.classifier import SequenceClassifier
 from s2s_jax.models.seq2seq import Seq2Seq
-from s2s_jax.recurrence.unroll import BACKENDS
+from s2s_jax.recurrence.choice import BACKENDS
 from s2s_jax.training.optimizers import make_optimizer, make_schedule
 from s2s_jax.training.state import initial_train_state
 from s2s_jax.training.step import make_train_step

@@ -22,7 +22,7 @@ from s2s_jax.types import Cell
 
 def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> list[TimeMajor]:
     """Both directions of a layer in one call; see `Backend`."""
-    if _under_shard_map(directions):
+    if _on_a_mesh(directions):
         return scan.BACKEND.run(cell, directions, lengths, options)
     arguments = calls.Arguments(
         tuple(scan.cast_floating(d.params, jnp.dtype(jnp.float32)) for d in directions),
@@ -54,10 +54,10 @@ def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, 
     return build.load().why_not
 
 
-def _under_shard_map(directions: Sequence[Direction]) -> bool:
-    return any(
-        jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(list(directions)) if hasattr(leaf, "dtype")
-    )
+def _on_a_mesh(directions: Sequence[Direction]) -> bool:
+    """Whether the types of the arrays name axes of a mesh, inside `shard_map` or where splits are explicit."""
+    types = [jax.typeof(leaf) for leaf in jax.tree.leaves([d._replace(reverse=None) for d in directions])]
+    return any(of_leaf.manual_axis_type.varying or any(of_leaf.sharding.spec) for of_leaf in types)
 
 
 BACKEND = Backend(run, why_not)
