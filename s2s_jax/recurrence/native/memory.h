@@ -56,7 +56,7 @@ class Scratch {
   ~Scratch() {
     std::lock_guard<std::mutex> lock(mutex());
     auto& kept = blocks();
-    if (block_.bytes <= (size_t{16} << 20)) kept.push_back(block_);
+    if (block_.bytes <= (size_t{64} << 20)) kept.push_back(block_);
     else std::free(block_.begin);
     while (kept.size() > 4) {
       std::free(kept.front().begin);
