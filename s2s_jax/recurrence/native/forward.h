@@ -185,11 +185,14 @@ class Forward {
     const long running = rows_.running(group, s);
     if (running == 0) return;
     const long begin = rows_.start(group);
-    const long rows = rows_.count(group);
+    const long gate = rows_.count(group) * kWidth;  // from one sum to the next
     thread_local std::vector<const float*> xs, hs;
+    thread_local std::vector<Row> places;
     xs.resize(running);
     hs.resize(running);
+    places.resize(running);
     for (long i = 0; i < running; ++i) {
+      places[i] = row_at(d, at, begin + i, s);
       const long position = rows_.position(begin + i, s, d.reverse);
       xs[i] = d.x + (rows_.batch_row(begin + i) * n_.time + position) * n_.in;
       hs[i] = at.h[s & 1] + (begin + i) * n_.padded();
@@ -203,12 +206,12 @@ class Forward {
       float* sums = sums_of(direction, group, n_.cell == Cell::kGruBefore ? j : place);
       for (int g = 0; g < n_.gates(); ++g) {
         const long index = j * n_.gates() + g;
-        panels[g] = {at.w + index * n_.in * kWidth, at.bias + index * kWidth, 0, sums + g * rows * kWidth};
+        panels[g] = {at.w + index * n_.in * kWidth, at.bias + index * kWidth, 0, sums + g * gate};
       }
       if (by_rows_) multiply(running, xs.data(), {1, 0, n_.in}, panels, n_.gates());
       for (int g = 0; g < n_.gates(); ++g) {
         const int sum = first + g;
-        float* out = sums + sum * rows * kWidth;
+        float* out = sums + sum * gate;
         const float* start = by_rows_ ? out : sum < n_.gates() ? inputs(direction, j, sum) + offset * kWidth : nullptr;
         panels[g] = {at.u + (j * n_.gates() + g) * n_.hidden * kWidth, start, kWidth, out};
         if (sum == 3 && n_.gru()) panels[g].start = at.bias_n + j * kWidth, panels[g].start_stride = 0;
@@ -219,16 +222,16 @@ class Forward {
       switch (n_.cell) {
         case Cell::kTanh:
         case Cell::kRelu:
-          rnn(d, at, group, s, j, sums);
+          rnn(places, j, sums);
           break;
         case Cell::kLstm:
-          lstm(d, at, group, s, j, sums);
+          lstm(places, j, sums, gate);
           break;
         case Cell::kGruAfter:
-          gru_after(d, at, group, s, j, sums, candidate);
+          gru_after(places, j, sums, gate, candidate);
           break;
         case Cell::kGruBefore:
-          gru_gates(d, at, group, s, j, sums);
+          gru_gates(places, j, sums, gate, at.reset + begin * n_.padded());
           break;
       }
     }
@@ -241,17 +244,22 @@ class Forward {
     const long running = rows_.running(group, s);
     if (running == 0) return;
     const long begin = rows_.start(group);
-    const long rows = rows_.count(group);
+    const long gate = rows_.count(group) * kWidth;
     thread_local std::vector<const float*> rs;
+    thread_local std::vector<Row> places;
     rs.resize(running);
-    for (long i = 0; i < running; ++i) rs[i] = at.reset + (begin + i) * n_.padded();
+    places.resize(running);
+    for (long i = 0; i < running; ++i) {
+      rs[i] = at.reset + (begin + i) * n_.padded();
+      places[i] = row_at(d, at, begin + i, s);
+    }
     const long offset = by_rows_ ? 0 : rows_.before(0, s) - rows_.before(0, s / chunk_ * chunk_);
     for (long j = from; j < to; ++j) {
       float* sums = sums_of(direction, group, j);
       const float* start = by_rows_ ? sums : inputs(direction, j, 0) + offset * kWidth;
       const Panel panel{at.u + j * n_.gates() * n_.hidden * kWidth, start, kWidth, sums};
       multiply(running, rs.data(), {1, 0, n_.hidden}, &panel, 1);
-      gru_before(d, at, group, s, j, sums, rows);
+      gru_before(places, j, sums, gate);
     }
   }
 
@@ -260,31 +268,33 @@ class Forward {
     return buffers_[direction].sums + n_.sums() * kWidth * (rows + place * rows_.count(group));
   }
 
-  // Where the results of one row at one step go, for half a block of units (`v` is 0 or 1).
+  // Where one row is at one step; pointers to its first unit, null for what is not kept or not there.
+  struct Row {
+    const float* h;
+    float *h_new, *c, *y, *h_last, *c_last, *saved;
+  };
+
+  Row row_at(const Direction& d, const Buffers& at, long i, long s) const {
+    const long b = rows_.batch_row(i);
+    const bool last = s + 1 == rows_.length(i);
+    Row row;
+    row.h = at.h[s & 1] + i * n_.padded();
+    row.h_new = at.h[(s + 1) & 1] + i * n_.padded();
+    row.c = n_.lstm() ? at.c + i * n_.padded() : nullptr;
+    row.y = d.y + (b * n_.time + rows_.position(i, s, d.reverse)) * n_.hidden;
+    row.h_last = last ? d.h_last + b * n_.hidden : nullptr;
+    row.c_last = last && n_.lstm() ? d.c_last + b * n_.hidden : nullptr;
+    row.saved = d.saved == nullptr ? nullptr : d.saved + (s * n_.batch + b) * n_.saved() * n_.hidden;
+    return row;
+  }
+
+  // The same for half a block of units.
   struct Place {
     long count;  // of units that exist
-    const float *h, *c_in;
+    const float* h;
     float *h_new, *c, *y, *h_last, *c_last, *saved;
     long part;  // from one saved value to the next
   };
-
-  S2S_INLINE Place place(const Direction& d, const Buffers& at, long i, long s, long j, int v) const {
-    const long unit = j * kWidth + v * kLanes;
-    const long b = rows_.batch_row(i);
-    const bool last = s + 1 == rows_.length(i);
-    Place p;
-    p.count = n_.hidden - unit;
-    p.h = at.h[s & 1] + i * n_.padded() + unit;
-    p.h_new = at.h[(s + 1) & 1] + i * n_.padded() + unit;
-    p.c = n_.lstm() ? at.c + i * n_.padded() + unit : nullptr;
-    p.y = d.y + (b * n_.time + rows_.position(i, s, d.reverse)) * n_.hidden + unit;
-    p.h_last = last ? d.h_last + b * n_.hidden + unit : nullptr;
-    p.c_last = last && n_.lstm() ? d.c_last + b * n_.hidden + unit : nullptr;
-    p.part = n_.width(j);
-    p.saved = d.saved == nullptr ? nullptr
-                                 : d.saved + (s * n_.batch + b) * n_.saved() * n_.hidden + j * kWidth * n_.saved() + v * kLanes;
-    return p;
-  }
 
   S2S_INLINE static void put_state(const Place& p, Vector h) {
     store(p.h_new, h);  // the scratch rows are padded
@@ -293,28 +303,38 @@ class Forward {
   }
 
   template <typename Each>
-  S2S_INLINE void for_rows(const Direction& d, const Buffers& at, int group, long s, long j, const Each& each) const {
-    const long begin = rows_.start(group);
-    const long running = rows_.running(group, s);
-    for (long i = 0; i < running; ++i) {
+  S2S_INLINE void for_rows(const std::vector<Row>& rows, long j, const Each& each) const {
+    const long block = j * kWidth, kept = j * kWidth * n_.saved(), width = n_.width(j);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const Row& row = rows[i];
       for (int v = 0; v < 2; ++v) {
-        const Place p = place(d, at, begin + i, s, j, v);
-        if (p.count > 0) each(p, i * kWidth + v * kLanes);
+        const long unit = block + v * kLanes;
+        Place p;
+        p.count = width - v * kLanes;
+        if (p.count <= 0) break;
+        p.h = row.h + unit;
+        p.h_new = row.h_new + unit;
+        p.c = row.c == nullptr ? nullptr : row.c + unit;
+        p.y = row.y + unit;
+        p.h_last = row.h_last == nullptr ? nullptr : row.h_last + unit;
+        p.c_last = row.c_last == nullptr ? nullptr : row.c_last + unit;
+        p.saved = row.saved == nullptr ? nullptr : row.saved + kept + v * kLanes;
+        p.part = width;
+        each(p, static_cast<long>(i) * kWidth + v * kLanes);
       }
     }
   }
 
-  void rnn(const Direction& d, const Buffers& at, int group, long s, long j, const float* sums) const {
+  void rnn(const std::vector<Row>& rows, long j, const float* sums) const {
     const bool rectified = n_.cell == Cell::kRelu;
-    for_rows(d, at, group, s, j, [&](const Place& p, long k) {
+    for_rows(rows, j, [&](const Place& p, long k) {
       const Vector z = load(sums + k);
       put_state(p, rectified ? relu(z) : tanh(z));
     });
   }
 
-  void lstm(const Direction& d, const Buffers& at, int group, long s, long j, const float* sums) const {
-    const long gate = rows_.count(group) * kWidth;
-    for_rows(d, at, group, s, j, [&](const Place& p, long k) {
+  void lstm(const std::vector<Row>& rows, long j, const float* sums, long gate) const {
+    for_rows(rows, j, [&](const Place& p, long k) {
       Vector i, f, g, o;
       values(sigmoid_fraction(load(sums + k)), sigmoid_fraction(load(sums + gate + k)), i, f);
       values(tanh_fraction(load(sums + 2 * gate + k)), sigmoid_fraction(load(sums + 3 * gate + k)), g, o);
@@ -332,10 +352,8 @@ class Forward {
     });
   }
 
-  void gru_after(const Direction& d, const Buffers& at, int group, long s, long j, const float* sums,
-                 const float* candidate) const {
-    const long gate = rows_.count(group) * kWidth;
-    for_rows(d, at, group, s, j, [&](const Place& p, long k) {
+  void gru_after(const std::vector<Row>& rows, long j, const float* sums, long gate, const float* candidate) const {
+    for_rows(rows, j, [&](const Place& p, long k) {
       Vector r, z;
       values(sigmoid_fraction(load(sums + gate + k)), sigmoid_fraction(load(sums + 2 * gate + k)), r, z);
       const Vector inner = load(sums + 3 * gate + k);
@@ -350,14 +368,12 @@ class Forward {
     });
   }
 
-  void gru_gates(const Direction& d, const Buffers& at, int group, long s, long j, float* sums) const {
-    const long gate = rows_.count(group) * kWidth;
-    const long begin = rows_.start(group);
-    for_rows(d, at, group, s, j, [&](const Place& p, long k) {
+  void gru_gates(const std::vector<Row>& rows, long j, float* sums, long gate, float* reset) const {
+    for_rows(rows, j, [&](const Place& p, long k) {
       Vector r, z;
       values(sigmoid_fraction(load(sums + gate + k)), sigmoid_fraction(load(sums + 2 * gate + k)), r, z);
       store(sums + 2 * gate + k, z);  // waits there for the candidate
-      store(at.reset + (begin + k / kWidth) * n_.padded() + j * kWidth + k % kWidth, r * load(p.h));
+      store(reset + k / kWidth * n_.padded() + j * kWidth + k % kWidth, r * load(p.h));
       if (p.saved != nullptr) {
         store(p.saved, r, p.count);
         store(p.saved + p.part, z, p.count);
@@ -365,10 +381,10 @@ class Forward {
     });
   }
 
-  void gru_before(const Direction& d, const Buffers& at, int group, long s, long j, const float* sums, long rows) const {
-    for_rows(d, at, group, s, j, [&](const Place& p, long k) {
+  void gru_before(const std::vector<Row>& rows, long j, const float* sums, long gate) const {
+    for_rows(rows, j, [&](const Place& p, long k) {
       const Vector n = tanh(load(sums + k));
-      const Vector z = load(sums + 2 * rows * kWidth + k);
+      const Vector z = load(sums + 2 * gate + k);
       put_state(p, n + z * (load(p.h) - n));
       if (p.saved != nullptr) store(p.saved + 2 * p.part, n, p.count);
     });
