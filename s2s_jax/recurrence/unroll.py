@@ -45,7 +45,8 @@ def unroll(
 ) -> Unrolled:
     """Carries `cell` along time: `state[t], y[t] = cell.step(params, state[t-1], cell.project(params, x[t]), context)`.
 
-    Works under `jit`, `vmap`, `grad` (to any order) and `shard_map`, and compiles once per shape. For truncated
+    Works under `jit`, `vmap`, `grad` (to any order) and `shard_map`, and compiles once per shape; what `jax.export` is to write
+    down for a CPU needs `backend="scan"`. For truncated
     back-propagation call it on one part of the sequence after the other and hand on `jax.lax.stop_gradient(state)`.
 
     Args:

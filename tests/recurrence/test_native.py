@@ -36,7 +36,11 @@ forward_and_reverse = pytest.mark.parametrize("reverse", [False, True], ids=["fo
 
 @pytest.fixture(autouse=True)
 def _there_is_a_compiler():
-    assert build.load().why_not is None
+    reason = build.load().why_not
+    if os.environ.get("CI") == "true":
+        assert reason is None
+    elif reason is not None:
+        pytest.skip(reason)
 
 
 def sample(name, *sizes):

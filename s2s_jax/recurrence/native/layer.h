@@ -115,14 +115,17 @@ inline std::pair<long, long> share(long total, int parts, int part) {
 // The panels of blocks [from, to) of a matrix [depth, gates * hidden]: [block][gate][depth][kWidth], zero beyond the last unit.
 inline void pack_panels(const Sizes& sizes, const float* matrix, long depth, int first_sum, long from, long to, float* panels) {
   const long stride = sizes.gates() * sizes.hidden;
-  for (long j = from; j < to; ++j) {
-    const long width = sizes.width(j);
+  constexpr long kStrip = 8;  // rows: as many pages are read at a time, and whole runs of cache lines written
+  for (long k0 = 0; k0 < depth; k0 += kStrip) {
     for (int g = 0; g < sizes.gates(); ++g) {
-      const float* source = matrix + column_of_gate(sizes, first_sum + g) * sizes.hidden + j * kWidth;
-      float* panel = panels + (j * sizes.gates() + g) * depth * kWidth;
-      for (long k = 0; k < depth; ++k) {
-        store(panel + k * kWidth, load(source + k * stride, width));
-        store(panel + k * kWidth + kLanes, load(source + k * stride + kLanes, width - kLanes));
+      for (long j = from; j < to; ++j) {
+        const long width = sizes.width(j);
+        const float* source = matrix + column_of_gate(sizes, first_sum + g) * sizes.hidden + j * kWidth;
+        float* panel = panels + (j * sizes.gates() + g) * depth * kWidth;
+        for (long k = k0; k < std::min(k0 + kStrip, depth); ++k) {
+          store(panel + k * kWidth, load(source + k * stride, width));
+          store(panel + k * kWidth + kLanes, load(source + k * stride + kLanes, width - kLanes));
+        }
       }
     }
   }

@@ -22,7 +22,9 @@ struct Panel {
   float* out;
 };
 
-template <int M, int N>
+// With kAhead the panels that lie behind these in memory are fetched meanwhile: weights that only the last level of the cache
+// holds would otherwise hold up the first tile of each panel.
+template <int M, int N, bool kAhead>
 __attribute__((noinline)) void tile(const float* const* rows, Left left, const Panel* panels, long row) {
   Vector sums[M][N][2];
 #pragma GCC unroll 8
@@ -40,12 +42,17 @@ __attribute__((noinline)) void tile(const float* const* rows, Left left, const P
   const float* b[N];
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) b[n] = panels[n].weights;
+  const long size = left.outer * left.inner * kWidth;
   for (long o = 0; o < left.outer; ++o) {
     for (long k = 0; k < left.inner; ++k) {
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
         const Vector b0 = load(b[n] + k * kWidth);
         const Vector b1 = load(b[n] + k * kWidth + kLanes);
+        if constexpr (kAhead) {
+          __builtin_prefetch(b[n] + N * size + k * kWidth, 0, 2);
+          if constexpr (kWidth > 16) __builtin_prefetch(b[n] + N * size + k * kWidth + kLanes, 0, 2);
+        }
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
           const Vector value = splat(a[m][k]);
@@ -72,16 +79,16 @@ __attribute__((noinline)) void tile(const float* const* rows, Left left, const P
 constexpr int kTileRows = kAccumulators / 2;
 
 template <int M, int N>
-void tile_of(const float* const* rows, Left left, const Panel* panels, long row, int count, int panel_count) {
+void tile_of(const float* const* rows, Left left, const Panel* panels, long row, int count, int panel_count, bool ahead) {
   if constexpr (M > 0) {
     if (count == M) {
       if constexpr (N > 1) {
-        if (panel_count < N) return tile_of<M, N - 1>(rows, left, panels, row, count, panel_count);
+        if (panel_count < N) return tile_of<M, N - 1>(rows, left, panels, row, count, panel_count, ahead);
       }
-      return tile<M, N>(rows, left, panels, row);
+      return ahead ? tile<M, N, true>(rows, left, panels, row) : tile<M, N, false>(rows, left, panels, row);
     }
     constexpr int fewer = M - 1 > 0 ? kTileRows / (M - 1) : 1;
-    tile_of<M - 1, (fewer > 4 ? 4 : fewer < 1 ? 1 : fewer)>(rows, left, panels, row, count, panel_count);
+    tile_of<M - 1, (fewer > 4 ? 4 : fewer < 1 ? 1 : fewer)>(rows, left, panels, row, count, panel_count, ahead);
   }
 }
 
@@ -101,7 +108,7 @@ inline void multiply(long row_count, const float* const* rows, Left left, const 
     const int at_once = static_cast<int>((panel_count - p + groups - 1) / groups);
     for (long t = 0, row = 0; t < tiles; ++t) {
       const int count = static_cast<int>(row_count / tiles + (t < row_count % tiles ? 1 : 0));
-      tile_of<kTileRows, 1>(rows, left, panels + p, row, count, at_once);
+      tile_of<kTileRows, 1>(rows, left, panels + p, row, count, at_once, t + 1 == tiles);
       row += count;
     }
     p += at_once;
