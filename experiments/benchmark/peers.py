@@ -152,7 +152,7 @@ def _torch(case: Case, platform: str) -> Program:
 
     _, time, features, hidden = case.shape
     device = "cuda" if platform == "gpu" else "cpu"
-    torch.set_num_threads(1 if case.kind == "streaming" else cores())  # one row and one step: a second thread only waits
+    threads = 1 if case.kind == "streaming" else cores()  # one row and one step: a second thread only waits
     kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.cell]
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[case.dtype]
     options = {"num_layers": case.layers, "bidirectional": len(case.directions) == 2, "device": device, "dtype": dtype}
@@ -173,12 +173,15 @@ def _torch(case: Case, platform: str) -> Program:
 
     def inputs(xs: np.ndarray, dy: np.ndarray) -> Any:
         x, back = (torch.tensor(np.ascontiguousarray(a.swapaxes(0, 1)), dtype=dtype, device=device) for a in (xs, dy))
+        if case.kind == "streaming":
+            return x.split(1), back
         return x.requires_grad_(), back
 
     lengths = None if case.lengths is None else torch.tensor(case.lengths, dtype=torch.int64)
     rnn = torch.nn.utils.rnn
 
     def apply(x: Any) -> Any:
+        torch.set_num_threads(threads)  # here, as other cases of this process may have set another number
         if lengths is None:
             return module(x)
         packed, state = module(rnn.pack_padded_sequence(x, lengths, enforce_sorted=True))
@@ -201,19 +204,21 @@ def _torch(case: Case, platform: str) -> Program:
         return result
 
     def streaming(_: Any, x: Any, dy: Any) -> Any:
+        torch.set_num_threads(threads)
         outputs, state = [], None
         with torch.inference_mode():
-            for at in x.split(1):
+            for at in x:
                 y, state = module(at, state)
                 done()
                 outputs.append(y)
-        return torch.cat(outputs), state
+        return outputs, state
 
     def numbers(x: Any) -> np.ndarray:
         return x.detach().float().cpu().numpy()
 
     def answer(result: Any) -> dict[str, Any]:
         outputs, state, *gradients = result
+        outputs = torch.cat(outputs) if case.kind == "streaming" else outputs
         ends = state if isinstance(state, tuple) else (state,)
         # Layer by layer and direction by direction, and there h before c: as the leaves of our states.
         told: dict[str, Any] = {

@@ -14,6 +14,7 @@ from s2s_jax.types import Cell
 AUTO = "auto"
 BACKENDS = {"scan": scan.BACKEND, "native": native.BACKEND, "fused": fused.BACKEND, "cudnn": cudnn.BACKEND}
 VARIABLE = "S2S_JAX_BACKEND"
+_WORTH_PACKING = 3  # steps
 
 
 class Choice(NamedTuple):
@@ -82,7 +83,10 @@ def explain(
     elif chosen == forced:
         why, others = f"{VARIABLE} asks for it", f"{VARIABLE} asks for another"
     else:
-        why, others = f"the first that applies in the order measured on {jax.default_backend()}", "it was measured slower"
+        why, others = (
+            f"the first that applies on {jax.default_backend()}, of {', '.join(_order())}",
+            "it comes later in the order",
+        )
     if wanted == AUTO and forced not in (None, chosen):
         why += f" ({VARIABLE} asks for {forced}, which does not apply)"
     order = _order()
@@ -90,7 +94,7 @@ def explain(
     for name in BACKENDS:
         reason = _why_not_by_itself(name, *given)
         if name != chosen:
-            reasons[name] = reason or (others if name in order or wanted != AUTO else "it was not measured here")
+            reasons[name] = reason or (others if name in order or wanted != AUTO else "it is not in the order")
     return Choice(chosen, why, reasons)
 
 
@@ -103,7 +107,12 @@ def _order() -> tuple[str, ...]:
 def _why_not_by_itself(
     name: str, cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options
 ) -> str | None:
-    reason = BACKENDS[name].why_not(cell, directions, lengths, options)
-    if reason is None and name == "native" and jax.device_count() > 1:
-        return "there are several devices, and the compiler cannot split its call over them"
-    return reason
+    """Also where a backend would run, but another is better: what is asked of it by name it does."""
+    if name == "native" and native.why_not_these(cell, directions, options) is None:
+        if jax.device_count() > 1:
+            return "there are several devices, and the compiler cannot split its call over them"
+        if jax.tree.leaves(directions[0].xs)[0].shape[0] < _WORTH_PACKING:
+            return f"there are fewer than {_WORTH_PACKING} steps, too few to make up for arranging the weights"
+        if native.on_a_mesh(directions, lengths):
+            return "the arrays are split over a mesh"
+    return BACKENDS[name].why_not(cell, directions, lengths, options)

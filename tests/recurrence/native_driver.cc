@@ -110,7 +110,8 @@ int main() {
   const auto never = [](auto) {};
   double worst = 0;
   unsigned seed = 0;
-  const long sizes[][4] = {{0, 3, 2, 5}, {3, 0, 2, 5}, {1, 1, 1, 1}, {2, 9, 3, 33}, {1, 500, 5, 40}, {40, 7, 1, 17}, {19, 30, 34, 65}};
+  const long sizes[][4] = {{0, 3, 2, 5}, {3, 0, 2, 5}, {1, 1, 1, 1}, {2, 9, 3, 33}, {1, 500, 5, 40}, {40, 7, 1, 17}, {19, 30, 34, 65},
+                            {200, 6, 3, 80}};
   for (int cell = 0; cell < 5; ++cell) {
     for (const auto& s : sizes) {
       for (int count = 1; count <= 2; ++count) {
@@ -118,7 +119,7 @@ int main() {
         const auto make = [&] { return Layer(static_cast<Cell>(cell), s[0], s[1], s[2], s[3], count, ragged, seed); };
         Layer alone = make();
         alone.run(1, never);
-        Layer one = make(), two = make(), three = make(), four = make();
+        Layer one = make(), two = make(), three = make(), four = make(), five = make();
         const auto compare = [&](Layer& other) {
           for (int d = 0; d < count; ++d) {
             for (size_t a = 0; a < alone.arrays[d].size(); ++a) {
@@ -137,7 +138,8 @@ int main() {
         beside.join();
         three.run(2, late);
         four.run(3, never);
-        for (Layer* layer : {&one, &two, &three, &four}) compare(*layer);
+        five.run(5, busy);
+        for (Layer* layer : {&one, &two, &three, &four, &five}) compare(*layer);
       }
     }
   }

@@ -185,8 +185,14 @@ TRANSFORMED = {
     "checkpoint": lambda f, p, x: jax.grad(lambda p: jax.checkpoint(f)(p, x))(p),
     "linearize": lambda f, p, x: jax.linearize(f, p, x)[1](p, x),
     "hessian": lambda f, p, x: jax.hessian(lambda b: f(p._replace(b=b), x))(p.b),
+    "vjp made inside vmap, applied outside": lambda f, p, x: _vjp_out_of_vmap(f, p, x),
     "no jit": lambda f, p, x: _without_jit(f, p, x),
 }
+
+
+def _vjp_out_of_vmap(f, params, xs):
+    _, pull = jax.vmap(lambda x: jax.vjp(lambda p: f(p, x), params))(jnp.stack([xs, 2 * xs]))
+    return jax.tree.map(lambda leaf: leaf[1], pull)(jnp.ones(()))
 
 
 def _without_jit(f, params, xs):
@@ -260,16 +266,16 @@ def test_a_variable_that_names_nothing_is_an_error(monkeypatch):
 
 
 PROGRAM = """
-import logging, sys
+import logging, os, sys
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 import jax, jax.numpy as jnp
 from s2s_jax import cells, explain_backend, unroll
 p = cells.lstm.init(jax.random.key(0), 3, 20)
 xs = jax.random.normal(jax.random.key(1), (5, 7, 3))
-chosen = explain_backend(cells.lstm, p, xs)
+chosen = explain_backend(cells.lstm, p, xs[:, : int(os.environ.get("STEPS", 7))])
 print(chosen.backend, chosen.others.get("native"))
 f = lambda p, backend: jnp.sum(unroll(cells.lstm, p, xs, lengths=jnp.array([7, 0, 3, 1, 7]), backend=backend).outputs ** 2)
-for a, b in zip(jax.tree.leaves(jax.grad(f)(p, "auto")), jax.tree.leaves(jax.grad(f)(p, "scan"))):
+for a, b in zip(jax.tree.leaves(jax.jit(jax.grad(f), static_argnums=1)(p, "auto")), jax.tree.leaves(jax.grad(f)(p, "scan"))):
     assert jnp.max(jnp.abs(a - b)) <= 1e-5 * jnp.max(jnp.abs(b))
 """
 
@@ -304,7 +310,29 @@ def test_a_compiler_that_fails_is_named(tmp_path):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.splitlines()[-1].startswith("scan ")
-    assert err.count("scan runs instead") == 1
+    assert err.count(f"scan runs instead: {shutil.which('false')} --version failed with 1") == 1
+
+
+def test_a_damaged_library_is_built_anew(tmp_path):
+    for damage in (b"", b"nonsense"):
+        for library in (tmp_path / "s2s_jax" / "native").glob("*.so"):
+            library.write_bytes(damage)
+        out, err = _run(tmp_path).communicate(timeout=300)
+        assert out.splitlines()[-1] == "native None", err
+        assert err.count("compiling the native backend") == 1
+
+
+def test_code_is_not_loaded_from_where_others_may_write(tmp_path):
+    folder = tmp_path / "s2s_jax" / "native"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="others than this user may write there"):
+        build.build(folder=folder)
+
+
+def test_a_few_steps_are_left_to_scan(tmp_path):
+    out, err = _run(tmp_path, STEPS="2", S2S_JAX_NATIVE="own").communicate(timeout=300)
+    assert "scan there are fewer than 3 steps" in out, err
 
 
 def test_portable_code_gives_the_same(tmp_path):
@@ -321,7 +349,7 @@ def test_it_can_be_switched_off(tmp_path):
 
 def test_what_was_built_is_found_again(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "s2s_jax"):
-        first = build.build(folder=tmp_path, flags=("-O0",))
+        first = build.build(folder=tmp_path, flags=("-O0",))  # quick to compile
         again = build.build(folder=tmp_path, flags=("-O0",))
     assert first == again
     assert len(caplog.records) == 1
@@ -341,12 +369,16 @@ def test_calls_at_once_from_many_threads():
             assert_close(got, want, TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_sanitizers_find_nothing(sanitizer, tmp_path):
+@pytest.mark.parametrize(
+    ("sanitizer", "own"),
+    [("address,undefined", []), ("address,undefined", ["-march=native"]), ("thread", ["-march=native"])],
+    ids=["address portable", "address", "thread"],
+)
+def test_sanitizers_find_nothing(sanitizer, own, tmp_path):
     """All cells and odd sizes outside of XLA, two layers at once on one pool, with threads that come late or never."""
     program = tmp_path / "driver"
     compiler = build._compiler()
-    flags = ["-std=c++17", "-O1", "-g", "-march=native", "-ffp-contract=fast", "-pthread", "-fno-sanitize-recover=all"]
+    flags = ["-std=c++17", "-O1", "-g", *own, "-ffp-contract=fast", "-pthread", "-fno-sanitize-recover=all"]
     source = Path(__file__).with_name("native_driver.cc")
     include = Path(native.__file__).parent
     subprocess.run([*compiler, *flags, f"-fsanitize={sanitizer}", f"-I{include}", str(source), "-o", str(program)], check=True)

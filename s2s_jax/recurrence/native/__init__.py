@@ -21,8 +21,8 @@ from s2s_jax.types import Cell
 
 
 def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> list[TimeMajor]:
-    """Both directions of a layer in one call; see `Backend`."""
-    if _on_a_mesh(directions):
+    """Both directions of a layer in one call; see `Backend`. On a mesh it is the backend `scan` that runs."""
+    if on_a_mesh(directions, lengths):
         return scan.BACKEND.run(cell, directions, lengths, options)
     arguments = calls.Arguments(
         tuple(scan.cast_floating(d.params, jnp.dtype(jnp.float32)) for d in directions),
@@ -34,7 +34,12 @@ def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, opti
 
 
 def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
-    """Why there is no native code for these arguments, or on this machine."""
+    """Why there is no native code for these arguments, or on this machine; builds it if there is."""
+    return why_not_these(cell, directions, options) or build.load().why_not
+
+
+def why_not_these(cell: Cell, directions: Sequence[Direction], options: Options) -> str | None:
+    """Why there is no native code for these arguments; builds nothing."""
     if calls.kind(cell.spec) is None:
         return "the cell is not a plain RNN (tanh or relu), LSTM or GRU of s2s_jax.cells"
     for d in directions:
@@ -51,12 +56,12 @@ def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, 
         return "remat is asked for"
     if jax.default_backend() != "cpu":
         return f"it runs on a CPU, and the default device is {jax.default_backend()}"
-    return build.load().why_not
+    return None
 
 
-def _on_a_mesh(directions: Sequence[Direction]) -> bool:
+def on_a_mesh(directions: Sequence[Direction], lengths: Array | None) -> bool:
     """Whether the types of the arrays name axes of a mesh, inside `shard_map` or where splits are explicit."""
-    types = [jax.typeof(leaf) for leaf in jax.tree.leaves([d._replace(reverse=None) for d in directions])]
+    types = [jax.typeof(leaf) for leaf in jax.tree.leaves(([d[:-1] for d in directions], lengths))]  # all but `reverse`
     return any(of_leaf.manual_axis_type.varying or any(of_leaf.sharding.spec) for of_leaf in types)
 
 

@@ -12,11 +12,13 @@ class Backward {
  public:
   Backward(const Sizes& sizes, std::vector<Direction> directions, const int32_t* lengths, int threads)
       : n_(sizes), directions_(std::move(directions)), threads_(threads),
-        groups_(Forward::row_groups(sizes, directions_.size(), threads)), rows_(sizes, lengths, groups_) {
-    by_rows_ = groups_ > 1 || threads == 1 || static_cast<int>(directions_.size()) >= threads;
+        groups_(Forward::row_groups(sizes, directions_.size(), threads)), rows_(sizes, lengths, groups_),
+        by_rows_(Forward::by_rows(groups_, directions_.size(), threads)) {
     long most = 1;
     for (int g = 0; g < groups_; ++g) most = std::max(most, rows_.count(g));
-    chunk_ = std::clamp<long>(kChunkRows / most, 1, std::max<long>(1, rows_.steps()));
+    // By units a chunk has two steps at least: its last step then lies behind the rows that the first step of the chunk before,
+    // which is read at the same time, has in the same buffer.
+    chunk_ = std::min(std::max<long>(kChunkRows / most, by_rows_ ? 1 : 2), std::max<long>(1, rows_.steps()));
     depth_ = chunk_ * most;
     units_ = static_cast<int>(std::min<long>(threads_, n_.blocks()));
     plan();
@@ -36,11 +38,11 @@ class Backward {
  private:
   static constexpr long kChunkRows = 384;
   static constexpr long kInputRows = 96;  // of gradients of inputs that are formed at once
-  enum class Kind { kPack, kRows, kGates, kResetGates, kState, kLeft, kWeights, kFinish };
+  enum class Kind { kPack, kRows, kGates, kResetGates, kLeft, kWeights, kFinish };
   struct Phase {
     Kind kind;
     int direction;
-    long step;  // kGates to kState: the step; kRows, kLeft, kWeights: the first of the chunk
+    long step;  // kGates, kResetGates: the step; kRows, kLeft, kWeights: the first of the chunk
   };
   struct Buffers {
     float *u_transposed, *w_transposed;
@@ -137,8 +139,6 @@ class Backward {
         return gates(phase.direction, 0, phase.step, from, to);
       case Kind::kResetGates:
         return reset_gates(phase.direction, 0, phase.step, from, to);
-      case Kind::kState:
-        return;
       case Kind::kLeft: {
         if (phase.step == 0) state(phase.direction, 0, 0, from, to);
         const auto [first, last] = share(depth(0, phase.step), units_, item);

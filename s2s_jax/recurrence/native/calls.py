@@ -1,7 +1,8 @@
 """The native layer as JAX primitives: forward, its tangent, and its gradient.
 
-The gradient of `forward` is one native call. Whatever else may be asked for (derivatives of the gradient, forward mode, `vmap`,
-another platform than the CPU) is that of the backend `scan`, which computes the same function.
+The gradient of `forward` is one native call; under `vmap` either is one call after the other. Whatever else may be asked for
+(derivatives of the gradient, forward mode, another platform than the CPU) is that of the backend `scan`, which computes the
+same function.
 """
 
 import functools
@@ -80,8 +81,8 @@ def _forward_by_scan(*flat: Array, call: Call, saving: bool) -> list[Array]:
         for reverse, params, xs, state in zip(call.reversed, *arguments, strict=True)
     ]
     results = Results(tuple(jnp.swapaxes(d.outputs, 0, 1) for d in done), tuple(d.state for d in done))
-    # Nothing that is differentiated by scan looks at what was saved.
-    saved = [jnp.zeros(s.shape, s.dtype) for s in _saved(call, flat)] if saving else []
+    # What is computed by scan is differentiated by scan, which does not look at it; whoever does shall see it.
+    saved = [jnp.full(s.shape, jnp.nan, s.dtype) for s in _saved(call, flat)] if saving else []
     return [*jax.tree.leaves(results), *saved]
 
 
@@ -225,13 +226,17 @@ def _split(operands: Sequence[Array], call: Call, last: int) -> tuple[list[Array
 
 
 def _primitive(name: str, by_scan: Callable[..., list[Array]], natively: Callable[..., list[Array]] | None) -> Primitive:
-    """A primitive that is `natively` on a CPU; elsewhere, and wherever it is transformed, it is `by_scan`."""
+    """A primitive that is `natively` on a CPU; elsewhere, and where it is differentiated, it is `by_scan`."""
     primitive = Primitive(name)
     primitive.multiple_results = True
 
+    @functools.cache
+    def compiled(**static: Any) -> Callable[..., list[Array]]:
+        return jax.jit(functools.partial(primitive.bind, **static))
+
     def run(*operands: Array, **static: Any) -> list[Array]:
         with jax.disable_jit(False):
-            return jax.jit(functools.partial(primitive.bind, **static))(*operands)
+            return compiled(**static)(*operands)
 
     def shapes(*operands: Any, **static: Any) -> list[Any]:
         given = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
@@ -239,7 +244,18 @@ def _primitive(name: str, by_scan: Callable[..., list[Array]], natively: Callabl
         return [jax.core.ShapedArray(out.shape, out.dtype) for out in outs]
 
     def batched(operands: Sequence[Array], axes: Sequence[Any], **static: Any) -> tuple[list[Array], list[int]]:
-        outs = jax.vmap(functools.partial(by_scan, **static), in_axes=list(axes))(*operands)
+        if natively is None:
+            outs = jax.vmap(functools.partial(by_scan, **static), in_axes=list(axes))(*operands)
+        else:  # one call after the other; what one of them saves must be what its gradient expects
+            mapped = [k for k, axis in enumerate(axes) if axis is not None]
+
+            def one(some: list[Array]) -> list[Array]:
+                whole = list(operands)
+                for k, value in zip(mapped, some, strict=True):
+                    whole[k] = value
+                return primitive.bind(*whole, **static)
+
+            outs = jax.lax.map(one, [jnp.moveaxis(operands[k], axes[k], 0) for k in mapped])
         return outs, [0] * len(outs)
 
     def differentiated(primals: Sequence[Array], tangents: Sequence[Any], **static: Any) -> tuple[Any, Any]:

@@ -18,8 +18,8 @@ constexpr int kForwardRets = 4;   // y h_last c_last saved
 constexpr int kBackwardArgs = 10;  // x w u h0 c0 y saved dy dh_last dc_last
 constexpr int kBackwardRets = 7;  // dx dw du db db_n dh0 dc0
 
-// Below so many operations a second thread costs more than it brings.
-constexpr double kWorthAThread = 3e5;
+// A thread costs more than it brings for fewer operations a step.
+constexpr double kWorthAThread = 1e5;
 
 template <typename Buffer>
 float* floats(const Buffer& buffer) {
@@ -43,7 +43,7 @@ Call call(ffi::ThreadPool& pool, int64_t cell, const ffi::AnyBuffer& lengths, co
   c.lengths = lengths.element_count() == 0 ? nullptr : static_cast<const int32_t*>(lengths.untyped_data());
   const double step = 2.0 * c.sizes.batch * c.sizes.gates() * c.sizes.hidden * (c.sizes.in + c.sizes.hidden) * directions;
   const int64_t most = std::max<int64_t>(1, std::min<int64_t>(pool.num_threads(), 64));
-  c.threads = step * c.sizes.time < kWorthAThread ? 1 : static_cast<int>(most);
+  c.threads = static_cast<int>(std::clamp<int64_t>(static_cast<int64_t>(step / kWorthAThread), 1, most));
   return c;
 }
 

@@ -13,8 +13,7 @@ class Forward {
  public:
   Forward(const Sizes& sizes, std::vector<Direction> directions, const int32_t* lengths, int threads)
       : n_(sizes), directions_(std::move(directions)), threads_(threads), groups_(row_groups(sizes, directions_.size(), threads)),
-        rows_(sizes, lengths, groups_) {
-    by_rows_ = groups_ > 1 || threads == 1 || static_cast<int>(directions_.size()) >= threads;
+        rows_(sizes, lengths, groups_), by_rows_(by_rows(groups_, directions_.size(), threads)) {
     chunk_ = by_rows_ ? 0 : std::max<long>(1, kChunkRows / std::max<long>(1, n_.batch));
     plan();
   }
@@ -23,8 +22,14 @@ class Forward {
   // recurrent weights outgrow a core's own cache, each thread that carries all of them needs many rows to make up for it.
   static int row_groups(const Sizes& sizes, size_t directions, int threads) {
     const bool fit = sizes.gates() * sizes.hidden * sizes.hidden * static_cast<long>(sizeof(float)) <= kOwnCache;
-    const long wanted = std::max<long>(1, threads / static_cast<long>(directions));
+    const long count = static_cast<long>(directions);
+    const long wanted = (threads + count - 1) / count;
     return static_cast<int>(std::clamp<long>(sizes.batch / (fit ? 2 : 16), 1, wanted));
+  }
+
+  // Whether each thread carries rows, or directions, of its own.
+  static bool by_rows(int groups, size_t directions, int threads) {
+    return groups > 1 || static_cast<int>(directions) >= threads;
   }
 
   template <typename Schedule>

@@ -3,6 +3,8 @@
 // A panel is [K][kWidth], contiguous. A tile of up to kAccumulators vectors stays in registers while K runs.
 #pragma once
 
+#include <algorithm>
+
 #include "simd.h"
 
 namespace s2s {
@@ -22,10 +24,10 @@ struct Panel {
   float* out;
 };
 
-// With kAhead the panels that lie behind these in memory are fetched meanwhile: weights that only the last level of the cache
-// holds would otherwise hold up the first tile of each panel.
-template <int M, int N, bool kAhead>
-__attribute__((noinline)) void tile(const float* const* rows, Left left, const Panel* panels, long row) {
+// `ahead` is where the next panels are that this tile has to fetch, `pace` floats at each k: weights that only the last level of
+// the cache holds would otherwise hold up the first tile of each panel.
+template <int M, int N>
+__attribute__((noinline)) void tile(const float* const* rows, Left left, const Panel* panels, long row, long ahead, long pace) {
   Vector sums[M][N][2];
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
@@ -42,17 +44,16 @@ __attribute__((noinline)) void tile(const float* const* rows, Left left, const P
   const float* b[N];
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) b[n] = panels[n].weights;
-  const long size = left.outer * left.inner * kWidth;
+  const float* next[N];
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) next[n] = panels[n].weights + ahead;
   for (long o = 0; o < left.outer; ++o) {
     for (long k = 0; k < left.inner; ++k) {
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
         const Vector b0 = load(b[n] + k * kWidth);
         const Vector b1 = load(b[n] + k * kWidth + kLanes);
-        if constexpr (kAhead) {
-          __builtin_prefetch(b[n] + N * size + k * kWidth, 0, 2);
-          if constexpr (kWidth > 16) __builtin_prefetch(b[n] + N * size + k * kWidth + kLanes, 0, 2);
-        }
+        __builtin_prefetch(next[n] + k * pace, 0, 2);
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
           const Vector value = splat(a[m][k]);
@@ -64,7 +65,7 @@ __attribute__((noinline)) void tile(const float* const* rows, Left left, const P
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) a[m] += left.outer_stride;
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) b[n] += left.inner * kWidth;
+    for (int n = 0; n < N; ++n) b[n] += left.inner * kWidth, next[n] += left.inner * pace;
   }
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
@@ -79,16 +80,16 @@ __attribute__((noinline)) void tile(const float* const* rows, Left left, const P
 constexpr int kTileRows = kAccumulators / 2;
 
 template <int M, int N>
-void tile_of(const float* const* rows, Left left, const Panel* panels, long row, int count, int panel_count, bool ahead) {
+void tile_of(const float* const* rows, Left left, const Panel* panels, long row, int count, int panel_count, long ahead, long pace) {
   if constexpr (M > 0) {
     if (count == M) {
       if constexpr (N > 1) {
-        if (panel_count < N) return tile_of<M, N - 1>(rows, left, panels, row, count, panel_count, ahead);
+        if (panel_count < N) return tile_of<M, N - 1>(rows, left, panels, row, count, panel_count, ahead, pace);
       }
-      return ahead ? tile<M, N, true>(rows, left, panels, row) : tile<M, N, false>(rows, left, panels, row);
+      return tile<M, N>(rows, left, panels, row, ahead, pace);
     }
     constexpr int fewer = M - 1 > 0 ? kTileRows / (M - 1) : 1;
-    tile_of<M - 1, (fewer > 4 ? 4 : fewer < 1 ? 1 : fewer)>(rows, left, panels, row, count, panel_count, ahead);
+    tile_of<M - 1, (fewer > 4 ? 4 : fewer < 1 ? 1 : fewer)>(rows, left, panels, row, count, panel_count, ahead, pace);
   }
 }
 
@@ -103,12 +104,14 @@ inline void multiply(long row_count, const float* const* rows, Left left, const 
   if (row_count <= 0) return;
   const long tiles = (row_count + kTileRows - 1) / kTileRows;
   const int widest = static_cast<int>((row_count + tiles - 1) / tiles);
+  const long size = left.outer * left.inner * kWidth;  // of a panel; the tiles share the fetching of those that lie behind it
+  const long pace = std::max<long>(1, kWidth / tiles);
   for (long p = 0; p < panel_count;) {
     const long groups = (panel_count - p + panels_at_once(widest) - 1) / panels_at_once(widest);
     const int at_once = static_cast<int>((panel_count - p + groups - 1) / groups);
     for (long t = 0, row = 0; t < tiles; ++t) {
       const int count = static_cast<int>(row_count / tiles + (t < row_count % tiles ? 1 : 0));
-      tile_of<kTileRows, 1>(rows, left, panels + p, row, count, at_once, t + 1 == tiles);
+      tile_of<kTileRows, 1>(rows, left, panels + p, row, count, at_once, at_once * size + size * t / tiles, pace);
       row += count;
     }
     p += at_once;

@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 namespace s2s {
 
 #if defined(__AVX512F__)
@@ -55,9 +59,9 @@ S2S_INLINE void store(float* to, Vector value, long count) {
 // NaN passes through: where one of the two is NaN these instructions, as the comparisons, take the second one.
 S2S_INLINE Vector clamp(Vector x, float low, float high) {
 #if defined(__AVX512F__)
-  return __builtin_ia32_minps512(splat(high), __builtin_ia32_maxps512(splat(low), x));
+  return _mm512_min_ps(splat(high), _mm512_max_ps(splat(low), x));
 #elif defined(__AVX__)
-  return __builtin_ia32_minps256(splat(high), __builtin_ia32_maxps256(splat(low), x));
+  return _mm256_min_ps(splat(high), _mm256_max_ps(splat(low), x));
 #else
   x = x < splat(low) ? splat(low) : x;
   return x > splat(high) ? splat(high) : x;

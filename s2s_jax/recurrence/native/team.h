@@ -6,9 +6,11 @@
 // cannot wait for each other.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -42,13 +44,15 @@ class Phases {
     for (int64_t p = 0; p < phases; ++p) {
       if (done_.load(std::memory_order_acquire) >= ends_[p]) continue;
       const int count = items_[p];
-      int finished = 0;
       for (int n = 0; n < count; ++n) {
         const int item = (first + n) % count;
         int64_t last = claims_[item].phase.load(std::memory_order_relaxed);
         if (last >= p || !claims_[item].phase.compare_exchange_strong(last, p, std::memory_order_relaxed)) continue;
-        body(p, item);
-        ++finished;
+        try {
+          body(p, item);
+        } catch (...) {  // there is no memory; the item counts nevertheless, or everybody would wait for it
+          failed_.store(true, std::memory_order_relaxed);
+        }
         done_.fetch_add(1, std::memory_order_acq_rel);
       }
       for (int spins = 0; done_.load(std::memory_order_acquire) < ends_[p]; ++spins) {
@@ -61,6 +65,9 @@ class Phases {
     }
   }
 
+  bool failed() const { return failed_.load(std::memory_order_relaxed); }
+  int most() const { return static_cast<int>(claims_.size()); }
+
  private:
   struct alignas(64) Claim {
     std::atomic<int64_t> phase{-1};
@@ -71,6 +78,7 @@ class Phases {
   std::vector<int64_t> ends_;
   std::vector<Claim> claims_;
   alignas(64) std::atomic<int64_t> done_{0};
+  std::atomic<bool> failed_{false};
 };
 
 // Runs `body(phase, item)` for all items of all phases. `schedule(task)` hands a task to a pool; `helpers` of them are asked for.
@@ -79,10 +87,11 @@ template <typename Body, typename Schedule>
 void run_phases(std::vector<int> items, int helpers, const Body& body, const Schedule& schedule) {
   if (items.empty()) return;
   auto phases = std::make_shared<Phases>(std::move(items));
-  for (int h = 1; h <= helpers; ++h) {
+  for (int h = 1; h <= std::min(helpers, phases->most() - 1); ++h) {  // more would find no item
     schedule([phases, h, pointer = &body] { phases->take_part(h, [pointer](int64_t p, int i) { (*pointer)(p, i); }); });
   }
   phases->take_part(0, body);
+  if (phases->failed()) throw std::bad_alloc();
 }
 
 }  // namespace s2s
