@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array
 
 from s2s_jax.types import Cell, Context, Inputs, Params, State
@@ -31,6 +32,13 @@ class Options(NamedTuple):
 
     remat: int | None = None
     history: bool = False
+
+
+def default_platform() -> str:
+    """The platform of the device that computes what is not placed elsewhere: "cpu", "gpu", "tpu"."""
+    config: Any = jax.config
+    chosen = config.jax_default_device  # a device, or the name of a platform
+    return jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
 
 
 Run = Callable[[Cell, Sequence[Direction], Array | None, Options], list[TimeMajor]]

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array
 
 from s2s_jax.recurrence import cudnn, fused, native, scan
-from s2s_jax.recurrence.backend import Direction, Options
+from s2s_jax.recurrence.backend import Direction, Options, default_platform
 from s2s_jax.types import Cell
 
 AUTO = "auto"
@@ -84,7 +84,7 @@ def explain(
         why, others = f"{VARIABLE} asks for it", f"{VARIABLE} asks for another"
     else:
         why, others = (
-            f"the first that applies on {jax.default_backend()}, of {', '.join(_order())}",
+            f"the first that applies on {default_platform()}, of {', '.join(_order())}",
             "it comes later in the order",
         )
     if wanted == AUTO and forced not in (None, chosen):
@@ -101,7 +101,7 @@ def explain(
 def _order() -> tuple[str, ...]:
     """Backends of the default platform, the fastest first; `python -m experiments.benchmark --grid full` measures them."""
     # On a CPU nothing came before native where it applies. Elsewhere nothing has been measured: scan is what is known to work.
-    return ("native", "scan") if jax.default_backend() == "cpu" else ("scan",)
+    return ("native", "scan") if default_platform() == "cpu" else ("scan",)
 
 
 def _why_not_by_itself(

@@ -22,7 +22,7 @@ from s2s_jax.cells import LSTMParams, LSTMSpec
 from s2s_jax.masks import reverse_sequence, where_valid
 from s2s_jax.recurrence import scan
 from s2s_jax.recurrence.adjoint import call_with_adjoint
-from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor
+from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, default_platform
 from s2s_jax.sharding import varying_as
 from s2s_jax.types import Cell, Context, LSTMState, Params, State
 
@@ -47,12 +47,11 @@ def _why_not_layer(cell: Cell, directions: Sequence[Direction], options: Options
 
 
 def _why_not_here() -> str | None:
-    config: Any = jax.config
-    chosen = config.jax_default_device  # a device, or the name of a platform
-    platform = jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)
+    platform = default_platform()
     try:
         # "gpu" is AMD's name too.
         if platform in ("gpu", "cuda") and jax.devices("cuda"):
+            config: Any = jax.config
             precision = config.jax_default_matmul_precision
             narrow = precision in ("bfloat16", "default", "fastest")
             return f"cuDNN's LSTM is float32 or TF32, and jax_default_matmul_precision is {precision!r}" if narrow else None

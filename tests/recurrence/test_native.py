@@ -117,6 +117,28 @@ def test_padding_reaches_nothing(name, reverse):
 
 
 @pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_in_its_row(name, value):
+    given = sample(name, 5, 8, 3, 19)._replace(lengths=None)
+    xs = given.xs.copy()
+    xs[2, 4, 1] = value
+    got, want = (values_and_gradients(*given._replace(xs=xs)[:6], backend=backend)[0] for backend in ("native", "scan"))
+    np.testing.assert_array_equal(np.isfinite(got.outputs), np.isfinite(want.outputs))
+    others = np.arange(5) != 2
+    assert_close(np.asarray(got.outputs)[others], np.asarray(want.outputs)[others], TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_parameters_narrower_than_the_inputs(name):
+    given = sample(name, 4, 6, 3, 20)
+    given = given._replace(params=jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), given.params))
+    got, want = (values_and_gradients(*given[:6], backend=backend) for backend in ("native", "scan"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(got[1].params)} == {jnp.dtype(jnp.bfloat16)}
+    assert_close(got[0], want[0], TOLERANCE["float32"])
+    assert_close(got[1], want[1], 2**-7)
+
+
+@pytest.mark.parametrize("name", FOUR)
 @pytest.mark.parametrize("sizes", [(0, 4, 3, 5), (3, 0, 3, 5), (0, 0, 3, 5)], ids=str)
 def test_nothing_to_do(name, sizes):
     given = sample(name, *sizes)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from s2s_jax.recurrence import scan
-from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor
+from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, default_platform
 from s2s_jax.recurrence.native import build, calls
 from s2s_jax.types import Cell
 
@@ -54,8 +54,8 @@ def why_not_these(cell: Cell, directions: Sequence[Direction], options: Options)
         return "all states are asked for"
     if options.remat is not None:
         return "remat is asked for"
-    if jax.default_backend() != "cpu":
-        return f"it runs on a CPU, and the default device is {jax.default_backend()}"
+    if default_platform() != "cpu":
+        return f"it runs on a CPU, and the default device is of platform {default_platform()!r}"
     return None
 
 

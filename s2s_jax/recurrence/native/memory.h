@@ -28,7 +28,8 @@ inline void prefer_huge_pages(void* begin, size_t bytes) {
 #endif
 }
 
-// One block for each call that is under way, so that calls may overlap; a few of them are kept for the next calls.
+// One block for each call that is under way, so that calls may overlap. Up to four of up to 64 MiB are kept for the next calls, as
+// long as the process lives: a fresh block costs more to touch than many a layer to compute.
 class Scratch {
  public:
   explicit Scratch(size_t floats) {
