@@ -116,7 +116,7 @@ def build(*, portable: bool = False, folder: Path | None = None, flags: tuple[st
         _check_owner(path)
     if target.exists():
         return target
-    _log.warning("compiling the native backend, once for this machine: about a quarter of a minute")
+    _log.warning("compiling the native backend, once for this machine; this takes ten seconds or so")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / target.name
         done = subprocess.run(
