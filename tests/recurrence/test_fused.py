@@ -274,10 +274,9 @@ def weights_in_loops(cell, backend):
     wanted = matrices | {shape[::-1] for shape in matrices}
     found, count = set(), 0
     for loop in loops(jax.make_jaxpr(gradient)(shapes, xs).jaxpr):
-        consts, carried = loop.params["num_consts"], loop.params["num_carry"]
-        variables = [*loop.invars[consts:], *loop.outvars]
-        found |= {variable.aval.shape for variable in variables[:carried] if variable.aval.shape in wanted}
-        found |= {variable.aval.shape for variable in variables if variable.aval.shape[1:] in wanted}
+        # What is carried comes out again.
+        found |= {variable.aval.shape for variable in loop.outvars if variable.aval.shape in wanted}
+        found |= {variable.aval.shape for variable in [*loop.invars, *loop.outvars] if variable.aval.shape[1:] in wanted}
         count += 1
     assert count >= 2
     return found
