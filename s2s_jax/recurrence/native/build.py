@@ -1,6 +1,6 @@
 """Builds the C++ of this folder with the machine's own compiler, once, and loads it.
 
-Kept in the cache folder under a name made of the sources, the compiler, the processor and jaxlib, so that a change of any of
+Kept in the cache folder under a name made of the sources, the headers, the compiler and the processor, so that a change of any of
 them builds anew. Two processes may build at once: each writes a file of its own and then renames it.
 
 The environment variable S2S_JAX_NATIVE, read once, may say "portable" (without the machine's own instructions) or "off".
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jaxlib
 
 from s2s_jax import cache
 
@@ -102,12 +101,12 @@ def build(*, portable: bool = False, folder: Path | None = None, flags: tuple[st
     command = [*compiler, *_FLAGS, *flags, f"-I{jax.ffi.include_dir()}"]
     sources = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".h", ".cc"))
     digest = hashlib.sha256()
-    for path in sources:
+    for path in (*sources, *sorted(Path(jax.ffi.include_dir()).rglob("*.h"))):
         digest.update(path.read_bytes())
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60)
     if version.returncode != 0:
         raise RuntimeError(f"{shlex.join(compiler)} --version failed with {version.returncode}")
-    for part in (version.stdout, jaxlib.__version__, "" if portable else _processor(), *command):
+    for part in (version.stdout, "" if portable else _processor(), *command):
         digest.update(b"\0" + part.encode())
     folder = folder or cache.folder() / "native"
     target = folder / f"recurrence-{digest.hexdigest()[:20]}.so"
@@ -124,6 +123,7 @@ def build(*, portable: bool = False, folder: Path | None = None, flags: tuple[st
         )
         if done.returncode != 0:
             raise RuntimeError(f"{shlex.join(compiler)} failed with {done.returncode}: {done.stderr.strip()[-2000:]}")
+        made.chmod(0o700)  # whatever the umask: others must not write there
         os.replace(made, target)
     return target
 
