@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NUMERIC = ("types", "masks", "cells", "recurrence", "attention", "losses", "metrics", "decoding", "sharding")
+NUMERIC = ("types", "masks", "cells", "recurrence", "attention", "losses", "metrics", "decoding", "sharding", "cache")
 FLAX = ("layers", "models", "training")
 # Imported when first used, and not before.
 LATE = (

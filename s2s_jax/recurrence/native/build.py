@@ -1,6 +1,6 @@
 """Builds the C++ of this folder with the machine's own compiler, once, and loads it.
 
-Kept in the cache folder under a name made of the sources, the headers, the compiler and the processor, so that a change of any of
+Kept in the cache folder under a name made of sources, headers, compiler and processor, so that a change of any of
 them builds anew. Two processes may build at once: each writes a file of its own and then renames it.
 
 The environment variable S2S_JAX_NATIVE, read once, may say "portable" (without the machine's own instructions) or "off".
