@@ -14,7 +14,8 @@ from s2s_jax.types import Cell
 AUTO = "auto"
 BACKENDS = {"scan": scan.BACKEND, "native": native.BACKEND, "fused": fused.BACKEND, "cudnn": cudnn.BACKEND}
 VARIABLE = "S2S_JAX_BACKEND"
-_WORTH_PACKING = 3  # steps; at one step native was slower than scan, at five faster; between them nothing was measured
+# Steps. At one, native was slower than scan, at five it was faster; between them nothing was measured.
+_WORTH_PACKING = 3
 
 
 class Choice(NamedTuple):
@@ -100,7 +101,7 @@ def explain(
 
 def _order() -> tuple[str, ...]:
     """Backends of the default platform, the fastest first; `python -m experiments.benchmark --grid full` measures them."""
-    # On two AVX2 cores native took no longer than scan at any of the six shapes of the small grid (but 3 % in one of three runs).
+    # On two AVX2 cores native took no longer than scan at any of the six small shapes (but 3 % at one in one of three runs).
     # Elsewhere nothing has been measured: scan is what is known to work.
     return ("native", "scan") if default_platform() == "cpu" else ("scan",)
 
