@@ -4,7 +4,7 @@
                                                                  about 15 minutes on two CPU cores
     python -m experiments.pixels                                 without data: drawn digits, which show that it works
     python -m experiments.pixels predict 0 1 2                   numbers of test pictures
-    python -m experiments.pixels --order pixels --num-layers 1 --cell gru
+    python -m experiments.pixels --order pixels --num-layers 1 --cell gru --memory 784 --no-augment
 
 Published, by rows: LSTM 98.9 %, GRU 98.9 %; pixel by pixel: LSTM 98.9 %, GRU 98.4 % (sources below).
 Accuracy: share of all pictures of the split whose most probable class is right. The last 5,000 training pictures are the
@@ -15,14 +15,14 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from s2s_jax import cells, plots
+from s2s_jax import Cell, cells, plots
 from s2s_jax.data import datasets
 from s2s_jax.data.images import augmented, drawn_digits
 from s2s_jax.data.pipeline import Batches
@@ -59,6 +59,8 @@ class Config(TrainingConfig):
     """What a step of the sequence is."""
     cell: Literal["rnn", "lstm", "gru"] = "lstm"
     """Recurrent cell."""
+    memory: int = 0
+    """Steps that an LSTM's or GRU's units remember at the start, from 1 to so many; 0 for the plain start."""
     hidden_features: int = 128
     """Width of the state."""
     num_layers: int = 2
@@ -75,6 +77,8 @@ class Config(TrainingConfig):
     """Pictures in a step."""
     optimizer: str = "adamw(weight_decay=0.01)"
     learning_rate: float = 2e-3
+
+    may_be_zero: ClassVar[tuple[str, ...]] = (*TrainingConfig.may_be_zero, "memory")
 
 
 class Splits(NamedTuple):
@@ -108,12 +112,21 @@ def load_splits(config: Config) -> Splits:
     return Splits("drawn-digits", "generated", None, *splits)
 
 
+def build_cell(config: Config) -> Cell:
+    if config.cell == "rnn":
+        if config.memory:
+            raise ValueError(f"memory: expected a cell with gates with it, lstm or gru, got {config.cell}")
+        return cells.rnn
+    make = {"lstm": cells.make_lstm, "gru": cells.make_gru}[config.cell]
+    return make(memory=config.memory or None)
+
+
 def build_model(config: Config) -> SequenceClassifier:
     return SequenceClassifier(
         28 if config.order == "rows" else 1,
         config.hidden_features,
         10,
-        cell={"rnn": cells.rnn, "lstm": cells.lstm, "gru": cells.gru}[config.cell],
+        cell=build_cell(config),
         num_layers=config.num_layers,
         bidirectional=config.bidirectional,
         pooling=config.pooling,

@@ -124,6 +124,7 @@ def make_lstm(
     activation: Activation = "tanh",
     bias: bool = True,
     forget_bias: float = 1.0,
+    memory: int | None = None,
     kernel_init: Initializer = "glorot_uniform",
     recurrent_init: Initializer = "orthogonal",
     bias_init: Initializer = "zeros",
@@ -142,10 +143,13 @@ def make_lstm(
       activation: of candidate and output; "tanh", "relu", or any elementwise function.
       bias: whether there is `b`.
       forget_bias: added to what `bias_init` draws for the forget gate; without `bias` there is none.
+      memory: starts with units that remember for 1 to so many steps: biases of the forget gate are log U(1, memory - 1) and
+        those of the input gate their negatives, in place of both arguments above (chrono initialisation, Tallec & Ollivier,
+        arXiv 1804.11188). For tasks whose evidence is hundreds of steps back.
       kernel_init, recurrent_init, bias_init: see `make_rnn`; the projection is drawn as w is, the peepholes as b is.
 
     Raises:
-      ValueError: an unknown name, a forget bias without bias,
+      ValueError: an unknown name, a forget bias or memory without bias, a memory below 2 steps,
         or a projection that is not positive (in `init`: above hidden_features).
     """
     _check_activation(activation)
@@ -153,8 +157,9 @@ def make_lstm(
         raise ValueError(f"projection: expected a positive number of features, got {projection}")
     if not bias and forget_bias not in (0.0, 1.0):  # 1.0 is what nobody asked for
         raise ValueError(f"forget_bias: expected bias=True with it, got {forget_bias} without")
+    _check_memory(memory, bias)
     spec = LSTMSpec(projection, peepholes, layer_norm, activation, bias)
-    return _make_lstm(spec, float(forget_bias), _initializers(kernel_init, recurrent_init, bias_init))
+    return _make_lstm(spec, float(forget_bias), memory, _initializers(kernel_init, recurrent_init, bias_init))
 
 
 def make_gru(
@@ -162,6 +167,7 @@ def make_gru(
     reset: str = "after",
     activation: Activation = "tanh",
     bias: bool = True,
+    memory: int | None = None,
     kernel_init: Initializer = "glorot_uniform",
     recurrent_init: Initializer = "orthogonal",
     bias_init: Initializer = "zeros",
@@ -179,15 +185,17 @@ def make_gru(
       reset: whether the reset gate acts "after" or "before" the matrix product.
       activation: of the candidate; "tanh", "relu", or any elementwise function.
       bias: whether there are `b` and `b_n`.
+      memory: as in `make_lstm`: biases of the update gate are log U(1, memory - 1).
       kernel_init, recurrent_init, bias_init: see `make_rnn`.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name, memory without bias, or a memory below 2 steps.
     """
     _check_activation(activation)
     if reset not in ("after", "before"):
         raise ValueError(f'reset: expected "after" or "before", got {reset!r}')
-    return _make_gru(GRUSpec(reset, activation, bias), _initializers(kernel_init, recurrent_init, bias_init))
+    _check_memory(memory, bias)
+    return _make_gru(GRUSpec(reset, activation, bias), memory, _initializers(kernel_init, recurrent_init, bias_init))
 
 
 @functools.cache
@@ -209,7 +217,7 @@ def _make_rnn(spec: RNNSpec, initializers: _Initializers) -> Cell:
 
 
 @functools.cache
-def _make_lstm(spec: LSTMSpec, forget_bias: float, initializers: _Initializers) -> Cell:
+def _make_lstm(spec: LSTMSpec, forget_bias: float, memory: int | None, initializers: _Initializers) -> Cell:
     activation = _activation(spec.activation)
 
     def init(key: Array, in_features: int, hidden_features: int) -> LSTMParams:
@@ -218,7 +226,11 @@ def _make_lstm(spec: LSTMSpec, forget_bias: float, initializers: _Initializers) 
             raise ValueError(f"projection: expected at most hidden_features = {hidden_features}, got {state_features}")
         keys = jax.random.split(key, 3)
         w, u, b = _init_gates(keys[0], in_features, state_features, hidden_features, 4, initializers)
-        b = b.at[hidden_features : 2 * hidden_features].add(forget_bias)
+        if memory is None:
+            b = b.at[hidden_features : 2 * hidden_features].add(forget_bias)
+        else:
+            remember = _log_time_scales(jax.random.fold_in(key, 1), hidden_features, memory)
+            b = b.at[: 2 * hidden_features].set(jnp.concatenate([-remember, remember]))
         peephole = projection = None
         if spec.peepholes:
             peephole = _blocks(keys[1], (hidden_features,), 3, initializers.bias, hidden_features)
@@ -263,7 +275,7 @@ def _make_lstm(spec: LSTMSpec, forget_bias: float, initializers: _Initializers) 
 
 
 @functools.cache
-def _make_gru(spec: GRUSpec, initializers: _Initializers) -> Cell:
+def _make_gru(spec: GRUSpec, memory: int | None, initializers: _Initializers) -> Cell:
     activation = _activation(spec.activation)
 
     def init(key: Array, in_features: int, hidden_features: int) -> GRUParams:
@@ -272,6 +284,9 @@ def _make_gru(spec: GRUSpec, initializers: _Initializers) -> Cell:
         if not spec.bias:
             return GRUParams(w, u, None, None)
         b_n = _blocks(key_n, (hidden_features,), 1, initializers.bias, hidden_features)
+        if memory is not None:
+            remember = _log_time_scales(jax.random.fold_in(key, 1), hidden_features, memory)
+            b = b.at[hidden_features : 2 * hidden_features].set(remember)
         return GRUParams(w, u, b, b_n if spec.reset == "after" else jnp.zeros_like(b_n))
 
     def initial_state(params: GRUParams, batch_size: int, dtype: Any) -> Array:
@@ -346,6 +361,11 @@ def _blocks(key: Array, shape: tuple[int, ...], count: int, initializer: Initial
     return jnp.concatenate([draw(k, shape, jnp.float32) for k in jax.random.split(key, count)], axis=-1)
 
 
+def _log_time_scales(key: Array, features: int, memory: int) -> Array:
+    """Biases [H] of gates that keep a state for 1 to `memory` steps; s(b) is 1 - 1 / (1 + steps)."""
+    return jnp.log(jax.random.uniform(key, (features,), jnp.float32, 1, memory - 1))
+
+
 def _initializers(kernel: Initializer, recurrent: Initializer, bias: Initializer) -> _Initializers:
     for name, value in (("kernel_init", kernel), ("recurrent_init", recurrent), ("bias_init", bias)):
         known = ("uniform", *(_INITIALIZERS if name != "bias_init" else ("zeros",)))
@@ -356,6 +376,13 @@ def _initializers(kernel: Initializer, recurrent: Initializer, bias: Initializer
 
 def _activation(activation: Activation) -> Callable[[Array], Array]:
     return _ACTIVATIONS[activation] if isinstance(activation, str) else activation
+
+
+def _check_memory(memory: int | None, bias: bool) -> None:
+    if memory is not None and memory < 2:
+        raise ValueError(f"memory: expected at least 2 steps, got {memory}")
+    if memory is not None and not bias:
+        raise ValueError(f"memory: expected bias=True with it, got {memory} without")
 
 
 def _check_activation(activation: Activation) -> None:
