@@ -1,5 +1,6 @@
 """Settings of the whole test run: eight virtual CPU devices, Keras on JAX, float64 on request, what may be skipped."""
 
+import fcntl
 import os
 
 # Before the first import of jax or keras; both read them once.
@@ -23,6 +24,17 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("accelerator"):
                 item.add_marker(pytest.mark.skip(reason="there is no accelerator"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A test marked `alone` waits until no other worker tests, and none begins before it has ended: it measures time."""
+    alone = item.get_closest_marker("alone") is not None
+    with open(__file__) as gate, open(item.config.inipath) as testing:  # two files to lock; any would do
+        fcntl.flock(gate, fcntl.LOCK_EX)  # whoever waits to be alone keeps it, so that nobody else can go on before
+        fcntl.flock(testing, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 from s2s_jax import cells, unroll
 from s2s_jax.types import Unrolled
 from tests import oracles
-from tests.samples import LIBRARY_CELLS, TOLERANCE, Gradients, assert_close, run, sample
+from tests.samples import LIBRARY_CELLS, TOLERANCE, Gradients, assert_close, assert_equal, run, sample
 
 TORCH = ("rnn", "rnn_relu", "rnn_no_bias", "lstm", "lstm_no_bias", "lstm_projection", "gru", "gru_no_bias")
 KERAS = (
@@ -213,6 +213,37 @@ def test_initialisers_may_be_functions_of_one_gate(family):
     params = init(FACTORIES[family](recurrent_init=numbered))
     assert asked == [(16, 16)] * GATES[family]
     np.testing.assert_array_equal(params.u[0], np.repeat(np.arange(GATES[family]) + 1, 16))
+
+
+@pytest.mark.parametrize("make", [cells.make_lstm, cells.make_gru])
+@pytest.mark.parametrize("memory", [2, 10, 784])
+def test_memory_is_how_many_steps_the_units_remember(make, memory, float64):
+    """Without input or weights a state decays at a constant rate: to 1/e in 1 to `memory` steps, evenly spread over units."""
+    features = 4000
+    plain, cell = (make(kernel_init="zeros", recurrent_init="zeros", **options) for options in ({}, {"memory": memory}))
+    plain, params = (each.init(jax.random.key(0), 1, features) for each in (plain, cell))
+    state = jax.tree.map(jnp.ones_like, cell.initial_state(params, 1, jnp.float64))
+    _, state = unroll(cell, params, jnp.zeros((1, 3, 1)), state, backend="scan")
+    steps = -3 / np.log((state.c if make is cells.make_lstm else state)[0])
+    assert 1.4 <= steps.min() <= steps.max() <= memory  # 1 / ln 2 at least
+    if memory > 2:
+        quartiles = 1.5 + (memory - 2) * np.array([0.25, 0.5, 0.75])
+        np.testing.assert_allclose(np.quantile(steps, [0.25, 0.5, 0.75]), quartiles, rtol=0.05)
+    ours, others = (np.asarray(each.b).reshape(-1, features) for each in (params, plain))
+    if make is cells.make_lstm:
+        np.testing.assert_array_equal(ours[0], -ours[1])
+    else:
+        np.testing.assert_array_equal(ours[0], others[0])
+    np.testing.assert_array_equal(ours[2:], others[2:])
+    assert_equal(params._replace(b=None), plain._replace(b=None))
+
+
+@pytest.mark.parametrize("make", [cells.make_lstm, cells.make_gru])
+def test_memory_needs_two_steps_and_biases(make):
+    with pytest.raises(ValueError, match="memory: expected at least 2 steps, got 1"):
+        make(memory=1)
+    with pytest.raises(ValueError, match="memory: expected bias=True with it, got 5 without"):
+        make(memory=5, bias=False)
 
 
 @pytest.mark.parametrize("forget_bias", [1.0, 0.0, -0.5])

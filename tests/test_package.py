@@ -135,6 +135,7 @@ def test_the_package_alone_needs_no_flax():
     assert "flax" not in run("import sys, s2s_jax; print(*sys.modules)")
 
 
+@pytest.mark.alone
 def test_import_takes_at_most_a_fifth_more_than_that_of_its_dependencies():
     best = {"jax, flax, optax": float("inf"), "s2s_jax": float("inf")}
     for attempt in range(6):  # other work on the machine only ever adds

@@ -518,6 +518,7 @@ def test_batches_are_made_in_as_many_threads_as_it_was_told():
     assert [int(batch["x"][0]) for batch in got] == list(range(6))
 
 
+@pytest.mark.alone
 def test_waiting_and_computing_overlap():
     class Slow(Noted):
         def __getitem__(self, number):

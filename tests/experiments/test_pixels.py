@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import pixels
+from s2s_jax import cells
 from s2s_jax.data.images import LabelledImages, drawn_digits
 from s2s_jax.training.command import main
 from tests.samples import assert_close
@@ -149,3 +150,10 @@ def test_a_run_does_not_go_on_on_other_pictures(real, tmp_path):
 def test_an_empty_data_folder_is_an_error_and_not_the_stand_in(few, tmp_path):
     with pytest.raises(SystemExit, match=r"data_dir: expected 'mnist' in "):
         call(*SMALL, "--runs-dir", tmp_path / "runs", "--data-dir", tmp_path)
+
+
+def test_memory_is_for_cells_with_gates():
+    assert pixels.build_cell(pixels.Config()) is cells.lstm
+    assert pixels.build_cell(pixels.Config(cell="gru", memory=28)) is cells.make_gru(memory=28)
+    with pytest.raises(ValueError, match="memory: expected a cell with gates with it, lstm or gru, got rnn"):
+        pixels.build_cell(pixels.Config(cell="rnn", memory=28))
