@@ -33,6 +33,8 @@ class Config:
     """Cells; RNN is measured at one shape, beside the two others."""
     shapes: tuple[str, ...] = ()
     """B,T,D,H: these shapes instead of the grid's."""
+    kinds: tuple[Literal["layer", "stack", "streaming"], ...] = ()
+    """Whole sequences, two layers in two directions over ragged ones, one step a call; full grid: all, else: layer."""
     peers: tuple[str, ...] = ()
     """Only these, by the beginnings of their names: torch, flax, keras, scan."""
     platform: Literal["cpu", "gpu"] | None = None
@@ -41,6 +43,8 @@ class Config:
     """Of weights and inputs."""
     backend: str = "auto"
     """Which of our backends is ours."""
+    steady: bool = False
+    """Also how far the 99th percentile of 300 calls in a row is above their median."""
     memory: bool = False
     """Also peak memory, each in a process of its own; always with the full grid."""
     json: Path | None = None
@@ -55,7 +59,7 @@ def recurrence(config: Config, platform: str, path: Path) -> None:
         print(f"{' and '.join(BRIEFLY)} only at {', '.join(map(str, BRIEF))}; --grid full and --peers measure them everywhere.")
         chosen |= {name: _briefly(chosen[name]) for name in BRIEFLY}
     present = {name: peer for name, peer in chosen.items() if not peer.missing}
-    cases = grid(config.grid, config.dtype, config.cells, tuple(_shape(text) for text in config.shapes))
+    cases = grid(config.grid, config.dtype, config.cells, tuple(_shape(text) for text in config.shapes), config.kinds)
     report = Report(path, machine.describe(platform))
     report.keep("missing", [name for name, peer in chosen.items() if peer.missing])
     with Pool(present, platform, config.backend) as pool:
@@ -66,7 +70,8 @@ def recurrence(config: Config, platform: str, path: Path) -> None:
         def floor(case: Case, part: str) -> float:
             return case.operations(part) / rate
 
-        for outcome in measure(cases, pool.workers, present, platform, PLANS[config.grid], floor):
+        plan = PLANS[config.grid]._replace(in_a_row=300 if config.steady else 0)
+        for outcome in measure(cases, pool.workers, present, platform, plan, floor):
             if isinstance(outcome, Refused):
                 report.refused(*outcome)
             else:
@@ -97,7 +102,7 @@ def _memory(config: Config, platform: str, present: dict[str, Peer], cases: list
     print("\nPeak memory of a call in MiB, beyond the process's own and what it is given; each in a new process:")
     told = []
     for case in cases:
-        if case.kind == "streaming" or (not config.shapes and case.kind == "layer" and case.shape not in SMALL):
+        if case.kind == "streaming" or (not config.shapes and case.kind == "layer" and case.shape not in SMALL):  # hours else
             continue
         part = case.parts[-1]
         found = peaks(case, part, present, platform, config.backend)

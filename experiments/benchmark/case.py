@@ -104,16 +104,19 @@ def params_of(cell: str, w: Any, u: Any, b: Any, b_n: Any = None) -> Any:
     return (cells.LSTMParams if cell == "lstm" else cells.RNNParams)(w, u, b)
 
 
-def grid(name: str, dtype: str, chosen_cells: tuple[str, ...], shapes: tuple[tuple[int, int, int, int], ...]) -> list[Case]:
-    """The cases of a grid, or those of the shapes given; RNN only where the three cells are compared."""
-    wanted = list(shapes or SMALL)
-    if name == "full" and not shapes:
-        wanted += [(b, t, h, h) for t in (50, 200, 784) for h in (64, 128, 256, 512) for b in (1, 8, 32, 128)]
-    cases = [Case(cell, shape, dtype) for shape in dict.fromkeys(wanted) for cell in chosen_cells if cell != "rnn" or shapes]
-    if not shapes and "rnn" in chosen_cells:
-        cases.append(Case("rnn", COMPARED, dtype))
-    if name == "full" and not shapes:
-        both = [cell for cell in chosen_cells if cell != "rnn"]
-        cases += [Case(cell, STACK, dtype, "stack") for cell in both]
-        cases += [Case(cell, STREAM, dtype, "streaming") for cell in both]
-    return cases
+def grid(
+    name: str,
+    dtype: str,
+    chosen_cells: tuple[str, ...],
+    shapes: tuple[tuple[int, int, int, int], ...] = (),
+    kinds: tuple[str, ...] = (),
+) -> list[Case]:
+    """The cases of a grid, or those of the shapes or kinds given; RNN only where the three cells are compared."""
+    kinds = kinds or (("layer", "stack", "streaming") if name == "full" and not shapes else ("layer",))
+    layers = list(SMALL)
+    if name == "full":
+        layers += [(b, t, h, h) for t in (50, 200, 784) for h in (64, 128, 256, 512) for b in (1, 8, 32, 128)]
+    of_kind = {"layer": layers, "stack": [STACK], "streaming": [STREAM]}
+    chosen = [(shape, kind) for kind in kinds for shape in dict.fromkeys(shapes or of_kind[kind])]
+    cases = [Case(cell, shape, dtype, kind) for shape, kind in chosen for cell in chosen_cells]
+    return [c for c in cases if c.cell != "rnn" or shapes or (c.shape, c.kind) == (COMPARED, "layer")]

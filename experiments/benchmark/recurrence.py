@@ -9,7 +9,7 @@ import numpy as np
 from experiments.benchmark.case import Case
 from experiments.benchmark.pool import Failed, Pool, ask_all
 from experiments.benchmark.program import Peer
-from experiments.benchmark.timing import Plan, interleaved, ratio
+from experiments.benchmark.timing import Plan, interleaved, ratio, tail
 from s2s_jax.recurrence.choice import BACKENDS
 
 # Greatest difference, relative to the greatest number of an array, under which two implementations are taken to compute the
@@ -156,7 +156,9 @@ def _timed(
     def asked(name: str) -> Callable[[int, bool], Sequence[float]]:
         return lambda calls, warm: workers[name].ask("time", case, part, calls, warm)
 
+    backend = workers["ours"].ask("backend", case)
     samples = interleaved({name: asked(name) for name in names}, plan)
+    tails = {name: tail(asked(name)(plan.in_a_row, True)) for name in names} if plan.in_a_row else {}
     batch, time, features, hidden = case.shape
     steps = time if case.kind == "streaming" else 1  # one call is one step there, and so is what is told
     shape = [batch, 1, features, hidden] if case.kind == "streaming" else list(case.shape)
@@ -185,8 +187,9 @@ def _timed(
             "ours_first_call_s": round(names["ours"][1][part], 3),
             "peer_first_call_s": round(names[name][1][part], 3),
             "kind": case.kind,
+            "backend": backend,
             "setting": peers[name].setting,
-        }
+        } | ({"ours_tail": round(tails["ours"], 3), "peer_tail": round(tails[name], 3)} if tails else {})
 
 
 def peaks(case: Case, part: str, peers: Mapping[str, Peer], platform: str, backend: str) -> dict[str, int | None]:

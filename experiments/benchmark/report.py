@@ -42,13 +42,14 @@ class Report:
             print(
                 f"\n{_named(row['cell'], row['shape'], row['kind'])}, {row['part']}, {row['dtype']}: ours "
                 f"{_ms(row['ours_ms'])} ms{' a step' if row['kind'] == 'streaming' else ''}, {row['ours_over_floor']:.3g} "
-                f"times the floor, first call {row['ours_first_call_s']:.2f} s, {row['rounds']} rounds"
+                f"times the floor, first call {row['ours_first_call_s']:.2f} s, {row['rounds']} rounds, {row['backend']}"
+                + (f", 99th percentile of calls {row['ours_tail']:.2f} medians" if "ours_tail" in row else "")
             )
         low, high = row["ratio_quartiles"]
         print(
             f"  {row['peer']:<24}{_ms(row['peer_ms']):>9} ms   {row['ratio']:6.2f} times ours ({low:.2f} to {high:.2f})   "
             f"{row['peer_over_floor']:6.3g} floors   first call {row['peer_first_call_s']:5.2f} s   differs by "
-            f"{row['difference']:.0e}",
+            f"{row['difference']:.0e}" + (f"   99th percentile {row['peer_tail']:.2f} medians" if "peer_tail" in row else ""),
             flush=True,
         )
 

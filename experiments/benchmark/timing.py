@@ -12,11 +12,12 @@ SHORT = 0.02  # seconds; several calls under it are one sample
 
 
 class Plan(NamedTuple):
-    """How long to time a row: rounds from `least` to `most`, and no new one after `seconds`."""
+    """How long to time a row: rounds from `least` to `most`, and no new one after `seconds`; then so many calls in a row."""
 
     seconds: float
     least: int
     most: int
+    in_a_row: int = 0
 
 
 class Ratio(NamedTuple):
@@ -61,6 +62,11 @@ def ratio(peer: Sequence[float], ours: Sequence[float]) -> Ratio:
         return Ratio(value, value, value)
     low, _, high = statistics.quantiles(rounds, n=4, method="inclusive")
     return Ratio(value, low, high)
+
+
+def tail(seconds: Sequence[float]) -> float:
+    """99th percentile over median."""
+    return statistics.quantiles(seconds, n=100, method="inclusive")[-1] / statistics.median(seconds)
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark.case import Case
+from experiments.benchmark.case import CELLS, Case
 from experiments.benchmark.peers import peers
 from experiments.benchmark.program import Program
 
@@ -24,7 +24,7 @@ class Worker:
     """What the process can be asked for. Every method returns plain values or NumPy arrays."""
 
     def __init__(self, name: str, platform: str, backend: str = "auto"):
-        self.name, self.platform = name, platform
+        self.name, self.platform, self.chosen = name, platform, backend
         self.peer = peers(platform, backend)[name]
         self.built: dict[Case, Program] = {}
         self.ready: tuple[Any, ...] = ()  # the case, its weights and its inputs in the peer's form, and whose turn it is
@@ -46,6 +46,17 @@ class Worker:
         program = self.built[case]
         params, inputs = program.params(case.params(inner_bias)), program.inputs(*case.inputs(0))
         return {part: program.answer(program.run[part](params, *inputs)) for part in case.parts}
+
+    def backend(self, case: Case) -> str:
+        """Which of our backends the case runs on."""
+        import jax.numpy as jnp
+
+        from s2s_jax import explain_backend
+
+        batch, time, features, _ = case.shape
+        xs = jnp.zeros((batch, 1 if case.kind == "streaming" else time, features), case.dtype)
+        params, lengths = case.params()[0][0], case.lengths
+        return explain_backend(CELLS[case.cell], params, xs, lengths=lengths, backend=self.chosen).backend
 
     def prepare(self, case: Case) -> None:
         """Weights and inputs, of this case only."""

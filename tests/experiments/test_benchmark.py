@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import s2s_jax
 from experiments import addition, pixels
 from experiments.benchmark import chart, recurrence, training_step
 from experiments.benchmark.__main__ import main
@@ -21,7 +22,7 @@ from experiments.benchmark.case import COMPARED, SMALL, Case, grid
 from experiments.benchmark.peers import peers
 from experiments.benchmark.program import on_jax
 from experiments.benchmark.recurrence import Refused, difference, measure
-from experiments.benchmark.timing import Plan, geometric_mean, interleaved, ratio, summary
+from experiments.benchmark.timing import Plan, geometric_mean, interleaved, ratio, summary, tail
 from experiments.benchmark.worker import Worker
 from s2s_jax import cells, unroll
 from tests.oracles import oracle
@@ -147,12 +148,18 @@ def test_arithmetic_of_the_shape():
 
 
 def test_the_grids():
-    small = grid("small", "float32", ("lstm", "gru", "rnn"), ())
+    small = grid("small", "float32", ("lstm", "gru", "rnn"))
     assert [c.shape for c in small if c.cell == "lstm"] == list(SMALL)
     assert [c for c in small if c.cell == "rnn"] == [Case("rnn", COMPARED)]
-    full = grid("full", "float32", ("lstm", "gru"), ())
+    full = grid("full", "float32", ("lstm", "gru"))
     # (1, 200, 256, 256) is in both
     assert len([c for c in full if c.kind == "layer" and c.cell == "gru"]) == 6 + 4 * 4 * 3 - 1
+    assert grid("small", "float32", ("gru",), kinds=("streaming",)) == [
+        c for c in full if (c.kind, c.cell) == ("streaming", "gru")
+    ]
+    shape = (2, 3, 4, 5)
+    assert grid("full", "float32", ("rnn",), (shape,)) == [Case("rnn", shape)]
+    assert grid("small", "float32", ("rnn",), (shape,), ("stack",)) == [Case("rnn", shape, kind="stack")]
     assert {c.kind for c in full} == {"layer", "stack", "streaming"}
     assert len(set(full)) == len(full)
 
@@ -162,6 +169,7 @@ def test_ratios():
     assert made.value == 6.0 / 2.0  # of the medians
     assert (made.low, made.high) == (2.0, 3.25)  # of 2, 2, 3, 4
     assert geometric_mean([1.0, 4.0, 16.0]) == pytest.approx(4.0)
+    assert tail([*range(1, 102)]) == pytest.approx(100 / 51)
     rows = [
         {"cell": "lstm", "part": "forward", "peer": "torch", "ratio": value, "shape": [k]} for k, value in enumerate((2.0, 0.5))
     ]
@@ -212,8 +220,9 @@ def test_peak_memory_holds_at_least_what_comes_back():
 
 def test_a_shape_end_to_end(tmp_path, capsys):
     path = tmp_path / "deep" / "figures.json"
-    main(["--shapes", "2,3,4,8", "--cells", "gru", "--peers", "scan", "flax linen", "--json", str(path), "--platform", "cpu"])
-    found = json.loads(path.read_text())
+    flags = ["--shapes", "2,3,4,8", "--cells", "gru", "--peers", "scan", "flax linen", "--json", str(path), "--steady"]
+    main([*flags, "--platform", "cpu"])
+    found, case = json.loads(path.read_text()), Case("gru", (2, 3, 4, 8))
     assert set(found) >= {"machine", "rows"}
     assert found["machine"]["gflops"]["float32"] > 0
     assert not found["refused"]
@@ -224,6 +233,8 @@ def test_a_shape_end_to_end(tmp_path, capsys):
         assert set(row) >= {"cell", "shape", "dtype", "part", "peer", "ours_ms", "peer_ms", "ratio"}
         assert (row["cell"], row["shape"], row["dtype"]) == ("gru", [2, 3, 4, 8], "float32")
         assert row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"], rel=0.01)
+        assert row["backend"] == s2s_jax.explain_backend(cells.gru, case.params()[0][0], case.inputs(0)[0]).backend
+        assert min(row["ours_tail"], row["peer_tail"]) >= 1
     assert path.with_suffix(".png").stat().st_size > 10_000
     told = capsys.readouterr().out
     assert "nn.RNN, OptimizedLSTMCell, time_major" in told  # the setting of each peer

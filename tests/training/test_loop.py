@@ -659,7 +659,7 @@ def test_the_step_compiles_once():
 
 
 def overhead(run, steps=100, rounds=9):
-    """Seconds of a step in each round of `fit`, logs included, and of the bare jitted step, in turns inside one run of `fit`."""
+    """Seconds of a step in each round of `fit`, logs included, and of the bare jitted step, in turns in one run."""
     model, data = small_model(), DATA
     graphdef, state = initial_train_state(model, OPTIMIZER)
     state = jax.tree.map(jnp.copy, state)
