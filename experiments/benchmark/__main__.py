@@ -44,7 +44,7 @@ class Config:
     backend: str = "auto"
     """Which of our backends is ours."""
     steady: bool = False
-    """Also how far the 99th percentile of 300 calls in a row is above their median."""
+    """Also how far the 99th percentile of 200 calls of ours in a row is above their median."""
     memory: bool = False
     """Also peak memory, each in a process of its own; always with the full grid."""
     json: Path | None = None
@@ -70,7 +70,7 @@ def recurrence(config: Config, platform: str, path: Path) -> None:
         def floor(case: Case, part: str) -> float:
             return case.operations(part) / rate
 
-        plan = PLANS[config.grid]._replace(in_a_row=300 if config.steady else 0)
+        plan = PLANS[config.grid]._replace(in_a_row=200 if config.steady else 0)
         for outcome in measure(cases, pool.workers, present, platform, plan, floor):
             if isinstance(outcome, Refused):
                 report.refused(*outcome)

@@ -12,7 +12,7 @@ SHORT = 0.02  # seconds; several calls under it are one sample
 
 
 class Plan(NamedTuple):
-    """How long to time a row: rounds from `least` to `most`, and no new one after `seconds`; then so many calls in a row."""
+    """How long to time a row: rounds from `least` to `most`, and no new one after `seconds`; then so many calls of ours."""
 
     seconds: float
     least: int

@@ -234,7 +234,7 @@ def test_a_shape_end_to_end(tmp_path, capsys):
         assert (row["cell"], row["shape"], row["dtype"]) == ("gru", [2, 3, 4, 8], "float32")
         assert row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"], rel=0.01)
         assert row["backend"] == s2s_jax.explain_backend(cells.gru, case.params()[0][0], case.inputs(0)[0]).backend
-        assert min(row["ours_tail"], row["peer_tail"]) >= 1
+        assert row["ours_tail"] >= 1
     assert path.with_suffix(".png").stat().st_size > 10_000
     told = capsys.readouterr().out
     assert "nn.RNN, OptimizedLSTMCell, time_major" in told  # the setting of each peer
