@@ -98,6 +98,17 @@ def test_equals_scan(name, reverse, sizes, ragged):
 
 
 @pytest.mark.parametrize("name", FOUR)
+def test_sums_over_many_steps_keep_their_digits(name):
+    """Gradients of weights add up 64,000 products here. One after the other, in float32, they lose a digit more than this."""
+    given = sample(name, 64, 1000, 2, 16)
+    got = values_and_gradients(*given._replace(lengths=None)[:6])[1].params
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), given._replace(cell=None, lengths=None))
+        want = values_and_gradients(given.cell, *exact[1:6], backend="scan")[1].params
+    assert_close(jax.tree.map(np.asarray, got), jax.tree.map(np.asarray, want), 3e-6)
+
+
+@pytest.mark.parametrize("name", FOUR)
 @forward_and_reverse
 def test_padding_reaches_nothing(name, reverse):
     given = sample(name, 5, 8, 3, 19)

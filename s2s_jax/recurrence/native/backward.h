@@ -421,13 +421,14 @@ class Backward {
           float* du = at.du + (recurrent * n_.blocks() + panel % n_.blocks()) * n_.hidden * kWidth;
           accumulate(n_.hidden, depth, left, gate, du);
         }
-        Vector sum0 = load(at.db + panel * kWidth), sum1 = load(at.db + panel * kWidth + kLanes);
+        Vector sum0{}, sum1{};
         for (long k = 0; k < depth; ++k) {
           sum0 += load(gate + k * kWidth);
           sum1 += load(gate + k * kWidth + kLanes);
         }
-        store(at.db + panel * kWidth, sum0);
-        store(at.db + panel * kWidth + kLanes, sum1);
+        float* db = at.db + panel * kWidth;
+        store(db, load(db) + sum0);
+        store(db + kLanes, load(db + kLanes) + sum1);
       }
     }
     if (d.dx == nullptr) return;

@@ -118,15 +118,11 @@ inline void multiply(long row_count, const float* const* rows, Left left, const 
   }
 }
 
-// A piece of a gradient of weights: out[m] += sum over k of left[k][m] * right[k], with `left` packed as [K][M].
+// A piece of a gradient of weights: out[m] += sum over k of left[k][m] * right[k], with `left` packed as [K][M]. The sum over k is
+// formed by itself: each product added to what hundreds of pieces have left in `out` would lose its last digits there.
 template <int M>
 __attribute__((noinline)) void outer_tile(long depth, const float* left, const float* right, float* out) {
-  Vector sums[M][2];
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
-    sums[m][0] = load(out + m * kWidth);
-    sums[m][1] = load(out + m * kWidth + kLanes);
-  }
+  Vector sums[M][2] = {};
   for (long k = 0; k < depth; ++k) {
     const Vector b0 = load(right + k * kWidth);
     const Vector b1 = load(right + k * kWidth + kLanes);
@@ -139,8 +135,8 @@ __attribute__((noinline)) void outer_tile(long depth, const float* left, const f
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-    store(out + m * kWidth, sums[m][0]);
-    store(out + m * kWidth + kLanes, sums[m][1]);
+    store(out + m * kWidth, load(out + m * kWidth) + sums[m][0]);
+    store(out + m * kWidth + kLanes, load(out + m * kWidth + kLanes) + sums[m][1]);
   }
 }
 
