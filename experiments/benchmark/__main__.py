@@ -43,6 +43,8 @@ class Config:
     """Of weights and inputs."""
     backend: str = "auto"
     """Which of our backends is ours."""
+    seconds: float | None = None
+    """A row that has two rounds gets no other after so many seconds; 0.3 if not given, and 6 (and five) with the full grid."""
     steady: bool = False
     """Also how far the 99th percentile of 200 calls of ours in a row is above their median."""
     memory: bool = False
@@ -70,7 +72,8 @@ def recurrence(config: Config, platform: str, path: Path) -> None:
         def floor(case: Case, part: str) -> float:
             return case.operations(part) / rate
 
-        plan = PLANS[config.grid]._replace(in_a_row=200 if config.steady else 0)
+        plan = PLANS[config.grid] if config.seconds is None else Plan(config.seconds, 2, 40)
+        plan = plan._replace(in_a_row=200 if config.steady else 0)
         for outcome in measure(cases, pool.workers, present, platform, plan, floor):
             if isinstance(outcome, Refused):
                 report.refused(*outcome)
