@@ -1,7 +1,6 @@
 """Handwritten digits read as a sequence: 28 rows of 28 pixels, 784 pixels, or 784 pixels in a fixed random order.
 
-    python -m experiments.pixels --data-dir FOLDER               MNIST's idx files: 99 % of the test digits, by rows, in
-                                                                 about 15 minutes on two CPU cores
+    python -m experiments.pixels --data-dir FOLDER               MNIST's idx files: 99 % of the test digits, in 15 minutes
     python -m experiments.pixels                                 without data: drawn digits, which show that it works
     python -m experiments.pixels predict 0 1 2                   numbers of test pictures
     python -m experiments.pixels --order pixels --num-layers 1 --cell gru --memory 784 --no-augment
@@ -60,7 +59,7 @@ class Config(TrainingConfig):
     cell: Literal["rnn", "lstm", "gru"] = "lstm"
     """Recurrent cell."""
     memory: int = 0
-    """Steps that an LSTM's or GRU's units remember at the start, from 1 to so many; 0 for the plain start."""
+    """Units of an LSTM or GRU start with memories of 1 to so many steps, 2 at least; 0 for the plain start."""
     hidden_features: int = 128
     """Width of the state."""
     num_layers: int = 2

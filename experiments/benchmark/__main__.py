@@ -19,7 +19,7 @@ from experiments.benchmark.report import Report, conclusion, legend, peak_line
 from experiments.benchmark.timing import Plan, summary
 from s2s_jax.recurrence.choice import BACKENDS
 
-# Least and most rounds of a row, and the seconds after which there is no new one. The small grid has to end in 50 s.
+# Least and most rounds of a row, and the seconds after which there is no new one.
 PLANS = {"small": Plan(0.3, 2, 15), "full": Plan(6.0, 5, 40)}
 # Each peer on JAX compiles for as long as it is measured; in the small grid these two are measured at one shape only.
 BRIEFLY, BRIEF = ("flax nnx", "keras"), (32, 64, 32, 64)
@@ -36,17 +36,17 @@ class Config:
     kinds: tuple[Literal["layer", "stack", "streaming"], ...] = ()
     """Whole sequences, two layers in two directions over ragged ones, one step a call; full grid: all, else: layer."""
     peers: tuple[str, ...] = ()
-    """Only these, by the beginnings of their names: torch, flax, keras, scan."""
+    """Only these, by the beginnings of their names: torch, flax, keras, scan, native, fused, cudnn."""
     platform: Literal["cpu", "gpu"] | None = None
     """What to measure on; what JAX finds if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and inputs."""
-    backend: str = "auto"
+    backend: Literal["auto", "scan", "native", "fused", "cudnn"] = "auto"
     """Which of our backends is ours."""
     seconds: float | None = None
     """A row that has two rounds gets no other after so many seconds; 0.3 if not given, and 6 (and five) with the full grid."""
     steady: bool = False
-    """Also how far the 99th percentile of 200 calls of ours in a row is above their median."""
+    """Also the 99th percentile of 200 calls of ours in a row over their median; not for streaming, timed many steps at once."""
     memory: bool = False
     """Also peak memory, each in a process of its own; always with the full grid."""
     json: Path | None = None
@@ -62,6 +62,10 @@ def recurrence(config: Config, platform: str, path: Path) -> None:
         chosen |= {name: _briefly(chosen[name]) for name in BRIEFLY}
     present = {name: peer for name, peer in chosen.items() if not peer.missing}
     cases = grid(config.grid, config.dtype, config.cells, tuple(_shape(text) for text in config.shapes), config.kinds)
+    if not cases or not any(name != "ours" for name in present):
+        raise ValueError("nothing to measure: expected cells that the kinds have, and peers that are installed; see --help")
+    picture = path.with_suffix(".png")
+    picture.unlink(missing_ok=True)  # of other figures
     report = Report(path, machine.describe(platform))
     report.keep("missing", [name for name, peer in chosen.items() if peer.missing])
     with Pool(present, platform, config.backend) as pool:
@@ -82,13 +86,14 @@ def recurrence(config: Config, platform: str, path: Path) -> None:
     if config.memory or config.grid == "full":
         _memory(config, platform, present, cases, report)
     rows = report.found["rows"]
+    if not rows and not report.found["further_rows"]:
+        raise ValueError(f"nothing was measured, for the reasons above; the whole of them is in {path}")
     if rows:
         print(conclusion(rows))
         report.keep("summary", summary(rows))
-        picture = path.with_suffix(".png")
         title = f"{report.found['machine']['cpu']}, {machine.cores()} cores, {config.dtype}"
         chart.ratios(rows, title).savefig(picture, dpi=150)
-        print(f"\nAll figures are in {path}, and a chart in {picture}.")
+    print(f"\nAll figures are in {path}{f', and a chart in {picture}' if rows else ''}.")
 
 
 def _rate(pool: Pool, dtype: str) -> float:
@@ -148,7 +153,10 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU all peers share one memory
     if config.platform is not None:
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[config.platform])
-    platform = jax.default_backend()
+    try:
+        platform = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"platform: JAX finds no {config.platform} here") from error
     path = config.json or Path("runs/benchmark") / f"{part}.json"
     start = time.perf_counter()
     parts[part](config, platform, path)

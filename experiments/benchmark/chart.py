@@ -33,7 +33,7 @@ def ratios(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
     names = list(dict.fromkeys(row["peer"] for row in rows))
     reach = [value for row in rows for value in row["ratio_quartiles"]] + [0.8, 2.0]
     # A place of its own for each peer within a shape's row, lest equal ratios hide each other.
-    height = 1.4 + len(shapes) * max(0.3, 0.07 * len(names))
+    height = max(3.0, 1.4 + len(shapes) * max(0.3, 0.07 * len(names)))  # at least what the label of the axis needs
     figure = Figure(figsize=(2.2 + 2.6 * len(panels), height), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     drawn = {}

@@ -49,14 +49,15 @@ class Report:
         print(
             f"  {row['peer']:<24}{_ms(row['peer_ms']):>9} ms   {row['ratio']:6.2f} times ours ({low:.2f} to {high:.2f})   "
             f"{row['peer_over_floor']:6.3g} floors   first call {row['peer_first_call_s']:5.2f} s   differs by "
-            f"{row['difference']:.0e}",
+            f"{row['difference']:.0e}" + (" (the same program in another process)" if row["peer"] == row["backend"] else ""),
             flush=True,
         )
 
     def refused(self, case: Case, peer: str, why: str) -> None:
         self.found["refused"].append({"cell": case.cell, "shape": list(case.shape), "peer": peer, "why": why})
         self.write()
-        last = why.strip().splitlines()[-1]
+        # JAX ends a traceback with a notice about itself; the error stands before it.
+        last = why.split("\n--------------------\nFor simplicity")[0].strip().splitlines()[-1]
         print(f"\n{_named(case.cell, case.shape, case.kind)}: {peer} is left out: {last}", flush=True)
 
 

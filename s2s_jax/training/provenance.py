@@ -16,7 +16,7 @@ def describe_device() -> str:
     if devices[0].platform != "cpu":
         return f"{len(devices)} x {devices[0].device_kind}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cpu, {cores} cores, {cpu_model()}"
+    return f"cpu, {cores} core{'' if cores == 1 else 's'}, {cpu_model()}"
 
 
 def cpu_model() -> str:

@@ -1,6 +1,7 @@
 """The Flax layers against PyTorch and Keras with the same weights; merges, residual links, dropout, streaming, training."""
 
 import functools
+import inspect
 from typing import NamedTuple
 
 import jax
@@ -502,3 +503,13 @@ def test_dropout_in_bfloat16_keeps_the_mean():
     xs = jnp.full((64, 50, 1), 100.0, jnp.bfloat16)
     got = np.asarray(layers.Dropout(0.1)(xs, key=jax.random.key(0)), np.float32)
     assert np.unique(got).tolist() == [0.0, float(jnp.asarray(100 * kept, jnp.bfloat16))]
+
+
+@pytest.mark.parametrize(
+    ("layer", "make"), [(layers.RNN, cells.make_rnn), (layers.LSTM, cells.make_lstm), (layers.GRU, cells.make_gru)]
+)
+def test_a_layer_takes_every_option_of_its_cell_and_hands_it_on(layer, make):
+    values = {"projection": 2, "reset": "before", "activation": "relu", "forget_bias": 0.5, "memory": 9, "bias": True}
+    for name, option in inspect.signature(make).parameters.items():
+        value = values.get(name, "zeros" if name.endswith("_init") else not option.default)
+        assert layer(3, 4, **{name: value}, rngs=nnx.Rngs(0)).cell is make(**{name: value})

@@ -45,7 +45,7 @@ def why_not_these(cell: Cell, directions: Sequence[Direction], options: Options)
     for d in directions:
         dtypes = {leaf.dtype.name for leaf in jax.tree.leaves((d.params, d.xs, d.state))}
         if d.xs.dtype != jnp.float32 or "float64" in dtypes:
-            return f"it computes in float32, not in {', '.join(sorted(dtypes))}"
+            return f"it computes in float32, and the arrays are of {', '.join(sorted(dtypes))}"
         if d.context is not None:
             return "there is a recurrent dropout mask"
         if d.xs.shape != directions[0].xs.shape or d.params.u.shape != directions[0].params.u.shape:
