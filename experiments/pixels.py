@@ -1,6 +1,6 @@
 """Handwritten digits read as a sequence: 28 rows of 28 pixels, 784 pixels, or 784 pixels in a fixed random order.
 
-    python -m experiments.pixels --data-dir FOLDER               MNIST's idx files: 99 % of the test digits, in 15 minutes
+    python -m experiments.pixels --data-dir FOLDER               MNIST's idx files, by rows: 99 % in 15 minutes
     python -m experiments.pixels                                 without data: drawn digits, which show that it works
     python -m experiments.pixels predict 0 1 2                   numbers of test pictures
     python -m experiments.pixels --order pixels --num-layers 1 --cell gru --memory 784 --no-augment

@@ -19,6 +19,8 @@ from jaxtyping import Array, Float
 from s2s_jax.types import Cell as Cell
 from s2s_jax.types import LSTMState as LSTMState
 
+_MEMORY_KEY = 3  # to fold in; beyond the numbers of the parts that the same key is split into, which folding would repeat
+
 Initializer = str | Callable[[Array, tuple[int, ...], Any], Array]
 Activation = str | Callable[[Array], Array]
 
@@ -143,13 +145,13 @@ def make_lstm(
       activation: of candidate and output; "tanh", "relu", or any elementwise function.
       bias: whether there is `b`.
       forget_bias: added to what `bias_init` draws for the forget gate; without `bias` there is none.
-      memory: starts with units that remember for 1 to so many steps: biases of the forget gate are log U(1, memory - 1) and
-        those of the input gate their negatives, in place of both arguments above (chrono initialisation, Tallec & Ollivier,
-        arXiv 1804.11188). For tasks whose evidence is hundreds of steps back.
+      memory: starts with units that remember for up to so many steps: biases of the forget gate are log U(1, memory - 1) and
+        those of the input gate their negatives, whatever `bias_init` says (chrono initialisation, Tallec & Ollivier,
+        arXiv 1804.11188). For tasks whose evidence is hundreds of steps back. Not together with a `forget_bias`.
       kernel_init, recurrent_init, bias_init: see `make_rnn`; the projection is drawn as w is, the peepholes as b is.
 
     Raises:
-      ValueError: an unknown name, a forget bias or memory without bias, a memory below 2 steps,
+      ValueError: an unknown name, a forget bias or memory without bias, both together, a memory below 2 steps,
         or a projection that is not positive (in `init`: above hidden_features).
     """
     _check_activation(activation)
@@ -158,6 +160,8 @@ def make_lstm(
     if not bias and forget_bias not in (0.0, 1.0):  # 1.0 is what nobody asked for
         raise ValueError(f"forget_bias: expected bias=True with it, got {forget_bias} without")
     _check_memory(memory, bias)
+    if memory is not None and forget_bias != 1.0:
+        raise ValueError(f"forget_bias: expected none with memory={memory}, which draws it, got {forget_bias}")
     spec = LSTMSpec(projection, peepholes, layer_norm, activation, bias)
     return _make_lstm(spec, float(forget_bias), memory, _initializers(kernel_init, recurrent_init, bias_init))
 
@@ -229,7 +233,7 @@ def _make_lstm(spec: LSTMSpec, forget_bias: float, memory: int | None, initializ
         if memory is None:
             b = b.at[hidden_features : 2 * hidden_features].add(forget_bias)
         else:
-            remember = _log_time_scales(jax.random.fold_in(key, 1), hidden_features, memory)
+            remember = _log_time_scales(jax.random.fold_in(key, _MEMORY_KEY), hidden_features, memory)
             b = b.at[: 2 * hidden_features].set(jnp.concatenate([-remember, remember]))
         peephole = projection = None
         if spec.peepholes:
@@ -285,7 +289,7 @@ def _make_gru(spec: GRUSpec, memory: int | None, initializers: _Initializers) ->
             return GRUParams(w, u, None, None)
         b_n = _blocks(key_n, (hidden_features,), 1, initializers.bias, hidden_features)
         if memory is not None:
-            remember = _log_time_scales(jax.random.fold_in(key, 1), hidden_features, memory)
+            remember = _log_time_scales(jax.random.fold_in(key, _MEMORY_KEY), hidden_features, memory)
             b = b.at[hidden_features : 2 * hidden_features].set(remember)
         return GRUParams(w, u, b, b_n if spec.reset == "after" else jnp.zeros_like(b_n))
 
@@ -362,7 +366,7 @@ def _blocks(key: Array, shape: tuple[int, ...], count: int, initializer: Initial
 
 
 def _log_time_scales(key: Array, features: int, memory: int) -> Array:
-    """Biases [H] of gates that keep a state for 1 to `memory` steps; s(b) is 1 - 1 / (1 + steps)."""
+    """Biases [H] log(n) of gates that keep a share 1 - 1 / (1 + n) of a state at each step, n from 1 to memory - 1."""
     return jnp.log(jax.random.uniform(key, (features,), jnp.float32, 1, memory - 1))
 
 

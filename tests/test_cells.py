@@ -220,8 +220,8 @@ def test_initialisers_may_be_functions_of_one_gate(family):
 def test_memory_is_how_many_steps_the_units_remember(make, memory, float64):
     """Without input or weights a state decays at a constant rate: to 1/e in 1 to `memory` steps, evenly spread over units."""
     features = 4000
-    plain, cell = (make(kernel_init="zeros", recurrent_init="zeros", **options) for options in ({}, {"memory": memory}))
-    plain, params = (each.init(jax.random.key(0), 1, features) for each in (plain, cell))
+    cell = make(kernel_init="zeros", recurrent_init="zeros", memory=memory)
+    params = cell.init(jax.random.key(0), 1, features)
     state = jax.tree.map(jnp.ones_like, cell.initial_state(params, 1, jnp.float64))
     _, state = unroll(cell, params, jnp.zeros((1, 3, 1)), state, backend="scan")
     steps = -3 / np.log((state.c if make is cells.make_lstm else state)[0])
@@ -229,13 +229,22 @@ def test_memory_is_how_many_steps_the_units_remember(make, memory, float64):
     if memory > 2:
         quartiles = 1.5 + (memory - 2) * np.array([0.25, 0.5, 0.75])
         np.testing.assert_allclose(np.quantile(steps, [0.25, 0.5, 0.75]), quartiles, rtol=0.05)
-    ours, others = (np.asarray(each.b).reshape(-1, features) for each in (params, plain))
-    if make is cells.make_lstm:
+
+
+@pytest.mark.parametrize(
+    ("make", "drawn"),
+    [(functools.partial(cells.make_lstm, peepholes=True), (0, 1)), (cells.make_gru, (1,))],
+    ids=["lstm", "gru"],
+)
+def test_memory_draws_its_own_biases_and_leaves_all_else(make, drawn):
+    plain, params = (init(make(bias_init="uniform", **options)) for options in ({}, {"memory": 9}))
+    ours, others = (np.asarray(each.b).reshape(-1, 16) for each in (params, plain))
+    for gate in range(len(ours)):
+        assert np.array_equal(ours[gate], others[gate]) == (gate not in drawn)
+    if len(drawn) == 2:
         np.testing.assert_array_equal(ours[0], -ours[1])
-    else:
-        np.testing.assert_array_equal(ours[0], others[0])
-    np.testing.assert_array_equal(ours[2:], others[2:])
     assert_equal(params._replace(b=None), plain._replace(b=None))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(plain))
 
 
 @pytest.mark.parametrize("make", [cells.make_lstm, cells.make_gru])
@@ -244,6 +253,11 @@ def test_memory_needs_two_steps_and_biases(make):
         make(memory=1)
     with pytest.raises(ValueError, match="memory: expected bias=True with it, got 5 without"):
         make(memory=5, bias=False)
+
+
+def test_memory_and_a_forget_bias_exclude_each_other():
+    with pytest.raises(ValueError, match=r"forget_bias: expected none with memory=5, which draws it, got 0\.5"):
+        cells.make_lstm(memory=5, forget_bias=0.5)
 
 
 @pytest.mark.parametrize("forget_bias", [1.0, 0.0, -0.5])

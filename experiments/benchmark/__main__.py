@@ -19,7 +19,7 @@ from experiments.benchmark.report import Report, conclusion, legend, peak_line
 from experiments.benchmark.timing import Plan, summary
 from s2s_jax.recurrence.choice import BACKENDS
 
-# Least and most rounds of a row, and the seconds after which there is no new one.
+# Seconds after which a row gets no new round, and least and most rounds.
 PLANS = {"small": Plan(0.3, 2, 15), "full": Plan(6.0, 5, 40)}
 # Each peer on JAX compiles for as long as it is measured; in the small grid these two are measured at one shape only.
 BRIEFLY, BRIEF = ("flax nnx", "keras"), (32, 64, 32, 64)
@@ -28,7 +28,7 @@ BRIEFLY, BRIEF = ("flax nnx", "keras"), (32, 64, 32, 64)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     grid: Literal["small", "full"] = "small"
-    """Six shapes, or fifty, with stacks, streaming and peak memory."""
+    """Six shapes, or 53, with stacks, streaming and peak memory."""
     cells: tuple[Literal["lstm", "gru", "rnn"], ...] = ("lstm", "gru", "rnn")
     """Cells; RNN is measured at one shape, beside the two others."""
     shapes: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Config:
     backend: Literal["auto", "scan", "native", "fused", "cudnn"] = "auto"
     """Which of our backends is ours."""
     seconds: float | None = None
-    """A row that has two rounds gets no other after so many seconds; 0.3 if not given, and 6 (and five) with the full grid."""
+    """A row has two to forty rounds, and no third or later one begins after so many seconds; by the grid if not given."""
     steady: bool = False
     """Also the 99th percentile of 200 calls of ours in a row over their median; not for streaming, timed many steps at once."""
     memory: bool = False
@@ -57,7 +57,7 @@ def recurrence(config: Config, platform: str, path: Path) -> None:
     every = peers(platform, config.backend)
     chosen = {name: peer for name, peer in every.items() if _is_chosen(name, config)}
     print(legend(chosen))
-    if config.grid == "small" and not config.peers and not config.shapes:
+    if config.grid == "small" and not (config.peers or config.shapes or config.kinds):
         print(f"{' and '.join(BRIEFLY)} only at {', '.join(map(str, BRIEF))}; --grid full and --peers measure them everywhere.")
         chosen |= {name: _briefly(chosen[name]) for name in BRIEFLY}
     present = {name: peer for name, peer in chosen.items() if not peer.missing}
@@ -65,7 +65,6 @@ def recurrence(config: Config, platform: str, path: Path) -> None:
     if not cases or not any(name != "ours" for name in present):
         raise ValueError("nothing to measure: expected cells that the kinds have, and peers that are installed; see --help")
     picture = path.with_suffix(".png")
-    picture.unlink(missing_ok=True)  # of other figures
     report = Report(path, machine.describe(platform))
     report.keep("missing", [name for name, peer in chosen.items() if peer.missing])
     with Pool(present, platform, config.backend) as pool:
@@ -93,6 +92,8 @@ def recurrence(config: Config, platform: str, path: Path) -> None:
         report.keep("summary", summary(rows))
         title = f"{report.found['machine']['cpu']}, {machine.cores()} cores, {config.dtype}"
         chart.ratios(rows, title).savefig(picture, dpi=150)
+    else:
+        picture.unlink(missing_ok=True)  # of other figures
     print(f"\nAll figures are in {path}{f', and a chart in {picture}' if rows else ''}.")
 
 
@@ -148,6 +149,12 @@ def main(arguments: list[str] | None = None) -> None:
     parts = {"recurrence": recurrence, "training-step": training_step.run}
     if part not in parts:
         raise ValueError(f"expected recurrence or training-step first, or flags only, got {part!r}")
+    if part == "training-step":
+        for name in ("cells", "shapes", "kinds", "peers", "seconds", "steady", "memory"):
+            if getattr(config, name) != getattr(Config(), name):
+                raise ValueError(f"{name}: expected it with recurrence only, got it with training-step")
+    if config.seconds is not None and not config.seconds > 0:
+        raise ValueError(f"seconds: expected a positive number, got {config.seconds}")
     import jax
 
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU all peers share one memory
@@ -155,8 +162,8 @@ def main(arguments: list[str] | None = None) -> None:
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[config.platform])
     try:
         platform = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"platform: JAX finds no {config.platform} here") from error
+    except (RuntimeError, AssertionError) as error:  # the latter where jaxlib has not even been built for it
+        raise ValueError(f"JAX finds no {config.platform or os.environ.get('JAX_PLATFORMS')} here: {error}") from error
     path = config.json or Path("runs/benchmark") / f"{part}.json"
     start = time.perf_counter()
     parts[part](config, platform, path)

@@ -55,7 +55,7 @@ class Worker:
 
         batch, time, features, _ = case.shape
         xs = jnp.zeros((batch, 1 if case.kind == "streaming" else time, features), case.dtype)
-        params, lengths = case.params()[0][0], case.lengths
+        params, lengths = case.params()[0][0], None if case.lengths is None else jnp.asarray(case.lengths)
         return explain_backend(CELLS[case.cell], params, xs, lengths=lengths, backend=self.chosen).backend
 
     def prepare(self, case: Case) -> None:

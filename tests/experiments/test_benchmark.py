@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import s2s_jax
 from experiments import addition, pixels
 from experiments.benchmark import chart, recurrence, training_step
 from experiments.benchmark.__main__ import main
@@ -220,9 +219,22 @@ def test_peak_memory_holds_at_least_what_comes_back():
 
 def test_a_shape_end_to_end(tmp_path, capsys):
     path = tmp_path / "deep" / "figures.json"
-    flags = ["--shapes", "2,3,4,8", "--cells", "gru", "--peers", "scan", "flax linen", "--json", str(path), "--steady"]
+    flags = [
+        "--shapes",
+        "2,3,4,8",
+        "--cells",
+        "gru",
+        "--peers",
+        "scan",
+        "flax linen",
+        "--json",
+        str(path),
+        "--steady",
+        "--backend",
+        "native",
+    ]
     main([*flags, "--platform", "cpu"])
-    found, case = json.loads(path.read_text()), Case("gru", (2, 3, 4, 8))
+    found = json.loads(path.read_text())
     assert set(found) >= {"machine", "rows"}
     assert found["machine"]["gflops"]["float32"] > 0
     assert not found["refused"]
@@ -233,12 +245,44 @@ def test_a_shape_end_to_end(tmp_path, capsys):
         assert set(row) >= {"cell", "shape", "dtype", "part", "peer", "ours_ms", "peer_ms", "ratio"}
         assert (row["cell"], row["shape"], row["dtype"]) == ("gru", [2, 3, 4, 8], "float32")
         assert row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"], rel=0.01)
-        assert row["backend"] == s2s_jax.explain_backend(cells.gru, case.params()[0][0], case.inputs(0)[0]).backend
+        assert row["backend"] == "native"
         assert row["ours_tail"] >= 1
     assert path.with_suffix(".png").stat().st_size > 10_000
     told = capsys.readouterr().out
     assert "nn.RNN, OptimizedLSTMCell, time_major" in told  # the setting of each peer
     assert "least" in told
+
+
+def test_streaming_alone_has_a_file_and_no_chart(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    path.with_suffix(".png").write_text("of other figures")
+    flags = ["--shapes", "2,3,4,8", "--kinds", "streaming", "--cells", "gru", "--peers", "scan", "--seconds", "0.01"]
+    main([*flags, "--json", str(path), "--platform", "cpu", "--backend", "scan"])
+    found = json.loads(path.read_text())
+    assert not found["rows"]
+    (row,) = found["further_rows"]
+    assert (row["kind"], row["shape"], row["backend"]) == ("streaming", [2, 1, 4, 8], "scan")
+    assert not path.with_suffix(".png").exists()
+    told = capsys.readouterr().out
+    assert "the same program in another process" in told
+    assert f"All figures are in {path}." in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--peers", "nobody"], "nothing to measure"),
+        (["--cells", "rnn", "--kinds", "stack"], "nothing to measure"),
+        (["--seconds", "0"], "seconds: expected a positive number, got 0.0"),
+        (["training-step", "--steady"], "steady: expected it with recurrence only"),
+        (["--shapes", "2,3,4,8", "--cells", "gru", "--peers", "scan", "--backend", "cudnn"], "nothing was measured"),
+    ],
+)
+def test_what_measures_nothing_is_refused(flags, why, tmp_path, capsys):
+    with pytest.raises(ValueError, match=re.escape(why)):
+        main([*flags, "--json", str(tmp_path / "figures.json"), "--platform", "cpu"])
+    if "cudnn" in flags:
+        assert "ours is left out: ValueError: backend: cudnn does not apply: it needs an NVIDIA GPU" in capsys.readouterr().out
 
 
 def test_a_missing_peer_is_named_and_a_wrong_flag_refused(monkeypatch):

@@ -509,7 +509,8 @@ def test_dropout_in_bfloat16_keeps_the_mean():
     ("layer", "make"), [(layers.RNN, cells.make_rnn), (layers.LSTM, cells.make_lstm), (layers.GRU, cells.make_gru)]
 )
 def test_a_layer_takes_every_option_of_its_cell_and_hands_it_on(layer, make):
-    values = {"projection": 2, "reset": "before", "activation": "relu", "forget_bias": 0.5, "memory": 9, "bias": True}
+    values = {"projection": 2, "reset": "before", "activation": "relu", "forget_bias": 0.5, "memory": 9, "bias": False}
     for name, option in inspect.signature(make).parameters.items():
-        value = values.get(name, "zeros" if name.endswith("_init") else not option.default)
+        value = values.get(name, "uniform" if name.endswith("_init") else not option.default)
+        assert make(**{name: value}) is not make()
         assert layer(3, 4, **{name: value}, rngs=nnx.Rngs(0)).cell is make(**{name: value})

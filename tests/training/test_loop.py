@@ -699,15 +699,14 @@ def overhead(run, steps=100, rounds=9):
 
 @pytest.mark.alone
 def test_overhead_over_the_bare_step(tmp_path):
-    """At most 5 % or 150 microseconds a step, of the quickest round of each: other work on the machine only ever adds."""
-    of_fit, of_bare = [], []
+    """At most 5 % or 150 microseconds a step; the best of several tries, as other work on the machine only ever adds."""
+    beyond = []  # seconds a step more than is allowed
     for number in range(8):
-        for known, new in zip((of_fit, of_bare), overhead(run_in(tmp_path / str(number))), strict=True):
-            known += new
-        beyond = min(of_fit) - min(of_bare) - max(0.05 * min(of_bare), 150e-6)
-        if beyond <= 0:
+        ours, bare = (np.quantile(rounds, 0.25) for rounds in overhead(run_in(tmp_path / str(number))))
+        beyond.append(ours - bare - max(0.05 * bare, 150e-6))
+        if beyond[-1] <= 0:
             break
-    assert beyond <= 0
+    assert min(beyond) <= 0
 
 
 def of_transfer(**options):
