@@ -99,8 +99,7 @@ def test_equals_scan(name, reverse, sizes, ragged):
 
 @pytest.mark.parametrize("name", FOUR)
 def test_sums_over_many_steps_keep_their_digits(name):
-    """Gradients of weights add up 64,000 products here, with errors of 1e-6 or less if piece by piece, and of 4e-6 and more
-    if one after the other."""
+    """Gradients of weights add up 64,000 products: errors of 1e-6 at most if piece by piece, of 4e-6 if one by one."""
     given = sample(name, 64, 1000, 2, 16)
     got = values_and_gradients(*given._replace(lengths=None)[:6])[1].params
     with jax.enable_x64(True):
