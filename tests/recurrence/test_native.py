@@ -267,7 +267,7 @@ def test_lowers_for_another_platform_as_scan():
 
 REFUSED = {
     "own cell": ("not a plain", {"cell": cells.make_lstm(peepholes=True)}),
-    "dtype": ("float32, not in", {"dtype": jnp.bfloat16}),
+    "dtype": ("float32, and the arrays are of", {"dtype": jnp.bfloat16}),
     "context": ("dropout mask", {"context": jnp.ones((2, 4))}),
     "remat": ("remat", {"remat": 2}),
     "history": ("all states", {"history": True}),
