@@ -21,12 +21,11 @@ import jax.numpy as jnp
 from jax.extend.core import Literal, jaxpr_as_fun
 from jaxtyping import Array, Bool
 
-from s2s_jax.cells import GRUSpec, LSTMSpec, RNNSpec
 from s2s_jax.masks import where_valid
 from s2s_jax.recurrence import scan
 from s2s_jax.recurrence.adjoint import call_with_adjoint, is_inexact
 from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, one_by_one
-from s2s_jax.sharding import explicit_sharding
+from s2s_jax.recurrence.by_hand import Rules, hidden, outer, rules_of, times_transposed, total
 from s2s_jax.types import Cell, Context, Inputs, LSTMState, Params, State
 
 
@@ -49,7 +48,7 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
     args = _Args(params, xs, state, lengths, context)
     if jax.tree.leaves(xs)[0].shape[0] <= 1:  # nothing to gather over time
         return reference(args)
-    how = _How(cell, _rules(cell), reverse, options.history)
+    how = _How(cell, rules_of(cell), reverse, options.history)
     return call_with_adjoint(args, reference, functools.partial(_forward, how), functools.partial(_backward, how))
 
 
@@ -59,21 +58,6 @@ class _Args(NamedTuple):
     state: State
     lengths: Array | None
     context: Context
-
-
-class _Rules(NamedTuple):
-    """One kind of cell by hand; `mask` is None or the recurrent dropout mask, and the output of a step is h of its state.
-
-    Attributes:
-      step: `(params, state, z, mask) -> (state, saved)`, the values of the cell's own step.
-      pull: `(params, before, saved, mask, d_state) -> (d_before, dz)`, the transpose of the step at the state `before`.
-      weights: `(params, before, saved, mask, dz) -> (d_params, d_mask)` for all steps at once, arguments [T, B, ...];
-        `d_params` is without the share of the projection.
-    """
-
-    step: Callable[..., Any]
-    pull: Callable[..., Any]
-    weights: Callable[..., Any]
 
 
 class _Adjoint(NamedTuple):
@@ -92,7 +76,7 @@ class _Adjoint(NamedTuple):
 
 class _How(NamedTuple):
     cell: Cell
-    rules: _Rules | None
+    rules: Rules | None
     reverse: bool
     history: bool
 
@@ -112,7 +96,7 @@ def _forward(how: _How, args: _Args, keep: bool) -> tuple[TimeMajor, Any]:
             saved = None
         else:
             new, saved = rules.step(params, state, z, args.context)
-            y = _h(new).astype(dtype)
+            y = hidden(new).astype(dtype)
         if valid is not None:
             new = jax.tree.map(lambda a, b: where_valid(valid, a, b), new, state)
             y = _zeroed(y, valid)
@@ -154,10 +138,6 @@ def _step(cell: Cell, dtype: Any, params: Params, state: State, z: Any, context:
     """The cell's own step, in the dtypes in which state and outputs are carried on."""
     new, y = scan.check_step(cell.step(params, state, z, context), state)
     return jax.tree.map(lambda a, b: a.astype(b.dtype), new, state), scan.cast_floating(y, dtype)
-
-
-def _h(state: State) -> Array:
-    return state.h if isinstance(state, LSTMState) else state
 
 
 def _valid(args: _Args) -> Bool[Array, "T B"] | None:
@@ -263,195 +243,20 @@ def _by_hand(how: _How, args: _Args, kept: Any, valid: Array | None) -> _Adjoint
     befores, saved = kept
 
     def pull(stepwise: Any, d_state: State, d_output: Array) -> tuple[State, Array]:
-        dh = _h(d_state) + d_output.astype(_h(d_state).dtype)
+        dh = hidden(d_state) + d_output.astype(hidden(d_state).dtype)
         d_state = d_state._replace(h=dh) if isinstance(d_state, LSTMState) else dh
         d_before, dz = rules.pull(params, *stepwise, args.context, d_state)
         return d_before, dz.astype(dtype)  # as it enters the products; narrow floats take half the memory
 
     def gather(dzs: Array, d_outputs: Array) -> tuple[Params, Array, Context]:
         d_params, d_mask = rules.weights(params, befores, saved, args.context, dzs)
-        d_params = d_params._replace(w=_outer(_zeroed(args.xs, valid), dzs, params.w))
+        d_params = d_params._replace(w=outer(_zeroed(args.xs, valid), dzs, params.w))
         if params.b is not None:
-            d_params = d_params._replace(b=_total(dzs))
-        d_xs = _times_transposed(dzs, params.w).astype(args.xs.dtype)
+            d_params = d_params._replace(b=total(dzs))
+        d_xs = times_transposed(dzs, params.w).astype(args.xs.dtype)
         return d_params, d_xs, d_mask
 
     return _Adjoint((befores, saved), pull, gather)
-
-
-def _rules(cell: Cell) -> _Rules | None:
-    """Rules by hand for the plain cells with a named activation."""
-    spec = cell.spec
-    if isinstance(spec, LSTMSpec):
-        plain = spec.projection is None and not spec.peepholes and not spec.layer_norm
-        return _lstm(spec.activation) if plain and isinstance(spec.activation, str) else None
-    if isinstance(spec, GRUSpec) and isinstance(spec.activation, str):
-        return (_gru_after if spec.reset == "after" else _gru_before)(spec.activation)
-    if isinstance(spec, RNNSpec) and isinstance(spec.activation, str):
-        return _rnn(spec.activation)
-    return None
-
-
-_ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
-    # The function, and its derivative as a function of its value.
-    "tanh": (jnp.tanh, lambda y: 1 - y * y),
-    "relu": (jax.nn.relu, lambda y: (y > 0).astype(y.dtype)),
-}
-
-
-def _times(x: Array, w: Array) -> Array:
-    """`x w`, accumulated in at least float32."""
-    return jnp.matmul(x.astype(w.dtype), w, preferred_element_type=_accumulator(w))
-
-
-def _times_transposed(x: Array, w: Array) -> Array:
-    """`x w^T`, accumulated in at least float32."""
-    return jnp.einsum("...j,ij->...i", x.astype(w.dtype), w, preferred_element_type=_accumulator(w))
-
-
-def _outer(x: Array, dz: Array, like: Array) -> Array:
-    """`sum_tb x[t, b]^T dz[t, b]`: the gradient of a matrix like `like`, one product over T * B."""
-    return jnp.einsum(
-        "tbi,tbj->ij",
-        x.astype(dz.dtype),
-        dz,
-        preferred_element_type=_accumulator(dz),
-        out_sharding=explicit_sharding(like, dz),
-    )
-
-
-def _total(dz: Array) -> Array:
-    return jnp.sum(dz, axis=(0, 1), dtype=_accumulator(dz))
-
-
-def _accumulator(x: Array) -> Any:
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def _masked(h: Array, mask: Array | None) -> Array:
-    """The mask [B, H] times one step, or all of [T, B, H]."""
-    return h if mask is None else h * mask.reshape((1,) * (h.ndim - mask.ndim) + mask.shape)
-
-
-@functools.cache
-def _lstm(activation: str) -> _Rules:
-    function, slope = _ACTIVATIONS[activation]
-
-    def step(params: Any, state: LSTMState, z: Array, mask: Array | None) -> tuple[LSTMState, Any]:
-        i, f, g, o = jnp.split(z + _times(_masked(state.h, mask), params.u), 4, axis=-1)
-        i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), function(g), jax.nn.sigmoid(o)
-        c = f * state.c + i * g
-        return LSTMState(o * function(c), c), (i, f, g, o)
-
-    def pull(params: Any, before: LSTMState, saved: Any, mask: Array | None, d: LSTMState) -> tuple[LSTMState, Array]:
-        i, f, g, o = saved
-        shown = function(f * before.c + i * g)
-        dc = d.c + d.h * o * slope(shown)
-        dz = [dc * g * i * (1 - i), dc * before.c * f * (1 - f), dc * i * slope(g), d.h * shown * o * (1 - o)]
-        dz = jnp.concatenate(dz, axis=-1)
-        return LSTMState(_masked(_times_transposed(dz, params.u), mask), dc * f), dz
-
-    def weights(params: Any, before: LSTMState, saved: Any, mask: Array | None, dz: Array) -> tuple[Any, Array | None]:
-        d_mask = None if mask is None else _total_over_time(before.h * _times_transposed(dz, params.u))
-        return params._replace(u=_outer(_masked(before.h, mask), dz, params.u)), d_mask
-
-    return _Rules(step, pull, weights)
-
-
-@functools.cache
-def _rnn(activation: str) -> _Rules:
-    function, slope = _ACTIVATIONS[activation]
-
-    def step(params: Any, h: Array, z: Array, mask: Array | None) -> tuple[Array, Any]:
-        h = function(z + _times(_masked(h, mask), params.u))
-        return h, h
-
-    def pull(params: Any, before: Array, after: Array, mask: Array | None, dh: Array) -> tuple[Array, Array]:
-        dz = dh * slope(after)
-        return _masked(_times_transposed(dz, params.u), mask), dz
-
-    def weights(params: Any, before: Array, after: Array, mask: Array | None, dz: Array) -> tuple[Any, Array | None]:
-        d_mask = None if mask is None else _total_over_time(before * _times_transposed(dz, params.u))
-        return params._replace(u=_outer(_masked(before, mask), dz, params.u)), d_mask
-
-    return _Rules(step, pull, weights)
-
-
-@functools.cache
-def _gru_after(activation: str) -> _Rules:
-    function, slope = _ACTIVATIONS[activation]
-
-    def step(params: Any, h: Array, z: Array, mask: Array | None) -> tuple[Array, Any]:
-        z_r, z_u, z_n = jnp.split(z, 3, axis=-1)
-        r, update, inner = jnp.split(_times(_masked(h, mask), params.u), 3, axis=-1)
-        if params.b_n is not None:
-            inner = inner + params.b_n[None]
-        r, update = jax.nn.sigmoid(z_r + r), jax.nn.sigmoid(z_u + update)
-        n = function(z_n + r * inner)
-        return (1 - update) * n + update * h, (r, update, n, inner)
-
-    def pull(params: Any, before: Array, saved: Any, mask: Array | None, dh: Array) -> tuple[Array, Array]:
-        r, update, n, inner = saved
-        dn = dh * (1 - update) * slope(n)
-        d_update = dh * (before - n) * update * (1 - update)
-        dr = dn * inner * r * (1 - r)
-        recurrent = _times_transposed(jnp.concatenate([dr, d_update, dn * r], axis=-1), params.u)
-        return dh * update + _masked(recurrent, mask), jnp.concatenate([dr, d_update, dn], axis=-1)
-
-    def weights(params: Any, before: Array, saved: Any, mask: Array | None, dz: Array) -> tuple[Any, Array | None]:
-        features = before.shape[-1]
-        d_inner = (dz[..., 2 * features :] * saved[0]).astype(dz.dtype)
-        d_recurrent = jnp.concatenate([dz[..., : 2 * features], d_inner], axis=-1)
-        d_mask = None if mask is None else _total_over_time(before * _times_transposed(d_recurrent, params.u))
-        b_n = None if params.b_n is None else _total(d_inner)
-        return params._replace(u=_outer(_masked(before, mask), d_recurrent, params.u), b_n=b_n), d_mask
-
-    return _Rules(step, pull, weights)
-
-
-@functools.cache
-def _gru_before(activation: str) -> _Rules:
-    function, slope = _ACTIVATIONS[activation]
-
-    def split(u: Array) -> tuple[Array, Array]:
-        features = u.shape[0]
-        return u[:, : 2 * features], u[:, 2 * features :]
-
-    def step(params: Any, h: Array, z: Array, mask: Array | None) -> tuple[Array, Any]:
-        u_gates, u_n = split(params.u)
-        z_gates, z_n = z[..., : u_gates.shape[1]], z[..., u_gates.shape[1] :]
-        r, update = jnp.split(jax.nn.sigmoid(z_gates + _times(_masked(h, mask), u_gates)), 2, axis=-1)
-        n = function(z_n + _times(_masked(r * h, mask), u_n))
-        return (1 - update) * n + update * h, (r, update, n)
-
-    def pull(params: Any, before: Array, saved: Any, mask: Array | None, dh: Array) -> tuple[Array, Array]:
-        u_gates, u_n = split(params.u)
-        r, update, n = saved
-        dn = dh * (1 - update) * slope(n)
-        d_reset = _masked(_times_transposed(dn, u_n), mask)  # of r * h
-        d_gates = [d_reset * before * r * (1 - r), dh * (before - n) * update * (1 - update)]
-        d_gates = jnp.concatenate(d_gates, axis=-1)
-        d_before = dh * update + d_reset * r + _masked(_times_transposed(d_gates, u_gates), mask)
-        return d_before, jnp.concatenate([d_gates, dn], axis=-1)
-
-    def weights(params: Any, before: Array, saved: Any, mask: Array | None, dz: Array) -> tuple[Any, Array | None]:
-        u_gates, u_n = split(params.u)
-        d_gates, dn = dz[..., : u_gates.shape[1]], dz[..., u_gates.shape[1] :]
-        reset = saved[0] * before
-        d_u = [_outer(_masked(before, mask), d_gates, u_gates), _outer(_masked(reset, mask), dn, u_n)]
-        d_mask = None
-        if mask is not None:
-            d_mask = before * _times_transposed(d_gates, u_gates) + reset * _times_transposed(dn, u_n)
-            d_mask = _total_over_time(d_mask)
-        # There is a b_n, but it is unused.
-        b_n = None if params.b_n is None else jnp.zeros_like(params.b_n)
-        return params._replace(u=jnp.concatenate(d_u, axis=-1), b_n=b_n), d_mask
-
-    return _Rules(step, pull, weights)
-
-
-def _total_over_time(x: Array) -> Array:
-    return jnp.sum(x, axis=0)
 
 
 BACKEND = Backend(one_by_one(run), why_not)

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from s2s_jax.masks import check_lengths, where_valid
-from s2s_jax.recurrence import scan
+from s2s_jax.masks import where_valid
 from s2s_jax.recurrence.backend import Direction, Options, TimeMajor
+from s2s_jax.recurrence.checks import check_cell, checked_direction, checked_lengths
 from s2s_jax.recurrence.choice import AUTO, BACKENDS, Choice, choose, explain, forced
-from s2s_jax.sharding import batch_split_as
 from s2s_jax.types import Cell, Context, Inputs, Params, State, Unrolled, UnrolledHistory
 
 DIRECTIONS = ("forward", "backward")
@@ -137,7 +136,7 @@ def unroll_stack(
     layers = len(params)
     cells = (cells,) * layers if isinstance(cells, Cell) else tuple(cells)
     for cell in cells:
-        _check_cell(cell)
+        check_cell(cell)
     if not directions or len(set(directions)) != len(directions) or not set(directions) <= set(DIRECTIONS):
         raise ValueError(f"directions: expected a selection of {DIRECTIONS}, got {directions!r}")
     if merge not in MERGES:
@@ -153,7 +152,7 @@ def unroll_stack(
             if not isinstance(of_layer, Sequence) or len(of_layer) != len(directions):
                 got = len(of_layer) if isinstance(of_layer, Sequence) else type(of_layer).__name__
                 raise ValueError(f"{name}[{layer}]: expected a sequence of {len(directions)} directions, got {got}")
-    lengths = _checked_lengths(xs, lengths)
+    lengths = checked_lengths(xs, lengths)
     nothing = ((None,) * len(directions),) * layers
     return _run_stack(
         cells,
@@ -194,13 +193,13 @@ def explain_backend(
     Raises:
       As `unroll`.
     """
-    _check_cell(cell)
-    lengths = _checked_lengths(xs, lengths)
+    check_cell(cell)
+    lengths = checked_lengths(xs, lengths)
     how = _how(False, remat, backend, history)
 
     def chosen(params: Params, xs: Inputs, state: State, lengths: Array | None, context: Context) -> None:
         xs = jax.tree.map(_swap_batch_and_time, xs)
-        direction = _checked_direction(cell, params, xs, state, context, False, where="")
+        direction = checked_direction(cell, params, xs, state, context, False, where="")
         found.append(explain(cell, [direction], lengths, how.options, how.backend, how.forced))
 
     found: list[Choice] = []
@@ -220,21 +219,8 @@ def _how(reverse: bool, remat: int | None, backend: str, history: bool = False) 
 def _unroll(
     cell: Cell, params: Params, xs: Inputs, state: State, lengths: Array | None, context: Context, how: _How
 ) -> UnrolledHistory:
-    _check_cell(cell)
-    return _run_one(cell, params, xs, state, _checked_lengths(xs, lengths), context, how=how)
-
-
-def _check_cell(cell: Any) -> None:
-    if not isinstance(cell, Cell):
-        raise TypeError(f"cell: expected a Cell such as s2s_jax.cells.lstm, got {cell!r}")
-
-
-def _checked_lengths(xs: Inputs, lengths: Array | None) -> Array | None:
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
-    if not shapes or any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):
-        raise ValueError(f"xs: expected leaves [B, T, ...] that agree on B and T, got {shapes}")
-    batch_size, time = shapes[0][:2]
-    return None if lengths is None else check_lengths(lengths, batch_size, time)
+    check_cell(cell)
+    return _run_one(cell, params, xs, state, checked_lengths(xs, lengths), context, how=how)
 
 
 # The two jitted functions below are what a call outside of any `jit` compiles, once per shape.
@@ -243,7 +229,7 @@ def _run_one(
     cell: Cell, params: Params, xs: Inputs, state: State, lengths: Array | None, context: Context, *, how: _How
 ) -> UnrolledHistory:
     xs = jax.tree.map(_swap_batch_and_time, xs)
-    direction = _checked_direction(cell, params, xs, state, context, how.reverse, where="")
+    direction = checked_direction(cell, params, xs, state, context, how.reverse, where="")
     state = direction.state
     (done,) = _run_layer(cell, [direction], lengths, how)
     outputs = jax.tree.map(_swap_batch_and_time, done.outputs)
@@ -281,7 +267,7 @@ def _run_stack(
         ran = _run_layer(
             cell,
             [
-                _checked_direction(cell, p, x, state, context, direction == "backward", where=f"[{layer}][{d}]")
+                checked_direction(cell, p, x, state, context, direction == "backward", where=f"[{layer}][{d}]")
                 for d, (p, x, state, context, direction) in enumerate(given)
             ],
             lengths,
@@ -299,70 +285,6 @@ def _run_stack(
 def _run_layer(cell: Cell, directions: list[Direction], lengths: Array | None, how: _How) -> list[TimeMajor]:
     name = choose(cell, directions, lengths, how.options, how.backend, how.forced)
     return BACKENDS[name].run(cell, directions, lengths, how.options)
-
-
-def _checked_direction(
-    cell: Cell, params: Params, xs: Inputs, state: State, context: Context, reverse: bool, where: str
-) -> Direction:
-    """Checks what one direction of a layer is given, and fills in the initial state."""
-    time, batch_size = jax.tree.leaves(xs)[0].shape[:2]
-    if cell.spec is not None and (not hasattr(xs, "ndim") or xs.ndim != 3):
-        raise ValueError(f"xs: expected [B, T, D], got {jax.tree.map(lambda x: (batch_size, time, *x.shape[2:]), xs)}")
-    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
-    if len(dtypes) > 1:
-        raise TypeError(f"params{where}: expected one floating dtype, got {', '.join(sorted(dtypes))}")
-    if cell.spec is not None:
-        _check_builtin(cell, params, context, xs.shape[-1], batch_size, where)
-    for leaf in jax.tree.leaves(context):
-        if leaf.ndim < 1 or leaf.shape[0] != batch_size:
-            raise ValueError(f"context{where}: expected leaves with a leading batch axis of {batch_size}, got {leaf.shape}")
-    dtype = jnp.promote_types(scan.compute_dtype(xs, params), jnp.float32)
-    if state is None:
-        state = batch_split_as(cell.initial_state(params, batch_size, dtype), xs, axis=1)
-        for leaf in jax.tree.leaves(state):
-            if jnp.shape(leaf)[:1] != (batch_size,):
-                raise ValueError(f"cell.initial_state: expected leaves [{batch_size}, ...], got {_described(state)}")
-    else:
-        expected = jax.eval_shape(lambda params: cell.initial_state(params, batch_size, dtype), params)
-        _check_state(state, expected, where)
-    return Direction(params, xs, state, context, reverse)
-
-
-def _check_builtin(cell: Cell, params: Params, context: Context, in_features: int, batch_size: int, where: str) -> None:
-    """A cell of this package knows what its parameters and its context look like."""
-    spec: Any = cell.spec
-    u: Any = getattr(params, "u", None)
-    if getattr(u, "ndim", 0) != 2 or in_features != params.w.shape[0]:
-        if u is not None and params.w.ndim == 2 and u.ndim == 2:
-            raise ValueError(f"xs: expected {params.w.shape[0]} features (the rows of params{where}.w), got {in_features}")
-        raise ValueError(f"params{where}: expected what init of a cell with {spec} gives, got {_described(params)}")
-    hidden_features = u.shape[1] // spec.gates
-    expected = jax.eval_shape(lambda key: cell.init(key, in_features, hidden_features), jax.random.key(0))
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (expected, params)]
-    if type(expected) is not type(params):  # whose sizes say nothing about those that are expected
-        raise ValueError(f"params{where}: expected the {type(expected).__name__} that init of this cell gives, got {shapes[1]}")
-    if jax.tree.structure(expected) != jax.tree.structure(params) or shapes[0] != shapes[1]:
-        raise ValueError(f"params{where}: expected {shapes[0]}, got {shapes[1]}")
-    mask_shape = (batch_size, u.shape[0])
-    if context is not None and jnp.shape(context) != mask_shape:
-        raise ValueError(f"context{where}: expected None or a recurrent dropout mask {mask_shape}, got {_described(context)}")
-
-
-def _check_state(state: State, expected: State, where: str) -> None:
-    if jax.tree.structure(state) != jax.tree.structure(expected):
-        raise ValueError(f"state{where}: expected {_described(expected)}, got {_described(state)}")
-    paths = jax.tree.leaves_with_path(expected)
-    for (path, want), leaf in zip(paths, jax.tree.leaves(state), strict=True):
-        name = f"state{where}{jax.tree_util.keystr(path)}"
-        if leaf.shape != want.shape:
-            raise ValueError(f"{name}: expected shape {want.shape}, got {leaf.shape}")
-        if leaf.dtype != want.dtype:
-            raise TypeError(f"{name}: expected dtype {want.dtype}, got {leaf.dtype}")
-
-
-def _described(tree: Any) -> str:
-    """A pytree with dtype and shape in place of each array."""
-    return str(jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)).replace("'", "")
 
 
 def _with_residual(y: Any, x: Any, layer: int) -> Any:

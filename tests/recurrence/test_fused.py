@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import s2s_jax
 from s2s_jax import cells
-from s2s_jax.recurrence import fused
+from s2s_jax.recurrence import by_hand
 from s2s_jax.types import Cell
 from tests.samples import (
     CELLS,
@@ -85,7 +85,7 @@ def with_mask(given, seed=11):
 
 
 def test_what_is_differentiated_by_hand():
-    assert {name for name, cell in CELLS.items() if fused._rules(cell) is not None} == set(BY_HAND)
+    assert {name for name, cell in CELLS.items() if by_hand.rules_of(cell) is not None} == set(BY_HAND)
 
 
 @one_direction
