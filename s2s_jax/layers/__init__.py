@@ -1,5 +1,6 @@
 """Flax NNX layers."""
 
+from s2s_jax.layers.attention import Attention as Attention
 from s2s_jax.layers.recurrent import GRU as GRU
 from s2s_jax.layers.recurrent import LSTM as LSTM
 from s2s_jax.layers.recurrent import RNN as RNN

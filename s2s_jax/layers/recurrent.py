@@ -11,24 +11,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from s2s_jax import cells
+from s2s_jax.layers.parameters import Parameters
 from s2s_jax.recurrence.scan import cast_floating, check_step
 from s2s_jax.recurrence.unroll import MERGES, unroll_stack
 from s2s_jax.types import Cell, Inputs, Params, State, Unrolled
-
-
-class _Parameters(nnx.Module):
-    """The parameters of one cell: an `nnx.Param` for each real or complex leaf, under the field's own name."""
-
-    def __init__(self, params: Any):
-        paths, self._structure = jax.tree_util.tree_flatten_with_path(params)
-        self._names = tuple(jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in paths)
-        if len(set(self._names)) < len(paths):
-            raise ValueError(f"cell.init: expected names that differ when joined by _, got {', '.join(self._names)}")
-        for name, (_, leaf) in zip(self._names, paths, strict=True):
-            setattr(self, name, nnx.Param(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else nnx.Variable(leaf))
-
-    def __call__(self) -> Params:
-        return jax.tree.unflatten(self._structure, [getattr(self, name)[...] for name in self._names])
 
 
 class RecurrentOptions(TypedDict, total=False):
@@ -117,7 +103,7 @@ class Recurrent(nnx.Module):
         for _ in range(num_layers):
             params = [cell.init(rngs.params(), features, hidden_features) for _ in self.directions]
             params = [cast_floating(p, param_dtype) for p in params]
-            layers.append(nnx.List(_Parameters(p) for p in params))
+            layers.append(nnx.List(Parameters(p) for p in params))
             self.in_features.append(features)
             self.step_features = _output_features(cell, params[0], features)
             features = self.step_features * (2 if bidirectional and merge == "concat" else 1)

@@ -1,10 +1,12 @@
 """Flax NNX models."""
 
+from s2s_jax.models.attention_decoder import AttentionDecoder as AttentionDecoder
+from s2s_jax.models.bridge import Bridge as Bridge
 from s2s_jax.models.classifier import SequenceClassifier as SequenceClassifier
 from s2s_jax.models.classifier import TextClassifier as TextClassifier
+from s2s_jax.models.decoders import AutoregressiveDecoder as AutoregressiveDecoder
+from s2s_jax.models.decoders import RepeatVectorDecoder as RepeatVectorDecoder
+from s2s_jax.models.encoder import Encoder as Encoder
 from s2s_jax.models.language_model import LanguageModel as LanguageModel
-from s2s_jax.models.seq2seq import AutoregressiveDecoder as AutoregressiveDecoder
-from s2s_jax.models.seq2seq import Encoder as Encoder
-from s2s_jax.models.seq2seq import RepeatVectorDecoder as RepeatVectorDecoder
 from s2s_jax.models.seq2seq import Seq2Seq as Seq2Seq
 from s2s_jax.models.seq2seq import decoder_step as decoder_step

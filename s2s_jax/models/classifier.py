@@ -11,7 +11,7 @@ from s2s_jax import cells
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.masks import check_lengths, length_mask
-from s2s_jax.models.seq2seq import Encoder, StackOptions
+from s2s_jax.models.encoder import Encoder, StackOptions
 from s2s_jax.types import Cell
 
 

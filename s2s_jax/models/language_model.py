@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from s2s_jax.layers.regularization import Dropout
-from s2s_jax.models.seq2seq import Encoder, StackOptions
+from s2s_jax.models.encoder import Encoder, StackOptions
 from s2s_jax.types import Context, DecoderOutput, State
 
 

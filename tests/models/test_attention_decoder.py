@@ -1,0 +1,239 @@
+"""The decoder with attention: against PyTorch's cells and plain equations, its step form, padding, and its options."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from s2s_jax import attention as attentions
+from s2s_jax import cells
+from s2s_jax.decoding import greedy
+from s2s_jax.models import Seq2Seq, decoder_step
+from s2s_jax.training.checkpoint import named_variables
+from s2s_jax.training.state import count_parameters
+from tests import oracles
+from tests.samples import assert_close, random_like
+
+B, S, T, V, E, H = 4, 5, 6, 7, 3, 6
+PAD, START, END = 0, 1, 2
+LENGTHS = np.array([3, 0, 5, 1], np.int32)
+VALID = np.arange(S)[None] < LENGTHS[:, None]
+SOURCE = np.where(VALID, np.random.default_rng(0).integers(3, V, (B, S)), PAD).astype(np.int32)
+INPUTS = np.random.default_rng(1).integers(0, V, (B, T)).astype(np.int32)
+VARIANTS = {
+    "plain": {},
+    "fed": {"input_feeding": True},
+    "first": {"query_layer": "first", "num_layers": 2, "cell": cells.gru},
+    "first_of_three_fed": {"query_layer": "first", "num_layers": 3, "residual": True, "input_feeding": True},
+    "both_ways_learned": {"bidirectional": True, "bridge": "learned", "cell": cells.gru, "attention": attentions.additive},
+    "zero_tied_shared": {
+        "bridge": "zero",
+        "tied_embeddings": True,
+        "shared_embeddings": True,
+        "num_layers": 2,
+        "residual": True,
+    },
+    "coverage": {"attention": attentions.make_additive(coverage=True), "cell": cells.rnn},
+    "coverage_fed": {"attention": attentions.make_additive(coverage=True, location_filters=2), "input_feeding": True},
+    "multi_head_doubled": {"attention": attentions.make_multi_head(2), "double_source": True, "reverse_source": True},
+}
+variants = pytest.mark.parametrize("name", VARIANTS)
+
+
+@functools.cache
+def drawn(**options):
+    """A model all of whose parameters are drawn. Not to be changed: the same options give the same model."""
+    model = Seq2Seq(V, V, embedding_features=E, hidden_features=H, decoder="attention", rngs=nnx.Rngs(0), **options)
+    graphdef, params = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_like(params, 3)))
+
+
+@functools.partial(jax.jit, static_argnums=(0,))
+def _forward(graphdef, params, source, lengths, inputs):
+    model = nnx.merge(graphdef, params, copy=True)
+    return model.decoder(*model.start(source, lengths), inputs)
+
+
+def forward(model, source=SOURCE, lengths=LENGTHS, inputs=INPUTS):
+    return jax.tree.map(np.asarray, _forward(*nnx.split(model), source, lengths, inputs))
+
+
+@variants
+def test_step_by_step_equals_the_teacher_forced_pass(name):
+    model = drawn(**VARIANTS[name])
+    want = forward(model)
+    step, params = decoder_step(model)
+    context, state = jax.jit(lambda: model.start(SOURCE, LENGTHS))()
+    step = jax.jit(step)
+    for t in range(T):
+        state, logits, weights = step(params, context, state, INPUTS[:, t])
+        assert_close(logits, want.logits[:, t], 1e-5)
+        assert_close(weights, want.aux[:, t], 1e-5)
+    assert_close(jax.tree.leaves(state), jax.tree.leaves(want.state), 1e-5)
+
+
+def slow(model, cell, fed):
+    """One layer, general score, by PyTorch's cell and plain equations, row by row, in float64."""
+    torch = oracles.oracle("torch")
+    p = {name: torch.tensor(np.asarray(value, np.float64)) for name, value in named_variables(model).items()}
+    encoded, states, _ = jax.tree.map(lambda x: np.asarray(x, np.float64), model.encoder(SOURCE, LENGTHS))
+    gates = 4 if cell is cells.lstm else 3
+    make = torch.nn.LSTMCell if cell is cells.lstm else torch.nn.GRUCell
+    layer = make(E + (H if fed else 0), H, dtype=torch.float64)
+    prefix = "decoder.below.layers.0.0."
+    with torch.no_grad():
+        layer.weight_ih.copy_(p[prefix + "w"].T)
+        layer.weight_hh.copy_(p[prefix + "u"].T)
+        layer.bias_ih.copy_(p[prefix + "b"])
+        layer.bias_hh.zero_()
+        if gates == 3:
+            layer.bias_hh[2 * H :] = p[prefix + "b_n"]
+    logits, weights = np.zeros((B, T, V)), np.zeros((B, T, S))
+    for b, length in enumerate(LENGTHS):
+        memory = torch.tensor(encoded[b, :length])
+        first = jax.tree.map(lambda leaf, b=b: torch.tensor(leaf[b : b + 1]), states[0][0])
+        state = tuple(first) if gates == 4 else first
+        attentional = torch.zeros(H, dtype=torch.float64)
+        for t in range(T):
+            x = p["decoder.embedding.embedding"][int(INPUTS[b, t])]
+            x = torch.cat([x, attentional]) if fed else x
+            with torch.no_grad():
+                state = layer(x[None], state)
+            h = (state[0] if gates == 4 else state)[0]
+            alpha = torch.softmax(memory @ (h @ p["decoder.attention.parameters.w"]), 0)
+            joined = torch.cat([h, alpha @ memory])  # of no row: zeros
+            attentional = torch.tanh(joined @ p["decoder.combine.kernel"])
+            logits[b, t] = attentional @ p["decoder.output.kernel"] + p["decoder.output.bias"]
+            weights[b, t, :length] = alpha
+    return logits, weights
+
+
+@pytest.mark.parametrize("fed", [False, True], ids=["plain", "fed"])
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru], ids=["lstm", "gru"])
+def test_equals_plain_equations_around_pytorchs_cell(cell, fed):
+    model = drawn(cell=cell, input_feeding=fed)
+    logits, weights = slow(model, cell, fed)
+    got = forward(model)
+    assert_close(got.logits, logits, 1e-5)
+    assert_close(got.aux, weights, 1e-5)
+
+
+def test_with_the_first_layer_as_query_the_layers_above_read_the_context():
+    model = drawn(**VARIANTS["first"])
+    got = forward(model)
+    memory, state = model.start(SOURCE, LENGTHS)
+    hidden, _ = model.decoder.below(model.decoder.embedding(INPUTS), state.below)
+    read, weights, _ = model.decoder.attention(memory, hidden)
+    top, _ = model.decoder.above(jnp.concatenate([hidden, read], -1), state.above)
+    attentional = jnp.tanh(jnp.concatenate([top, read], -1) @ model.decoder.combine.kernel[...])
+    assert_close(got.logits, attentional @ model.decoder.output.kernel[...] + model.decoder.output.bias[...][None, None], 1e-5)
+    assert_close(got.aux, weights, 1e-6)
+
+
+@variants
+def test_padding_reaches_nothing(name):
+    model = drawn(**VARIANTS[name])
+    got = forward(model)
+    wider = np.concatenate([SOURCE, np.full((B, 3), V + 5, np.int32)], axis=1)
+    assert_close(forward(model, wider).logits, got.logits, 1e-6)
+    doubled = 2 if VARIANTS[name].get("double_source") else 1
+    assert not got.aux[
+        np.broadcast_to((np.arange(doubled * S)[None] >= doubled * LENGTHS[:, None])[:, None], got.aux.shape)
+    ].any()
+    assert np.isfinite(got.logits).all()
+    for b in np.flatnonzero(LENGTHS):
+        alone = forward(model, SOURCE[b : b + 1, : LENGTHS[b]], None, INPUTS[b : b + 1])
+        assert_close(alone.logits, got.logits[b : b + 1], 1e-5)
+
+
+@variants
+def test_gradients_reach_every_parameter_and_no_nan(name):
+    graphdef, params = nnx.split(drawn(**VARIANTS[name]))
+
+    @jax.jit
+    @jax.grad
+    def gradients(params):
+        model = nnx.merge(graphdef, params, copy=True)
+        logits = model(SOURCE, LENGTHS, INPUTS, key=jax.random.key(0))
+        return jnp.sum(jnp.sin(logits))
+
+    for path, leaf in nnx.to_flat_state(gradients(params)):
+        assert np.isfinite(leaf[...]).all(), path
+        assert np.asarray(leaf[...]).any(), path
+
+
+@pytest.mark.parametrize("name", ["plain", "fed", "zero_tied_shared"])
+def test_scheduled_sampling_with_the_truth_alone_equals_teacher_forcing(name):
+    model = drawn(**VARIANTS[name])
+    run = jax.jit(lambda share: model(SOURCE, LENGTHS, INPUTS, key=jax.random.key(0), teacher_forcing=share))
+    assert_close(run(1.0), forward(model).logits, 1e-5)
+    assert np.abs(run(0.0) - forward(model).logits).max() > 1e-2
+
+
+@variants
+def test_greedy_equals_a_loop_over_the_whole_prefix(name):
+    model = drawn(**VARIANTS[name])
+    step, params = decoder_step(model)
+    found = jax.jit(lambda: greedy(step, params, *model.start(SOURCE, LENGTHS), start=START, end=END, max_length=5))()
+    inputs = np.full((B, 5), START, np.int32)
+    for t in range(5):
+        best = forward(model, inputs=inputs).logits[:, t].argmax(-1)
+        running = np.asarray(found.lengths) > t
+        np.testing.assert_array_equal(np.asarray(found.tokens)[running, t], best[running])
+        if t < 4:
+            inputs[:, t + 1] = best
+
+
+def test_embeddings_are_shared_and_tied():
+    plain = {"num_layers": 2, "residual": True}
+    alone, shared, tied, both = (
+        drawn(**plain, shared_embeddings=shared, tied_embeddings=tied) for tied in (False, True) for shared in (False, True)
+    )
+    assert shared.encoder.embedding is shared.decoder.embedding
+    assert count_parameters(shared) == count_parameters(alone) - V * E
+    # a_t is E wide then, and the output matrix gone: W_c loses (H - E) columns.
+    assert count_parameters(tied) == count_parameters(alone) - H * V - 2 * H * (H - E)
+    assert count_parameters(both) == count_parameters(tied) - V * E
+    logits = forward(tied).logits
+    changed = nnx.merge(*nnx.split(tied), copy=True)
+    table = changed.decoder.embedding.embedding
+    table[...] = table[...].at[3].add(1.0)
+    unread = np.cumsum(INPUTS == 3, axis=1) == 0  # until symbol 3 is read, nothing but its own logit changes
+    apart = np.abs(forward(changed).logits - logits)[unread]
+    assert apart[:, 3].max() > 1e-3
+    assert np.delete(apart, 3, axis=1).max() < 1e-6
+
+
+def test_dropout_is_seeded_and_off_without_a_key():
+    model = drawn(dropout=0.5, recurrent_dropout=0.5, num_layers=2, input_feeding=True)
+    run = jax.jit(lambda key: model(SOURCE, LENGTHS, INPUTS, key=key))
+    one, again, other = run(jax.random.key(1)), run(jax.random.key(1)), run(jax.random.key(2))
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 1e-3
+    assert_close(model(SOURCE, LENGTHS, INPUTS), forward(drawn(num_layers=2, input_feeding=True)).logits, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder": "other"}, "decoder: expected one of autoregressive, repeat_vector, attention, got 'other'"),
+        (
+            {"decoder": "autoregressive", "input_feeding": True},
+            "input_feeding: expected none with the decoder 'autoregressive'",
+        ),
+        ({"decoder": "autoregressive", "attention": attentions.dot}, "attention: expected none with"),
+        ({"decoder": "repeat_vector", "bridge": "zero"}, "bridge: expected none with the decoder 'repeat_vector'"),
+        ({"query_layer": "middle"}, "query_layer: expected one of last, first, got 'middle'"),
+        ({"query_layer": "first"}, 'num_layers: expected at least 2 with query_layer="first", got 1'),
+        ({"bridge": "other"}, "bridge: expected one of last, zero, learned, got 'other'"),
+        ({"attention": attentions.dot, "bidirectional": True}, "query_features: expected as many as memory_features"),
+        ({"shared_embeddings": True, "target": 9}, "shared_embeddings: expected one vocabulary, got two of 7 and 9 symbols"),
+    ],
+)
+def test_errors_name_what_was_expected(options, message):
+    options = {"decoder": "attention", **options}
+    with pytest.raises(ValueError, match=message):
+        Seq2Seq(V, options.pop("target", V), embedding_features=E, hidden_features=H, rngs=nnx.Rngs(0), **options)
