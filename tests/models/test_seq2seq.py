@@ -245,7 +245,7 @@ def test_a_key_turns_dropout_on(decoder):
 @pytest.mark.parametrize(
     ("options", "call", "message"),
     [
-        ({"decoder": "attention"}, {}, 'decoder: expected "autoregressive" or "repeat_vector", got \'attention\''),
+        ({"decoder": "other"}, {}, "decoder: expected one of autoregressive, repeat_vector, attention, got 'other'"),
         ({"dropout": 1.0}, {}, "rate: expected a rate in|dropout: expected a rate in"),
         ({"num_layers": 0}, {}, "num_layers: expected a positive number, got 0"),
         ({}, {"teacher_forcing": 1.5}, "teacher_forcing: expected a probability, got 1.5"),
