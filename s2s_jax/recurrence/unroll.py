@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 from s2s_jax.masks import where_valid
 from s2s_jax.recurrence.backend import Direction, Options, TimeMajor
 from s2s_jax.recurrence.checks import check_cell, checked_direction, checked_lengths
-from s2s_jax.recurrence.choice import AUTO, BACKENDS, Choice, choose, explain, forced
+from s2s_jax.recurrence.choice import AUTO, BACKENDS, Choice, choose, explain, forced, scope
 from s2s_jax.types import Cell, Context, Inputs, Params, State, Unrolled, UnrolledHistory
 
 DIRECTIONS = ("forward", "backward")
@@ -284,7 +284,8 @@ def _run_stack(
 
 def _run_layer(cell: Cell, directions: list[Direction], lengths: Array | None, how: _How) -> list[TimeMajor]:
     name = choose(cell, directions, lengths, how.options, how.backend, how.forced)
-    return BACKENDS[name].run(cell, directions, lengths, how.options)
+    with scope(name):
+        return BACKENDS[name].run(cell, directions, lengths, how.options)
 
 
 def _with_residual(y: Any, x: Any, layer: int) -> Any:

@@ -231,13 +231,18 @@ class Run(Generic[ConfigType]):
             figure.savefig(path, dpi=150, bbox_inches="tight")
         return path
 
-    def trained(self, steps: int, times: dict[str, float]) -> None:
-        """Writes training.json: steps done, seconds by what they were for and in all, device, versions, command."""
+    def trained(self, steps: int, times: dict[str, float], backends: Sequence[str] = ()) -> None:
+        """Writes training.json: steps done, seconds by what they were for and in all, device, backend, versions, command.
+
+        `backends` are those that recurrence was carried along time by, in all sittings; of several "backend" names each, and it
+        is None where there was none.
+        """
         training = {
             "steps": steps,
             "seconds": round(sum(times.values()), 1),
             "times": {part: round(seconds, 2) for part, seconds in times.items()},
             "device": describe_device(),
+            "backend": ", ".join(backends) or None,
             "versions": versions(),
             "command": command(),
         }

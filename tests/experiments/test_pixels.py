@@ -115,6 +115,7 @@ def test_a_run_on_drawn_digits_says_so(few, tmp_path, capsys):
     assert (result["data"], result["dataset"], result["published"]) == ("generated", "drawn-digits", [])
     assert (result["split"], result["examples"], result["test_reads"]) == ("test, all 20", 48, 1)
     assert set(result["metrics"]) == {"loss", "accuracy"}
+    assert result["backend"] == "scan"  # there are several devices
     assert {path.name for path in (folder / "figures").iterdir()} == {"learning_curve.png", "examples.png", "errors.png"}
 
     call("predict", "0", "19", "--runs-dir", tmp_path)
