@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from s2s_jax import cells
+from s2s_jax.layers.keys import check_rngs, split_key
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.masks import check_ids, check_lengths, double_sequence, length_mask
@@ -62,6 +63,7 @@ class Encoder(nnx.Module):
         if reverse_source and bidirectional:
             raise ValueError("reverse_source: expected False with bidirectional=True, which reads from both ends")
         _check_positive(vocabulary_size=vocabulary_size, embedding_features=embedding_features)
+        check_rngs(rngs)
         self.double_source = double_source
         self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs)
         self.dropout = Dropout(dropout)
@@ -73,7 +75,7 @@ class Encoder(nnx.Module):
             bidirectional=bidirectional,
             reverse=reverse_source,
             merge="sum",
-            dropout=dropout,
+            dropout=dropout if num_layers > 1 else 0.0,
             recurrent_dropout=recurrent_dropout,
             rngs=rngs,
         )
@@ -99,7 +101,7 @@ class Encoder(nnx.Module):
         check_ids(source, self.embedding.num_embeddings, "source", mask)
         if self.double_source:
             source, lengths = double_sequence(source, lengths)
-        key_embedding, key_recurrent = (None, None) if key is None else jax.random.split(key)
+        key_embedding, key_recurrent = split_key(key)
         embedded = self.dropout(_embedded(self.embedding, source), key=key_embedding)
         outputs, states = self.recurrent(embedded, states, lengths=lengths, key=key_recurrent)
         return Encoded(outputs, states, lengths)
@@ -129,6 +131,8 @@ class _Decoder(nnx.Module):
         _check_positive(vocabulary_size=vocabulary_size)
         self.vocabulary_size = vocabulary_size
         recurrent: dict[str, Any] = {"cell": cells.lstm, **options}
+        if options.get("num_layers", 1) == 1:
+            recurrent.pop("dropout", None)  # there is nothing between layers
         self.dropout = Dropout(options.get("dropout", 0.0))
         self.recurrent = Recurrent(in_features=in_features, hidden_features=hidden_features, rngs=rngs, **recurrent)
         self.output = nnx.Linear(self.recurrent.out_features, vocabulary_size, rngs=rngs)
@@ -140,7 +144,7 @@ class _Decoder(nnx.Module):
         check_ids(tokens, self.vocabulary_size, "tokens")
 
     def _unfold(self, inputs: Float[Array, "B T F"], state: State, key: Array | None) -> DecoderOutput:
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        keys = split_key(key, 3)
         hidden, state = self.recurrent(self.dropout(inputs, key=keys[0]), state, key=keys[1])
         return DecoderOutput(state, self.output(self.dropout(hidden, key=keys[2])), ())
 
@@ -161,6 +165,7 @@ class AutoregressiveDecoder(_Decoder):
         **options: Unpack[StackOptions],
     ):
         _check_positive(vocabulary_size=vocabulary_size, embedding_features=embedding_features)
+        check_rngs(rngs)
         self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs)
         super().__init__(vocabulary_size, embedding_features, hidden_features, rngs=rngs, **options)
 
@@ -293,7 +298,7 @@ class Seq2Seq(nnx.Module):
         fixed = isinstance(teacher_forcing, float)
         if fixed and not 0 <= teacher_forcing <= 1:
             raise ValueError(f"teacher_forcing: expected a probability, got {teacher_forcing}")
-        key_encoder, key_decoder, key_choice = (None,) * 3 if key is None else jax.random.split(key, 3)
+        key_encoder, key_decoder, key_choice = split_key(key, 3)
         context, state = self.start(source, source_lengths, key=key_encoder)
         if (fixed and teacher_forcing == 1) or target_inputs.shape[1] == 0:
             return self.decoder(context, state, target_inputs, key=key_decoder).logits

@@ -102,7 +102,7 @@ def explain(
     return Choice(chosen, why, reasons)
 
 
-def scope(name: str) -> AbstractContextManager[None]:
+def scope(name: str) -> AbstractContextManager[Any]:
     """While it lasts what is traced is marked as that backend's, for `traced_backends` and for profiles."""
     return jax.named_scope(f"{_MARK}{name}")
 
