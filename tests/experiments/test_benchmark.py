@@ -340,3 +340,17 @@ def test_all_backends_of_a_stack_are_told(monkeypatch):
     assert Worker("ours", "cpu").backend(stack) == "fused, scan"
     assert Worker("ours", "cpu").backend(Case("gru", SHAPE)) == "fused"
     assert Worker("ours", "cpu").backend(Case("gru", SHAPE, kind="streaming")) == "fused"
+
+
+def test_every_peer_is_told_apart_in_the_chart_without_colours():
+    every = {**peers("cpu"), **peers("gpu")}
+    rows = [
+        {"cell": "lstm", "part": "forward", "shape": SHAPE, "peer": name, "ratio": 1.5, "ratio_quartiles": [1.2, 1.8]}
+        for name in every
+        if name != "ours"
+    ]
+    (axes,) = chart.ratios(rows, "title").axes
+    dots = [line for line in axes.get_lines() if line.get_marker() not in ("None", None, "")]
+    assert len(dots) == len(rows)
+    assert len({dot.get_marker() for dot in dots}) == len(rows)
+    assert len({dot.get_color() for dot in dots}) >= len(rows) - 1  # both settings of PyTorch are of one
