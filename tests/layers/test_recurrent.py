@@ -234,6 +234,7 @@ def test_dropout_keeps_the_stated_share_and_the_mean(rate):
 
 
 @pytest.mark.parametrize(("num_layers", "masks"), [(1, 0), (2, 1), (3, 2)])
+@pytest.mark.filterwarnings("ignore:dropout. acts between layers")
 def test_dropout_acts_between_layers_only(num_layers, masks):
     seen = shown_masks({"dropout": 0.5}, jax.random.key(0), num_layers=num_layers)
     assert set(np.unique(seen)) == ({0.0, 2.0**masks} if masks else {1.0})
