@@ -1,4 +1,4 @@
-"""Addition, read and written symbol by symbol: "535+61" to "596", by an encoder and a decoder without attention.
+"""An encoder and a decoder without attention learn to add: they read "535+61" and write "596", symbol by symbol.
 
     python -m experiments.addition                          3 digits: all of 1,000 unseen sums exactly right, a minute
     python -m experiments.addition predict 535+61 7+8       with the run of the same --name

@@ -1,4 +1,4 @@
-"""Handwritten digits read as a sequence: 28 rows of 28 pixels, 784 pixels, or 784 pixels in a fixed random order.
+"""A classifier learns to tell handwritten digits from their 28 rows, or from their 784 pixels one by one, in order or permuted.
 
     python -m experiments.pixels --data-dir FOLDER               MNIST's idx files, by rows: 99 % in 15 minutes
     python -m experiments.pixels                                 without data: drawn digits, which show that it works

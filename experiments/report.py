@@ -1,4 +1,4 @@
-"""Makes experiments/RESULTS.md from the cards in experiments/results: ours beside the published figure.
+"""The report trains nothing: it makes RESULTS.md from the cards of finished runs, ours beside the published figure.
 
     python -m experiments.report                                            the table
     python -m experiments.report --keep runs/addition/default --what lstm   also keeps that run's result.json as a card

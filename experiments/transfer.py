@@ -1,4 +1,4 @@
-"""Are recurrent networks worth pretraining? A language model read byte by byte, then few labelled reviews.
+"""A language model learns to predict reviews byte by byte, and a classifier with its encoder learns praise from few labels.
 
     python -m experiments.transfer                                                the language model, on made-up reviews
     python -m experiments.transfer --labels 100 --name scratch                    a classifier from nothing, on 100 labels
@@ -337,9 +337,11 @@ def compare(run: Run[Config], title: str) -> None:
         for labels, values in sorted(values_by_labels.items()):
             deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             run.say(f"{way:<20}{labels:>8}{len(values):>7}  {statistics.mean(values):.4f}{deviation}")
-    figure = plots.spread(
-        lines, xlabel="labelled reviews", ylabel="test accuracy", title=f"{title}: a pretrained encoder or none"
-    )
+    labels = {
+        "xlabel": "labelled reviews that were trained on",
+        "ylabel": "share of the test reviews classified right",
+    }
+    figure = plots.spread(lines, **labels, title=f"{title}: a pretrained encoder or none")
     run.figure("accuracy_by_labels", figure)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
+_MARKERS = ("o", "s", "^", "D", "v", "P")  # beside the colours, for those who see none
 
 
 def learning_curve(histories: Sequence[Sequence[dict[str, float]]], metrics: Sequence[str], title: str) -> Any:
@@ -24,7 +25,7 @@ def learning_curve(histories: Sequence[Sequence[dict[str, float]]], metrics: Seq
     for name, label, color in (("train", "training", "tab:gray"), ("validation", "validation", "tab:blue")):
         losses = _by_step(histories, f"{name}/loss")
         if losses:
-            _draw_spread(above, losses, label + seeds, color, dots=name == "validation" or len(losses) < 3)
+            _draw_spread(above, losses, label + seeds, color, "o" if name == "validation" or len(losses) < 3 else None)
     above.set(yscale="log", ylabel="loss (nats)", title=title)
     above.set_xlim(left=0)
     if above.has_data():
@@ -57,17 +58,22 @@ def spread(
 ) -> Any:
     """A line for each name through the means of the values at each place; every value is a dot, and the values span a band.
 
+    The figure says so itself, and how many values each line is of.
+
     Args:
       lines: {name: {place: values, one for each run}}; values are fractions from 0 to 1.
       xlabel, ylabel, title: of the figure.
       logarithmic: whether places are drawn by their logarithm.
     """
     figure, ((axes,),) = _subplots(1, 1, (6.4, 4.2))
-    for color, (name, by_place) in zip(itertools.cycle(_COLORS), sorted(lines.items()), strict=False):
-        most = max(map(len, by_place.values()))
-        _draw_spread(axes, by_place, f"{name}, mean of up to {most} seeds" if most > 1 else name, color)
-        seeds = [(place, value) for place, values in by_place.items() for value in values]
-        axes.scatter(*zip(*seeds, strict=True), color=color, s=12, alpha=0.5, zorder=3)
+    looks = zip(itertools.cycle(_COLORS), itertools.cycle(_MARKERS), sorted(lines.items()), strict=False)
+    for color, marker, (name, by_place) in looks:
+        counts = sorted(set(map(len, by_place.values())))
+        seeds = f", {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds" if counts[-1] > 1 else ""
+        _draw_spread(axes, by_place, name + seeds, color, marker)
+        if counts[-1] > 1:
+            dots = [(place, value) for place, values in by_place.items() for value in values]
+            axes.scatter(*zip(*dots, strict=True), color=color, s=12, alpha=0.5, zorder=3)
     places = sorted({place for by_place in lines.values() for place in by_place})
     if logarithmic:
         axes.set_xscale("log")
@@ -75,7 +81,9 @@ def spread(
     axes.minorticks_off()
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.yaxis.set_major_formatter(_percent())
-    axes.legend(frameon=False, loc="best")
+    several = any(len(values) > 1 for by_place in lines.values() for values in by_place.values())
+    told = "line: mean over seeds; small dots: each seed\nband: from the lowest seed to the highest" if several else None
+    axes.legend(frameon=False, loc="best", title=told, title_fontsize="small", alignment="left")
     _quiet(axes)
     return figure
 
@@ -106,11 +114,11 @@ def _by_step(histories: Sequence[Sequence[dict[str, float]]], name: str) -> dict
     return values
 
 
-def _draw_spread(axes: Any, values: Mapping[float, Sequence[float]], label: str, color: str, dots: bool = True) -> None:
+def _draw_spread(axes: Any, values: Mapping[float, Sequence[float]], label: str, color: str, marker: str | None = "o") -> None:
     """The means at each place, and a band from the smallest to the greatest value."""
     places = sorted(values)
     means = [sum(values[place]) / len(values[place]) for place in places]
-    axes.plot(places, means, marker="o" if dots else None, markersize=3, color=color, label=label)
+    axes.plot(places, means, marker=marker, markersize=4, color=color, label=label)
     least, most = ([extreme(values[place]) for place in places] for extreme in (min, max))
     if least != most:
         axes.fill_between(places, least, most, color=color, alpha=0.2, linewidth=0)

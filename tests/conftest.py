@@ -1,12 +1,6 @@
 """Settings of the whole test run: eight virtual CPU devices, Keras on JAX, float64 on request, what may be skipped."""
 
 import os
-import pathlib
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 # Before the first import of jax or keras; both read them once.
 # A quarter of the suite's time is compiling; nothing here runs long enough for optimised code to pay.
@@ -19,6 +13,8 @@ import hypothesis
 import jax
 import pytest
 
+from tests.alone import pytest_runtest_protocol as pytest_runtest_protocol
+
 # The same examples in every run, and no folder of examples left behind.
 hypothesis.settings.register_profile("s2s_jax", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("s2s_jax")
@@ -29,22 +25,6 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("accelerator"):
                 item.add_marker(pytest.mark.skip(reason="there is no accelerator"))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    """A test marked `alone` waits until no other worker tests, and none begins before it has ended: it measures time."""
-    if fcntl is None or not hasattr(item.config, "workerinput"):
-        return (yield)
-    folder = pathlib.Path(item.config.option.basetemp).parent  # that of the whole run; pytest removes it in time
-    with open(folder / "gate", "a") as gate, open(folder / "testing", "a") as testing:
-        fcntl.flock(gate, fcntl.LOCK_EX)  # whoever waits to be alone keeps it, so that nobody else can go on before
-        fcntl.flock(testing, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        try:
-            return (yield)
-        finally:
-            fcntl.flock(testing, fcntl.LOCK_UN)  # closing would not do where a forked process holds the file as well
 
 
 @pytest.fixture(autouse=True)

@@ -60,19 +60,33 @@ def test_metrics_that_nobody_measured_take_no_room():
     drawn(plots.learning_curve([[]], [], "A run of no steps"))
 
 
-def test_a_spread_has_a_dot_for_each_value():
-    figure = plots.spread({"b": {10: [0.2, 0.4], 1000: [0.6]}, "a": {10: [0.1]}}, xlabel="x", ylabel="y", title="Title")
+def test_a_spread_has_a_dot_for_each_value_and_says_what_it_shows():
+    by_name = {"b": {10: [0.2, 0.4], 1000: [0.6]}, "a": {10: [0.1]}, "c": {10: [0.3, 0.5], 1000: [0.6, 0.8]}}
+    figure = plots.spread(by_name, xlabel="x", ylabel="y", title="Title")
     (axes,) = figure.axes
-    assert lines(axes) == {"a": [[10, 0.1]], "b, mean of up to 2 seeds": [[10, pytest.approx(0.3)], [1000, 0.6]]}
+    drawn_lines = lines(axes)
+    assert list(drawn_lines) == ["a", "b, 1 to 2 seeds", "c, 2 seeds"]
+    assert drawn_lines["b, 1 to 2 seeds"] == [[10, pytest.approx(0.3)], [1000, 0.6]]
+    assert len({(line.get_color(), line.get_marker()) for line in axes.get_lines()}) == 3
+    assert len({line.get_marker() for line in axes.get_lines()}) == 3
     dots = [
         points.get_offsets().tolist()
         for points in axes.collections
         if len(points.get_offsets()) and hasattr(points, "get_sizes") and len(points.get_sizes())
     ]
-    assert sorted(map(len, dots)) == [1, 3]
+    assert sorted(map(len, dots)) == [3, 4]
+    told = axes.get_legend().get_title().get_text()
+    assert "line: mean over seeds" in told
+    assert "band: from the lowest seed to the highest" in told
     assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "1,000"]
     assert axes.get_xscale() == "log"
     drawn(figure)
+
+
+def test_a_spread_of_single_runs_speaks_of_no_band():
+    figure = plots.spread({"a": {10: [0.1], 100: [0.2]}}, xlabel="x", ylabel="y", title="Title")
+    assert figure.axes[0].get_legend().get_title().get_text() == ""
+    assert not figure.axes[0].collections
 
 
 def test_bars_say_their_value():

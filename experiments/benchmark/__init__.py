@@ -1,4 +1,4 @@
-"""How fast recurrence is here, beside PyTorch, Flax and Keras: with equal results first, and timed in turns.
+"""The benchmark learns nothing: it times recurrence beside PyTorch, Flax and Keras, in turns, once their results are equal.
 
     python -m experiments.benchmark                              the six shapes of the small grid, LSTM and GRU
     python -m experiments.benchmark training-step                whole training steps of experiments, on every backend

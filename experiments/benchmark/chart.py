@@ -3,14 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# A marker of its own for each, which tells them apart in grey, and colours that the colour-blind tell apart (most of them those
+# of Okabe and Ito).
 _LOOKS = {
-    "torch": ("tab:red", "o"),
-    "torch, allocator tuned": ("tab:red", "D"),
-    "flax linen": ("tab:blue", "o"),
-    "flax nnx": ("tab:blue", "D"),
-    "keras": ("tab:green", "s"),
-    "jax cudnn": ("tab:purple", "s"),
-    "scan": ("black", "x"),
+    "torch": {"marker": "o", "color": "#D55E00"},
+    "torch, allocator tuned": {"marker": "D", "color": "#D55E00", "markerfacecolor": "white"},
+    "flax linen": {"marker": "s", "color": "#0072B2"},
+    "flax nnx": {"marker": "P", "color": "#56B4E9"},
+    "keras": {"marker": "^", "color": "#009E73"},
+    "jax cudnn": {"marker": "v", "color": "#CC79A7"},
+    "scan": {"marker": "x", "color": "black"},
+    "native": {"marker": "+", "color": "0.35"},
+    "fused": {"marker": "*", "color": "#E69F00"},
+    "cudnn": {"marker": "<", "color": "#785EF0"},
 }
 _STEP_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:gray")
 
@@ -43,11 +48,11 @@ def ratios(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
             axis.axhspan(y - 0.5, y + 0.5, color="0.96", zorder=0)
         for row in rows:
             if (row["cell"], row["part"]) == (cell, part):
-                color, marker = _LOOKS.get(row["peer"], ("tab:orange", "^"))
+                looks = _LOOKS[row["peer"]]
                 shift = 0.8 * ((names.index(row["peer"]) + 0.5) / len(names) - 0.5)
                 y = shapes.index(tuple(row["shape"])) + shift
-                axis.plot(row["ratio_quartiles"], [y, y], color=color, linewidth=1, alpha=0.6)
-                (drawn[row["peer"]],) = axis.plot(row["ratio"], y, marker, color=color, markersize=4)
+                axis.plot(row["ratio_quartiles"], [y, y], color=looks["color"], linewidth=1, alpha=0.6)
+                (drawn[row["peer"]],) = axis.plot(row["ratio"], y, linestyle="none", markersize=5, **looks)
         axis.set_xscale("log")
         axis.set_xlim(0.9 * min(reach), 1.1 * max(reach))
         ticks = [t for t in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128) if 0.9 * min(reach) <= t <= 1.1 * max(reach)]

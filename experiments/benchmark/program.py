@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.benchmark.case import CELLS, Case
 from s2s_jax import unroll, unroll_stack
+from s2s_jax.recurrence.choice import traced_backends
 
 
 class Program(NamedTuple):
@@ -114,20 +115,25 @@ def on_jax(
 
 def ours(backend: str, case: Case) -> Program:
     """`unroll`, `unroll_stack` for a stack, and one call a step for streaming."""
-    cell: Any = CELLS[case.cell]
     if case.kind == "streaming":
-        return _ours_streaming(cell, backend, case)
-    if case.kind == "layer":
+        return _ours_streaming(CELLS[case.cell], backend, case)
+    return on_jax(case, _apply(backend, case), lambda p: p, lambda p: p, jax.tree.leaves)
 
-        def apply(params: Any, xs: Any) -> Any:
-            return unroll(cell, params[0][0], xs, backend=backend)
-    else:
-        lengths = jnp.asarray(case.lengths)
 
-        def apply(params: Any, xs: Any) -> Any:
-            return unroll_stack(cell, params, xs, lengths=lengths, directions=case.directions, backend=backend)
+def backends_of(backend: str, case: Case) -> list[str]:
+    """Those that ours runs on, of all layers and directions; each once."""
+    batch, time, features, _ = case.shape
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, case.dtype), case.params())
+    xs = jax.ShapeDtypeStruct((batch, 1 if case.kind == "streaming" else time, features), case.dtype)
+    return traced_backends(jax.jit(_apply(backend, case)).trace(params, xs).jaxpr)
 
-    return on_jax(case, lambda p, xs: tuple(apply(p, xs)), lambda p: p, lambda p: p, jax.tree.leaves)
+
+def _apply(backend: str, case: Case) -> Apply:
+    cell: Any = CELLS[case.cell]
+    if case.kind == "stack":
+        options: dict[str, Any] = {"lengths": jnp.asarray(case.lengths), "directions": case.directions, "backend": backend}
+        return lambda params, xs: tuple(unroll_stack(cell, params, xs, **options))
+    return lambda params, xs: tuple(unroll(cell, params[0][0], xs, backend=backend))
 
 
 def _ours_streaming(cell: Any, backend: str, case: Case) -> Program:

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark.case import CELLS, Case
+from experiments.benchmark.case import Case
 from experiments.benchmark.peers import peers
-from experiments.benchmark.program import Program
+from experiments.benchmark.program import Program, backends_of
 
 
 class Worker:
@@ -48,15 +48,8 @@ class Worker:
         return {part: program.answer(program.run[part](params, *inputs)) for part in case.parts}
 
     def backend(self, case: Case) -> str:
-        """Which of our backends the case runs on."""
-        import jax.numpy as jnp
-
-        from s2s_jax import explain_backend
-
-        batch, time, features, _ = case.shape
-        xs = jnp.zeros((batch, 1 if case.kind == "streaming" else time, features), case.dtype)
-        params, lengths = case.params()[0][0], None if case.lengths is None else jnp.asarray(case.lengths)
-        return explain_backend(CELLS[case.cell], params, xs, lengths=lengths, backend=self.chosen).backend
+        """Which of our backends the case runs on; of several each."""
+        return ", ".join(backends_of(self.chosen, case))
 
     def prepare(self, case: Case) -> None:
         """Weights and inputs, of this case only."""

@@ -3,6 +3,7 @@
 A dropout key is an argument of the call: with a key the layer drops, without one it does not (evaluation).
 """
 
+import warnings
 from typing import Any, TypedDict, Unpack
 
 import jax
@@ -11,9 +12,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from s2s_jax import cells
+from s2s_jax.layers.keys import check_key, check_rngs
 from s2s_jax.layers.parameters import Parameters
+from s2s_jax.recurrence.choice import Choice
 from s2s_jax.recurrence.scan import cast_floating, check_step
-from s2s_jax.recurrence.unroll import MERGES, unroll_stack
+from s2s_jax.recurrence.unroll import MERGES, explain_backend, unroll_stack
 from s2s_jax.types import Cell, Inputs, Params, State, Unrolled
 
 
@@ -44,7 +47,8 @@ class Recurrent(nnx.Module):
       reverse: the backward direction alone. Not together with `bidirectional`.
       merge: "concat", "sum", "mean", "product" or "none".
       residual: adds a layer's input to its output, from the second layer on.
-      dropout: rate on the outputs of each layer but the last, drawn anew at each position.
+      dropout: rate on the outputs of each layer but the last, drawn anew at each position. With one layer it does nothing,
+        and there is a warning.
       input_dropout: rate on the inputs of each layer, one mask for all time steps (variational: arXiv 1512.05287).
       recurrent_dropout: rate on the recurrent state where it enters a matrix product, one mask for all time steps. A cell
         of your own gets that mask as `context`, [B, width of the first array of its state], and has to apply it itself.
@@ -53,6 +57,7 @@ class Recurrent(nnx.Module):
       rngs: key `params` draws the parameters.
 
     Raises:
+      TypeError: `cell` is no Cell, or `rngs` no `nnx.Rngs`.
       ValueError: an option out of its range.
     """
 
@@ -77,6 +82,7 @@ class Recurrent(nnx.Module):
     ):
         if not isinstance(cell, Cell):  # before its init is called
             raise TypeError(f"cell: expected a Cell such as s2s_jax.cells.lstm, got {cell!r}")
+        check_rngs(rngs)
         for name, value in (("in_features", in_features), ("hidden_features", hidden_features), ("num_layers", num_layers)):
             if value < 1:
                 raise ValueError(f"{name}: expected a positive number, got {value}")
@@ -87,6 +93,9 @@ class Recurrent(nnx.Module):
             raise ValueError(f"merge: expected one of {', '.join(MERGES)}, got {merge!r}")
         if bidirectional and reverse:
             raise ValueError("reverse: expected False with bidirectional=True, which runs backward too")
+        if dropout and num_layers == 1:
+            message = f"dropout: acts between layers, and there is one: at a rate of {dropout} nothing is dropped"
+            warnings.warn(message, stacklevel=2)
         self.cell = cell
         self.directions = ("forward", "backward") if bidirectional else ("backward",) if reverse else ("forward",)
         self.merge = merge
@@ -108,8 +117,18 @@ class Recurrent(nnx.Module):
             self.step_features = _output_features(cell, params[0], features)
             features = self.step_features * (2 if bidirectional and merge == "concat" else 1)
         self.in_features = tuple(self.in_features)
+        self.hidden_features = hidden_features
         self.out_features = features
         self.layers = nnx.List(layers)
+
+    def __repr__(self) -> str:
+        told = {
+            "in_features": self.in_features[0],
+            "hidden_features": self.hidden_features,
+            "num_layers": len(self.in_features),
+            "directions": self.directions,
+        }
+        return f"{type(self).__name__}(cell={_named(self.cell)}, {', '.join(f'{name}={it}' for name, it in told.items())})"
 
     def params(self) -> list[list[Params]]:
         """What `unroll_stack` takes: indexed by layer, then by direction."""
@@ -130,6 +149,10 @@ class Recurrent(nnx.Module):
           states: initial states, indexed by layer, then by direction, as returned; None for the cell's own.
           lengths: valid steps of each row; see `s2s_jax.unroll`.
           key: draws the dropout masks; without it nothing is dropped.
+
+        Raises:
+          TypeError: `key` is no key of JAX; and as `s2s_jax.unroll_stack`.
+          ValueError: as `s2s_jax.unroll_stack`.
 
         Returns:
           `Unrolled(outputs, state)`: the outputs of the last layer [B, T, out_features] ([B, T, 2, H] with merge "none"),
@@ -168,6 +191,7 @@ class Recurrent(nnx.Module):
         return tuple(tuple(self.cell.initial_state(p, batch_size, dtype) for p in layer) for layer in self.params())
 
     def _dropout_masks(self, xs: Inputs, key: Array | None) -> tuple[Any, Any]:
+        check_key(key)
         if key is None or not (self.dropout or self.input_dropout or self.recurrent_dropout):
             return None, None
         shape = jnp.shape(xs)
@@ -196,6 +220,36 @@ class Recurrent(nnx.Module):
             return None
         state = jax.eval_shape(lambda params: self.cell.initial_state(params, batch_size, jnp.float32), params)
         return dropout_mask(key, self.recurrent_dropout, (batch_size, jax.tree.leaves(state)[0].shape[-1]))
+
+
+@explain_backend.register
+def _explain_layer(
+    layer: Recurrent,
+    xs: Float[Array, "B T D"],
+    states: Any = None,
+    *,
+    lengths: Int[Array, " B"] | None = None,
+    key: Array | None = None,
+) -> tuple[Choice, ...]:
+    """`s2s_jax.explain_backend(layer, xs)`: the choice for each of its layers; arguments as of a call of the layer."""
+    _, contexts = layer._dropout_masks(xs, key)
+    found = []
+    for k, (params, features) in enumerate(zip(layer.params(), layer.in_features, strict=True)):
+        given: Any = xs if k == 0 else jax.ShapeDtypeStruct((*jnp.shape(xs)[:2], features), xs.dtype)
+        found.append(
+            explain_backend(
+                layer.cell,
+                params[0],  # both directions are alike in all that the choice looks at
+                given,
+                None if states is None else states[k][0],
+                lengths=lengths,
+                context=None if contexts is None else contexts[k][0],
+                reverse=layer.directions[0] == "backward",
+                remat=layer.remat,
+                backend=layer.backend,
+            )
+        )
+    return tuple(found)
 
 
 class RNN(Recurrent):
@@ -307,3 +361,13 @@ def _output_features(cell: Cell, params: Params, in_features: int) -> int:
     if jax.tree.structure(y) != jax.tree.structure(0) or y.ndim != 2:
         raise ValueError(f"cell.step: expected one array y [B, H] in a layer, got {y}")
     return y.shape[-1]
+
+
+def _named(cell: Cell) -> str:
+    """A cell of this package by its name, and by what it has other than the plain one; any other by its step."""
+    spec: Any = cell.spec
+    name = {cells.RNNSpec: "rnn", cells.LSTMSpec: "lstm", cells.GRUSpec: "gru"}.get(type(spec))
+    if name is None:
+        return getattr(cell.step, "__qualname__", repr(cell.step))
+    options = [f"{field}={value!r}" for field, value in spec._asdict().items() if value != spec._field_defaults[field]]
+    return f"{name}({', '.join(options)})" if options else name

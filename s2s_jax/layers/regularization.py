@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from s2s_jax.layers.keys import check_key
 from s2s_jax.layers.recurrent import dropout_mask
 
 
@@ -17,6 +18,7 @@ class Dropout(nnx.Module):
         self.rate = rate
 
     def __call__(self, x: Float[Array, "..."], *, key: Array | None = None) -> Float[Array, "..."]:
+        check_key(key)
         if key is None or self.rate == 0:
             return x
         return (x * dropout_mask(key, self.rate, x.shape, x.dtype)).astype(x.dtype)
@@ -31,6 +33,7 @@ class GaussianNoise(nnx.Module):
         self.stddev = stddev
 
     def __call__(self, x: Float[Array, "..."], *, key: Array | None = None) -> Float[Array, "..."]:
+        check_key(key)
         if key is None or self.stddev == 0:
             return x
         return x + self.stddev * jax.random.normal(key, x.shape, x.dtype)

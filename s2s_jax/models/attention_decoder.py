@@ -11,6 +11,7 @@ from s2s_jax import attention as attentions
 from s2s_jax import cells
 from s2s_jax.attention import Memory
 from s2s_jax.layers.attention import Attention
+from s2s_jax.layers.keys import check_rngs, split_key
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.models.decoders import added_up, check_tokens
@@ -80,6 +81,7 @@ class AttentionDecoder(nnx.Module):
         **options: Unpack[StackOptions],
     ):
         check_positive(vocabulary_size=vocabulary_size, embedding_features=embedding_features)
+        check_rngs(rngs)
         if query_layer not in QUERY_LAYERS:
             raise ValueError(f"query_layer: expected one of {', '.join(QUERY_LAYERS)}, got {query_layer!r}")
         recurrent: dict[str, Any] = {"cell": cells.lstm, "hidden_features": hidden_features, "rngs": rngs, **options}
@@ -93,10 +95,10 @@ class AttentionDecoder(nnx.Module):
         self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs) if embedding is None else embedding
         self.dropout = Dropout(options.get("dropout", 0.0))
         in_features = embedding_features + (attentional_features if input_feeding else 0)
-        self.below = Recurrent(in_features=in_features, num_layers=below, **recurrent)
+        self.below = _stack(in_features, below, recurrent)
         self.attention = Attention(attention, self.below.out_features, memory_features, hidden_features, rngs=rngs)
         features = self.below.out_features + self.attention.out_features
-        self.above = Recurrent(in_features=features, num_layers=above, **recurrent) if above else None
+        self.above = _stack(features, above, recurrent) if above else None
         if self.above is not None:
             features = self.above.out_features + self.attention.out_features
         self.combine = nnx.Linear(features, attentional_features, use_bias=False, rngs=rngs)
@@ -130,7 +132,7 @@ class AttentionDecoder(nnx.Module):
     ) -> DecoderOutput:
         """Logits [B, T, V] for the symbols after each of `tokens`, and the weights [B, T, S]; a key turns dropout on."""
         check_tokens(state, tokens, self.vocabulary_size)
-        keys = (None,) * 5 if key is None else jax.random.split(key, 5)
+        keys = split_key(key, 5)
         embedded = self.dropout(embed(self.embedding, tokens), key=keys[0])
         if not self.input_feeding or tokens.shape[1] == 0:
             state, (attentional, weights) = self._advance(context, state, embedded, keys)
@@ -166,3 +168,9 @@ class AttentionDecoder(nnx.Module):
             hidden, above = self.above(joined, above, key=keys[3])
         attentional = jnp.tanh(self.combine(jnp.concatenate([hidden, read], axis=-1)))
         return state._replace(below=below, above=above, seen=seen), (attentional, weights)
+
+
+def _stack(in_features: int, num_layers: int, options: dict[str, Any]) -> Recurrent:
+    if num_layers == 1:  # there is nothing between layers
+        options = {**options, "dropout": 0.0}
+    return Recurrent(in_features=in_features, num_layers=num_layers, **options)

@@ -2,12 +2,12 @@
 
 from typing import Unpack
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from s2s_jax import cells
+from s2s_jax.layers.keys import split_key
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.masks import check_lengths, length_mask
@@ -53,7 +53,7 @@ class SequenceClassifier(nnx.Module):
             hidden_features,
             num_layers=num_layers,
             bidirectional=bidirectional,
-            dropout=dropout,
+            dropout=dropout if num_layers > 1 else 0.0,
             input_dropout=input_dropout,
             recurrent_dropout=recurrent_dropout,
             rngs=rngs,
@@ -69,7 +69,7 @@ class SequenceClassifier(nnx.Module):
             raise ValueError(f"xs: expected [B, T, {self.recurrent.in_features[0]}], got {xs.shape}")
         if lengths is not None:
             lengths = check_lengths(lengths, xs.shape[0], xs.shape[1])
-        key_recurrent, key_pooled = (None, None) if key is None else jax.random.split(key)
+        key_recurrent, key_pooled = split_key(key)
         outputs, _ = self.recurrent(xs, lengths=lengths, key=key_recurrent)
         pooled = _pooled(outputs, lengths, self.pooling, self.recurrent)
         return self.output(self.dropout(pooled, key=key_pooled))
@@ -112,7 +112,7 @@ class TextClassifier(nnx.Module):
         self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"] | None = None, *, key: Array | None = None
     ) -> Float[Array, "B classes"]:
         """Logits of each class; a key turns dropout on. A text of length 0 gives the bias of the last layer."""
-        key_encoder, key_pooled = (None, None) if key is None else jax.random.split(key)
+        key_encoder, key_pooled = split_key(key)
         encoded = self.encoder(tokens, lengths, key=key_encoder)
         pooled = _pooled(encoded.outputs, encoded.lengths, self.pooling, self.encoder.recurrent)
         return self.output(self.dropout(pooled, key=key_pooled))

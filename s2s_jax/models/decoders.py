@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from s2s_jax import cells
+from s2s_jax.layers.keys import check_rngs, split_key
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.masks import check_ids
@@ -37,6 +38,8 @@ class _Decoder(nnx.Module):
         check_positive(vocabulary_size=vocabulary_size)
         self.vocabulary_size = vocabulary_size
         recurrent: dict[str, Any] = {"cell": cells.lstm, **options}
+        if options.get("num_layers", 1) == 1:
+            recurrent.pop("dropout", None)  # there is nothing between layers
         self.dropout = Dropout(options.get("dropout", 0.0))
         self.recurrent = Recurrent(in_features=in_features, hidden_features=hidden_features, rngs=rngs, **recurrent)
         self.output = output_layer(self.recurrent.out_features, vocabulary_size, tied_to, rngs)
@@ -46,7 +49,7 @@ class _Decoder(nnx.Module):
         return self.recurrent.initial_states(batch_size, dtype)
 
     def _unfold(self, inputs: Float[Array, "B T F"], state: State, key: Array | None) -> DecoderOutput:
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        keys = split_key(key, 3)
         hidden, state = self.recurrent(self.dropout(inputs, key=keys[0]), state, key=keys[1])
         return DecoderOutput(state, self.output(self.dropout(hidden, key=keys[2])), ())
 
@@ -70,6 +73,7 @@ class AutoregressiveDecoder(_Decoder):
         **options: Unpack[StackOptions],
     ):
         check_positive(vocabulary_size=vocabulary_size, embedding_features=embedding_features)
+        check_rngs(rngs)
         self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs) if embedding is None else embedding
         tied = self.embedding if tied_embeddings else None
         super().__init__(vocabulary_size, embedding_features, hidden_features, tied_to=tied, rngs=rngs, **options)

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from s2s_jax import cells
+from s2s_jax.layers.keys import check_rngs, split_key
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.masks import check_ids, check_lengths, double_sequence, length_mask
@@ -62,6 +63,7 @@ class Encoder(nnx.Module):
         if reverse_source and bidirectional:
             raise ValueError("reverse_source: expected False with bidirectional=True, which reads from both ends")
         check_positive(vocabulary_size=vocabulary_size, embedding_features=embedding_features)
+        check_rngs(rngs)
         self.double_source = double_source
         self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs)
         self.dropout = Dropout(dropout)
@@ -75,7 +77,7 @@ class Encoder(nnx.Module):
             reverse=reverse_source,
             merge=merge,
             residual=residual,
-            dropout=dropout,
+            dropout=dropout if num_layers > 1 else 0.0,
             recurrent_dropout=recurrent_dropout,
             rngs=rngs,
         )
@@ -101,7 +103,7 @@ class Encoder(nnx.Module):
         check_ids(source, self.embedding.num_embeddings, "source", mask)
         if self.double_source:
             source, lengths = double_sequence(source, lengths)
-        key_embedding, key_recurrent = (None, None) if key is None else jax.random.split(key)
+        key_embedding, key_recurrent = split_key(key)
         key_outputs = None if key is None else jax.random.fold_in(key, 2)  # beyond the two it is split into
         embedded = self.dropout(embed(self.embedding, source), key=key_embedding)
         outputs, states = self.recurrent(embedded, states, lengths=lengths, key=key_recurrent)

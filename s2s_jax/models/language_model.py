@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int
 
+from s2s_jax.layers.keys import split_key
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.models.encoder import Encoder, StackOptions
 from s2s_jax.types import Context, DecoderOutput, State
@@ -62,6 +63,6 @@ class LanguageModel(nnx.Module):
         """
         if context is not None:
             raise ValueError(f"context: expected None in a language model, got {jax.tree.map(jnp.shape, context)}")
-        key_encoder, key_output = (None, None) if key is None else jax.random.split(key)
+        key_encoder, key_output = split_key(key)
         outputs, states, _ = self.encoder(tokens, None, state, key=key_encoder)
         return DecoderOutput(states, self.output(self.dropout(outputs, key=key_output)), ())

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from s2s_jax import attention as attentions
 from s2s_jax import cells
+from s2s_jax.layers.keys import check_rngs, split_key
 from s2s_jax.models.attention_decoder import AttentionDecoder
 from s2s_jax.models.bridge import Bridge
 from s2s_jax.models.decoders import AutoregressiveDecoder, RepeatVectorDecoder
@@ -68,6 +69,7 @@ class Seq2Seq(nnx.Module):
         recurrent_dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
+        check_rngs(rngs)
         if decoder not in DECODERS:
             raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
         attends = decoder == "attention"
@@ -162,7 +164,7 @@ class Seq2Seq(nnx.Module):
         fixed = isinstance(teacher_forcing, float)
         if fixed and not 0 <= teacher_forcing <= 1:
             raise ValueError(f"teacher_forcing: expected a probability, got {teacher_forcing}")
-        key_encoder, key_decoder, key_choice = (None,) * 3 if key is None else jax.random.split(key, 3)
+        key_encoder, key_decoder, key_choice = split_key(key, 3)
         context, state = self.start(source, source_lengths, key=key_encoder)
         if (fixed and teacher_forcing == 1) or target_inputs.shape[1] == 0:
             return self.decoder(context, state, target_inputs, key=key_decoder).logits

@@ -75,7 +75,11 @@ def _check_builtin(cell: Cell, params: Params, context: Context, in_features: in
 
 def _check_state(state: State, expected: State, where: str) -> None:
     if jax.tree.structure(state) != jax.tree.structure(expected):
-        raise ValueError(f"state{where}: expected {_described(expected)}, got {_described(state)}")
+        plain = type(state) is tuple and type(expected) is not tuple and isinstance(expected, tuple)
+        why = (
+            f"; a plain tuple is not taken for an {type(expected).__name__}: not all mean the same order by it" if plain else ""
+        )
+        raise ValueError(f"state{where}: expected {_described(expected)}, got {_described(state)}{why}")
     paths = jax.tree.leaves_with_path(expected)
     for (path, want), leaf in zip(paths, jax.tree.leaves(state), strict=True):
         name = f"state{where}{jax.tree_util.keystr(path)}"

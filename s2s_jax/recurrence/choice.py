@@ -1,8 +1,10 @@
 """Which backend runs, and why."""
 
 import os
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array
@@ -14,6 +16,7 @@ from s2s_jax.types import Cell
 AUTO = "auto"
 BACKENDS = {"scan": scan.BACKEND, "native": native.BACKEND, "fused": fused.BACKEND, "cudnn": cudnn.BACKEND}
 VARIABLE = "S2S_JAX_BACKEND"
+_MARK = "s2s_jax_backend_"
 # Steps. At one, native was slower than scan, at five it was faster; between them nothing was measured.
 _WORTH_PACKING = 3
 
@@ -97,6 +100,20 @@ def explain(
         if name != chosen:
             reasons[name] = reason or (others if name in order or wanted != AUTO else "it is not in the order")
     return Choice(chosen, why, reasons)
+
+
+def scope(name: str) -> AbstractContextManager[Any]:
+    """While it lasts what is traced is marked as that backend's, for `traced_backends` and for profiles."""
+    return jax.named_scope(f"{_MARK}{name}")
+
+
+def traced_backends(jaxpr: Any) -> list[str]:
+    """The backends that carry recurrence in a traced program, `jax.jit(f).trace(...).jaxpr`; each once, in the order of names.
+
+    What was traced before and is taken from a cache counts too, as do derivatives.
+    """
+    text = jaxpr.pretty_print(name_stack=True)
+    return sorted(set(re.findall(rf"\b{_MARK}({'|'.join(BACKENDS)})\b", text)))
 
 
 def _order() -> tuple[str, ...]:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from s2s_jax.cells import LSTMSpec
 from s2s_jax.masks import where_valid
 from s2s_jax.recurrence.backend import Direction, Options, TimeMajor
 from s2s_jax.recurrence.checks import check_cell, checked_direction, checked_lengths
-from s2s_jax.recurrence.choice import AUTO, BACKENDS, Choice, choose, explain, forced
+from s2s_jax.recurrence.choice import AUTO, BACKENDS, Choice, choose, explain, forced, scope
 from s2s_jax.types import Cell, Context, Inputs, Params, State, Unrolled, UnrolledHistory
 
 DIRECTIONS = ("forward", "backward")
@@ -146,12 +147,14 @@ def unroll_stack(
     for name, value in (("cells", cells), ("states", states), ("contexts", contexts), ("dropout_masks", dropout_masks)):
         if value is not None and len(value) != layers:
             indexed = "" if name in ("cells", "dropout_masks") else f", indexed {name}[layer][direction]"
-            raise ValueError(f"{name}: expected {layers} layers{indexed}, got {type(value).__name__} of {len(value)}")
+            such = _example(cells[0]) if name == "states" else ""
+            raise ValueError(f"{name}: expected {layers} layers{indexed}, got {type(value).__name__} of {len(value)}{such}")
     for name, value in (("params", params), ("states", states), ("contexts", contexts)):
         for layer, of_layer in enumerate(() if value is None else value):
             if not isinstance(of_layer, Sequence) or len(of_layer) != len(directions):
                 got = len(of_layer) if isinstance(of_layer, Sequence) else type(of_layer).__name__
-                raise ValueError(f"{name}[{layer}]: expected a sequence of {len(directions)} directions, got {got}")
+                such = _example(cells[0]) if name == "states" else ""
+                raise ValueError(f"{name}[{layer}]: expected a sequence of {len(directions)} directions, got {got}{such}")
     lengths = checked_lengths(xs, lengths)
     nothing = ((None,) * len(directions),) * layers
     return _run_stack(
@@ -169,23 +172,28 @@ def unroll_stack(
     )
 
 
+@functools.singledispatch  # `s2s_jax.layers` registers its layers: nothing here knows Flax
 def explain_backend(
-    cell: Cell,
+    cell: Cell | Any,
     params: Params,
     xs: Inputs,
     state: State | None = None,
     *,
     lengths: Int[Array, " B"] | None = None,
     context: Context = None,
+    reverse: bool = False,
     remat: int | None = None,
     history: bool = False,
     backend: str = "auto",
 ) -> Choice:
     """Which backend `unroll` would take for these arguments, why, and why none of the others; nothing is computed.
 
+    A layer of `s2s_jax.layers` is taken as well, with the arguments that it is called with: `explain_backend(layer, xs)` gives
+    a tuple of choices, one for each of its layers.
+
     Args:
       history: whether it is `unroll_with_history`.
-      cell, params, xs, state, lengths, context, remat, backend: as for `unroll`.
+      cell, params, xs, state, lengths, context, reverse, remat, backend: as for `unroll`.
 
     Returns:
       `Choice(backend, why, others)`; printed, it is one line for each backend.
@@ -195,16 +203,22 @@ def explain_backend(
     """
     check_cell(cell)
     lengths = checked_lengths(xs, lengths)
-    how = _how(False, remat, backend, history)
+    how = _how(reverse, remat, backend, history)
 
     def chosen(params: Params, xs: Inputs, state: State, lengths: Array | None, context: Context) -> None:
         xs = jax.tree.map(_swap_batch_and_time, xs)
-        direction = checked_direction(cell, params, xs, state, context, False, where="")
+        direction = checked_direction(cell, params, xs, state, context, how.reverse, where="")
         found.append(explain(cell, [direction], lengths, how.options, how.backend, how.forced))
 
     found: list[Choice] = []
     jax.eval_shape(chosen, params, xs, state, lengths, context)
     return found[0]
+
+
+def _example(cell: Cell) -> str:
+    """What the states of one layer in one direction look like."""
+    state = "LSTMState(h, c)" if isinstance(cell.spec, LSTMSpec) else "state"
+    return f"; of one layer and direction it is (({state},),)"
 
 
 def _how(reverse: bool, remat: int | None, backend: str, history: bool = False) -> _How:
@@ -284,7 +298,8 @@ def _run_stack(
 
 def _run_layer(cell: Cell, directions: list[Direction], lengths: Array | None, how: _How) -> list[TimeMajor]:
     name = choose(cell, directions, lengths, how.options, how.backend, how.forced)
-    return BACKENDS[name].run(cell, directions, lengths, how.options)
+    with scope(name):
+        return BACKENDS[name].run(cell, directions, lengths, how.options)
 
 
 def _with_residual(y: Any, x: Any, layer: int) -> Any:

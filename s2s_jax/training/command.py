@@ -125,7 +125,11 @@ def _train_once(run: Run[Any], train: Callable[[Run[Any]], None]) -> None:
     interrupts.hold()
     try:
         with run.locked():
-            train(run)
+            try:
+                train(run)
+            except Exception:  # flags or data that do not do, for the most part
+                run.discard()
+                raise
     finally:
         interrupts.release()
 

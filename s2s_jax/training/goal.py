@@ -1,5 +1,6 @@
 """Which model of a training is the best one, and when to stop for want of a better."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ class Past(NamedTuple):
     ended: bool = False  # by patience
     skipped: int = 0  # steps that were told of
     times: dict[str, float] = {}  # noqa: RUF012 (never changed in place)
+    backends: Sequence[str] = ()  # of recurrence, in the steps that were compiled; in the order of names
 
 
 class Best:

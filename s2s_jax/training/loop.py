@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from s2s_jax.metrics import Mean
+from s2s_jax.recurrence.choice import traced_backends
 from s2s_jax.training import interrupts
 from s2s_jax.training.checkpoint import Checkpoints
 from s2s_jax.training.clock import Clock
@@ -204,7 +205,7 @@ def fit(
                 """The number of a signal that any of the processes got, or 0."""
                 return greatest(interrupted[0] if interrupted else 0)
 
-            stop, due = signalled(), False
+            stop, due, compiled = signalled(), False, 0
             while done < steps and not past.ended and not stop:
                 batch = next(stream) if mesh is None else split_batch(next(stream), mesh)
                 # As long as the step before is under way, nobody waits for a batch.
@@ -212,6 +213,10 @@ def fit(
                 state, totals = train_step(state, totals, batch, seed_array)
                 if waits_for_each_step(mesh):
                     jax.block_until_ready(totals)
+                if train_step._cache_size() > compiled:  # a shape that no step before had
+                    compiled = train_step._cache_size()
+                    ran = traced_backends(train_step.trace(state, totals, batch, seed_array).jaxpr)
+                    past = past._replace(backends=sorted({*past.backends, *ran}))
                 done += 1
                 last = done == steps
                 clock.lap("step")
@@ -275,7 +280,7 @@ def fit(
         if stop := stop or greatest(next(iter(interrupted), 0)):  # one may have come after the last step
             raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
         if run is not None and not (nothing_left and run.has_trained()):
-            run.trained(done, clock.times)
+            run.trained(done, clock.times, past.backends)
         trained = model_of(graphdef, local(state))
         return Trained(trained if best is None else best.model(past, trained), state, clock.times)
 

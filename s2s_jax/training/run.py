@@ -68,15 +68,17 @@ class Run(Generic[ConfigType]):
 
         Raises:
           TypeError: `config` is no `RunConfig`.
+          FileNotFoundError: its data_dir is no folder.
           ValueError: it holds a run of another configuration, or another process trains there.
         """
         if not isinstance(config, RunConfig):
             raise TypeError(f"config: expected a RunConfig, such as RunConfig(steps=1000, name='first'), got {config!r}")
+        if config.data_dir is not None and not config.data_dir.is_dir():
+            raise FileNotFoundError(f"--data-dir: expected a folder, found none at {config.data_dir.absolute()}")
         run = cls(task, config)
         path = run.folder / "config.json"
-        left = ("metrics.jsonl", "checkpoints", "weights.safetensors")
         with run.locked():
-            if path.exists() and any((run.folder / name).exists() for name in left):  # something was trained here
+            if path.exists() and run.has_begun():
                 different = changes(_without_places(json.loads(path.read_text())), _without_places(_as_json(config)))
                 if different:
                     raise ValueError(
@@ -160,6 +162,20 @@ class Run(Generic[ConfigType]):
         """What makes it this run and no other: task and config, but for what may change from sitting to sitting."""
         return {"task": self.task, **_without_places(_as_json(self.config))}
 
+    def has_begun(self) -> bool:
+        """Whether something was trained."""
+        return any((self.folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "weights.safetensors"))
+
+    def discard(self) -> None:
+        """Removes the folder if nothing came of the run: no more is in it than what `begin` and `trained_on` leave."""
+        files = list(self.folder.iterdir()) if self.writes and self.folder.exists() else []
+        if files and {path.name for path in files} <= {"config.json", "data.json", "lock"}:
+            for path in files:
+                path.unlink()
+            self.folder.rmdir()
+            with contextlib.suppress(OSError):  # there are other runs
+                self.folder.parent.rmdir()
+
     def has_checkpoints(self) -> bool:
         """Whether an earlier sitting left any."""
         return (self.folder / "checkpoints").exists()
@@ -231,13 +247,18 @@ class Run(Generic[ConfigType]):
             figure.savefig(path, dpi=150, bbox_inches="tight")
         return path
 
-    def trained(self, steps: int, times: dict[str, float]) -> None:
-        """Writes training.json: steps done, seconds by what they were for and in all, device, versions, command."""
+    def trained(self, steps: int, times: dict[str, float], backends: Sequence[str] = ()) -> None:
+        """Writes training.json: steps done, seconds by what they were for and in all, device, backend, versions, command.
+
+        `backends` are those that recurrence was carried along time by, in all sittings; of several "backend" names each, and it
+        is None where there was none.
+        """
         training = {
             "steps": steps,
             "seconds": round(sum(times.values()), 1),
             "times": {part: round(seconds, 2) for part, seconds in times.items()},
             "device": describe_device(),
+            "backend": ", ".join(backends) or None,
             "versions": versions(),
             "command": command(),
         }

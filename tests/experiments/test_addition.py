@@ -1,6 +1,7 @@
 """Addition: what training sees, and a tiny run from the command line to its last file."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -243,6 +244,7 @@ def test_the_list_names_every_experiment_and_its_commands():
     assert {"addition", "benchmark", "pixels", "report"} <= set(listed())  # benchmark is a folder of files
     for name, (sentence, commands) in listed().items():
         assert f"{name}: {sentence}" in done.stdout
+        assert re.fullmatch(r"(A|An|The) .* (learns?|trains) .*\.", sentence), sentence  # whole, and what is learnt
         assert commands
         assert all(command in done.stdout for command in commands)
     assert "python -m experiments.addition predict 535+61" in done.stdout

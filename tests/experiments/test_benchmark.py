@@ -24,6 +24,7 @@ from experiments.benchmark.recurrence import Refused, difference, measure
 from experiments.benchmark.timing import Plan, geometric_mean, interleaved, ratio, summary, tail
 from experiments.benchmark.worker import Worker
 from s2s_jax import cells, unroll
+from s2s_jax.recurrence.choice import BACKENDS
 from tests.oracles import oracle
 
 ROOT = Path(__file__).parents[2]
@@ -325,3 +326,31 @@ def test_what_a_training_step_divides_into():
     assert sum(row["division_ms"].values()) == pytest.approx(row["step_ms"])
     assert row["examples_per_second"] == pytest.approx(128_000 / row["step_ms"])
     assert chart.steps([row]) is not None
+
+
+def test_all_backends_of_a_stack_are_told(monkeypatch):
+    def why_not(cell, directions, *_):
+        return None if directions[0].xs.shape[-1] == SHAPE[2] else "it is not the first layer"
+
+    stack = Case("gru", SHAPE, kind="stack")
+    assert Worker("ours", "cpu", "fused").backend(stack) == "fused"
+    jax.clear_caches()  # of what was traced where fused was taken for all
+    monkeypatch.setitem(BACKENDS, "fused", BACKENDS["fused"]._replace(why_not=why_not))
+    monkeypatch.setenv("S2S_JAX_BACKEND", "fused")
+    assert Worker("ours", "cpu").backend(stack) == "fused, scan"
+    assert Worker("ours", "cpu").backend(Case("gru", SHAPE)) == "fused"
+    assert Worker("ours", "cpu").backend(Case("gru", SHAPE, kind="streaming")) == "fused"
+
+
+def test_every_peer_is_told_apart_in_the_chart_without_colours():
+    every = {**peers("cpu"), **peers("gpu")}
+    rows = [
+        {"cell": "lstm", "part": "forward", "shape": SHAPE, "peer": name, "ratio": 1.5, "ratio_quartiles": [1.2, 1.8]}
+        for name in every
+        if name != "ours"
+    ]
+    (axes,) = chart.ratios(rows, "title").axes
+    dots = [line for line in axes.get_lines() if line.get_marker() not in ("None", None, "")]
+    assert len(dots) == len(rows)
+    assert len({dot.get_marker() for dot in dots}) == len(rows)
+    assert len({dot.get_color() for dot in dots}) >= len(rows) - 1  # both settings of PyTorch are of one

@@ -115,6 +115,7 @@ def test_a_run_on_drawn_digits_says_so(few, tmp_path, capsys):
     assert (result["data"], result["dataset"], result["published"]) == ("generated", "drawn-digits", [])
     assert (result["split"], result["examples"], result["test_reads"]) == ("test, all 20", 48, 1)
     assert set(result["metrics"]) == {"loss", "accuracy"}
+    assert result["backend"] == "scan"  # there are several devices
     assert {path.name for path in (folder / "figures").iterdir()} == {"learning_curve.png", "examples.png", "errors.png"}
 
     call("predict", "0", "19", "--runs-dir", tmp_path)
@@ -150,6 +151,24 @@ def test_a_run_does_not_go_on_on_other_pictures(real, tmp_path):
 def test_an_empty_data_folder_is_an_error_and_not_the_stand_in(few, tmp_path):
     with pytest.raises(SystemExit, match=r"data_dir: expected 'mnist' in "):
         call(*SMALL, "--runs-dir", tmp_path / "runs", "--data-dir", tmp_path)
+    assert not (tmp_path / "runs/pixels").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--data-dir", "/nonexistent"],
+            r"^python -m experiments.pixels: --data-dir: expected a folder, found none at /nonexistent$",
+        ),
+        (["--cell", "rnn", "--memory", "28"], "memory: expected a cell with gates"),
+        (["--optimizer", "nothing"], "optimizer"),
+    ],
+)
+def test_flags_that_do_not_do_leave_no_run_folder(few, tmp_path, flags, message):
+    with pytest.raises(SystemExit, match=message):
+        call(*SMALL, "--runs-dir", tmp_path / "runs", *flags)
+    assert not (tmp_path / "runs/pixels").exists()
 
 
 def test_memory_is_for_cells_with_gates():

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from typing import NamedTuple
 
 import jax
@@ -233,6 +234,7 @@ def test_dropout_keeps_the_stated_share_and_the_mean(rate):
 
 
 @pytest.mark.parametrize(("num_layers", "masks"), [(1, 0), (2, 1), (3, 2)])
+@pytest.mark.filterwarnings("ignore:dropout. acts between layers")
 def test_dropout_acts_between_layers_only(num_layers, masks):
     seen = shown_masks({"dropout": 0.5}, jax.random.key(0), num_layers=num_layers)
     assert set(np.unique(seen)) == ({0.0, 2.0**masks} if masks else {1.0})
@@ -358,11 +360,83 @@ def test_a_step_needs_a_layer_that_runs_forward(options):
             TypeError,
             "expected dtype float32",
         ),
+        (
+            lambda layer: layer(jnp.zeros((B, T, D)), (jnp.zeros((B, H)), jnp.zeros((B, H)))),  # as one would call PyTorch's
+            ValueError,
+            r"states\[0\]: expected a sequence of 1 directions, got ArrayImpl; .* it is \(\(LSTMState\(h, c\),\),\)",
+        ),
+        (
+            lambda layer: layer(jnp.zeros((B, T, D)), jax.tree.map(tuple, layer.initial_states(B), is_leaf=is_lstm_state)),
+            ValueError,
+            r"state\[0\]\[0\]: expected LSTMState.*; a plain tuple is not taken for an LSTMState",
+        ),
+        (
+            lambda layer: layer(jnp.zeros((B, T, D)), key=0),
+            TypeError,
+            r"key: expected one such as jax.random.key\(0\), or None, got 0",
+        ),
+        (lambda layer: layer(jnp.zeros((B, T, D)), key=jnp.zeros(2)), TypeError, "key: expected one such as"),
+        (lambda layer: layers.Dropout(0.5)(jnp.zeros(3), key=0), TypeError, "key: expected one such as"),
+        (lambda layer: layers.GaussianNoise(0.5)(jnp.zeros(3), key=0), TypeError, "key: expected one such as"),
+        (lambda layer: layers.GRU(D, H, rngs=0), TypeError, r"rngs: expected flax.nnx.Rngs, such as nnx.Rngs\(0\), got 0"),
     ],
 )
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call(layers.LSTM(D, H, num_layers=2, rngs=nnx.Rngs(0)))
+
+
+def is_lstm_state(tree):
+    return isinstance(tree, s2s_jax.LSTMState)
+
+
+def test_keys_of_the_old_style_are_taken():
+    layer, xs = layers.LSTM(D, H, num_layers=2, dropout=0.5, rngs=nnx.Rngs(0)), drawn_inputs()
+    new, old, none = (layer(xs, key=key).outputs for key in (jax.random.key(0), jax.random.PRNGKey(0), None))
+    assert_close(new, old, 0)
+    assert np.any(np.asarray(new) != np.asarray(none))
+
+
+@pytest.mark.parametrize("make", [layers.RNN, layers.LSTM, layers.GRU])
+def test_dropout_between_layers_of_which_there_is_one_warns(make):
+    with pytest.warns(
+        UserWarning, match=r"dropout: acts between layers, and there is one: at a rate of 0.3 nothing is dropped"
+    ):
+        layer = make(D, H, dropout=0.3, rngs=nnx.Rngs(0))
+    assert_close(layer(drawn_inputs(), key=jax.random.key(0)).outputs, layer(drawn_inputs()).outputs, 0)
+    make(D, H, num_layers=2, dropout=0.3, rngs=nnx.Rngs(0))
+
+
+def test_a_layer_is_shown_in_one_line():
+    shown = repr(layers.LSTM(D, H, num_layers=2, bidirectional=True, projection=2, rngs=nnx.Rngs(0)))
+    sizes = "in_features=3, hidden_features=4, num_layers=2, directions=('forward', 'backward')"
+    assert shown == f"LSTM(cell=lstm(projection=2), {sizes})"
+    sizes = "in_features=3, hidden_features=4, num_layers=1, directions=('backward',)"
+    assert repr(layers.GRU(D, H, reverse=True, rngs=nnx.Rngs(0))) == f"GRU(cell=gru, {sizes})"
+    assert repr(layers.RNN(D, H, reverse=True, activation="relu", rngs=nnx.Rngs(0))).startswith(
+        "RNN(cell=rnn(activation='relu')"
+    )
+    assert repr(layers.Recurrent(leaky, D, H, reverse=True, rngs=nnx.Rngs(0))) == f"Recurrent(cell=leaky_step, {sizes})"
+
+
+def test_displaying_a_layer_shows_its_arrays(capsys):
+    nnx.display(layers.GRU(D, H, rngs=nnx.Rngs(0)))
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"\b{name}=Param", shown) for name in ("w", "u", "b", "b_n"))
+
+
+def test_a_layer_is_told_its_backend(monkeypatch):
+    monkeypatch.setenv("S2S_JAX_BACKEND", "fused")
+    options = {"num_layers": 2, "bidirectional": True, "recurrent_dropout": 0.5}
+    layer, xs, lengths = layers.LSTM(D, H, **options, rngs=nnx.Rngs(0)), drawn_inputs(), np.array([5, 2, 1, 0])
+    choices = s2s_jax.explain_backend(layer, xs, layer.initial_states(B), lengths=lengths, key=jax.random.key(0))
+    assert [choice.backend for choice in choices] == ["fused", "fused"]
+    assert all("dropout mask" in choice.others["native"] for choice in choices)
+    assert "dropout mask" not in s2s_jax.explain_backend(layer, xs)[0].others["native"]  # nothing is dropped without a key
+    layer.remat = 2
+    assert [str(choice).split(":")[0] for choice in s2s_jax.explain_backend(layer, xs)] == ["scan", "scan"]
+    with pytest.raises(ValueError, match="xs: expected 3 features"):
+        s2s_jax.explain_backend(layer, xs[..., :2])
 
 
 # A cell of one's own, and training -----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from s2s_jax import cells
 from s2s_jax.decoding import greedy
 from s2s_jax.models import Seq2Seq, decoder_step
+from s2s_jax.models.seq2seq import AutoregressiveDecoder
 from s2s_jax.training.checkpoint import named_variables
 from s2s_jax.training.state import count_parameters
 from tests import oracles
@@ -408,3 +409,14 @@ def test_the_repeat_vector_form_agrees_with_keras():
 )
 def test_number_of_parameters(options, count):
     assert count_parameters(drawn(**options)) == count
+
+
+def test_rngs_and_keys_are_checked_where_models_take_them():
+    sizes = {"embedding_features": 3, "hidden_features": 4}
+    for make in (Seq2Seq, AutoregressiveDecoder):
+        arguments = (9, 9) if make is Seq2Seq else (9,)
+        with pytest.raises(TypeError, match=r"rngs: expected flax.nnx.Rngs, such as nnx.Rngs\(0\), got 0"):
+            make(*arguments, **sizes, rngs=0)
+    ids = np.full((2, 3), 4, np.int32)
+    with pytest.raises(TypeError, match=r"key: expected one such as jax.random.key\(0\), or None, got 0"):
+        Seq2Seq(9, 9, **sizes, rngs=nnx.Rngs(0))(ids, None, ids, key=0)

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 import s2s_jax
 from s2s_jax import cells
 from s2s_jax.masks import reverse_sequence
+from s2s_jax.recurrence.choice import BACKENDS, traced_backends
 from s2s_jax.types import Cell, LSTMState
 from tests.samples import (
     CELLS,
@@ -628,7 +629,10 @@ ERRORS = [
         state=HIDDEN,
     ),
     wrong(
-        "lstm", ValueError, r"state: expected LSTMState\(.*\), got \(float32\[4, 4\], float32\[4, 4\]\)", state=(HIDDEN, HIDDEN)
+        "lstm",
+        ValueError,
+        r"state: expected LSTMState\(.*\), got \(float32.*\); a plain tuple is not taken for an LSTMState",
+        state=(HIDDEN, HIDDEN),
     ),
     wrong("lstm", ValueError, r"state\.c: expected shape \(4, 4\), got \(4, 3\)", state=LSTMState(HIDDEN, HIDDEN[:, :3])),
     wrong("lstm_projection", ValueError, r"state\.h: expected shape \(4, 2\), got \(4, 4\)", state=LSTMState(HIDDEN, HIDDEN)),
@@ -769,3 +773,26 @@ def test_traced_lengths_are_clipped():
     assert_equal(
         unrolled(given.cell, *given[1:4], lengths), unrolled(given.cell, *given[1:4], np.clip(lengths, 0, T).astype(np.int32))
     )
+
+
+def test_the_direction_reaches_what_a_backend_is_asked(monkeypatch):
+    def why_not(cell, directions, *_):
+        return "it runs forward only" if directions[0].reverse else None
+
+    monkeypatch.setitem(BACKENDS, "fused", BACKENDS["fused"]._replace(why_not=why_not))
+    monkeypatch.setenv("S2S_JAX_BACKEND", "fused")
+    given = standard("lstm")
+    chosen = [s2s_jax.explain_backend(given.cell, given.params, given.xs, reverse=reverse) for reverse in (False, True)]
+    assert [choice.backend for choice in chosen] == ["fused", "scan"]
+    assert chosen[1].others["fused"] == "it runs forward only"
+
+
+def test_a_traced_program_tells_its_backends():
+    given = standard("lstm")
+
+    def program(params, xs):
+        below = s2s_jax.unroll(given.cell, params, xs, backend="fused").outputs
+        return below.sum() + s2s_jax.unroll(given.cell, params, xs, reverse=True, backend="scan").outputs.sum()
+
+    assert traced_backends(jax.jit(jax.grad(program)).trace(given.params, given.xs).jaxpr) == ["fused", "scan"]
+    assert traced_backends(jax.jit(jnp.sin).trace(given.xs).jaxpr) == []

@@ -26,6 +26,7 @@ from s2s_jax.data.pipeline import Batches
 from s2s_jax.losses import cross_entropy
 from s2s_jax.metrics import Mean, mean_over
 from s2s_jax.models import SequenceClassifier
+from s2s_jax.recurrence.choice import BACKENDS
 from s2s_jax.training import checkpoint
 from s2s_jax.training.checkpoint import BestWeights
 from s2s_jax.training.command import main
@@ -900,3 +901,49 @@ def test_model_of_holds_arrays_of_its_own():
     model = model_of(graphdef, state)
     model.output.bias[...] += 1
     assert not np.any(np.asarray(state.params["output"]["bias"][...]))
+
+
+def backend_of(folder, model=None, steps=2, checkpoint_every=0):
+    """What training.json says that recurrence ran on."""
+    run = Run.begin("task", RunConfig(steps=4, runs_dir=folder))
+    of_model = norm_loss if isinstance(model, WithNorm) else loss
+    fit(model or small_model(), of_model, BATCHES, optimizer=OPTIMIZER, steps=steps, run=run, checkpoint_every=checkpoint_every)
+    return json.loads((run.folder / "training.json").read_text())["backend"]
+
+
+def test_a_run_says_which_backend_it_was_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2S_JAX_BACKEND", "fused")
+    # The second time recurrence itself is not traced again: only the step around it is new.
+    assert [backend_of(tmp_path / name) for name in "ab"] == ["fused", "fused"]
+    assert backend_of(tmp_path / "c", WithNorm()) is None  # no recurrence
+
+
+def test_a_run_names_every_backend_of_its_layers_and_sittings(tmp_path, monkeypatch):
+    class Both(SequenceClassifier):
+        def __init__(self):
+            super().__init__(D, 6, CLASSES, rngs=nnx.Rngs(0))
+            self.below = layers.LSTM(D, D, backend="fused", rngs=nnx.Rngs(0))
+            self.recurrent.backend = "scan"
+
+        def __call__(self, xs, key):
+            return super().__call__(self.below(xs).outputs, key=key)
+
+    assert backend_of(tmp_path / "a", Both()) == "fused, scan"
+    monkeypatch.setenv("S2S_JAX_BACKEND", "scan")
+    assert backend_of(tmp_path / "b", steps=2, checkpoint_every=1) == "scan"
+    monkeypatch.setenv("S2S_JAX_BACKEND", "fused")
+    assert backend_of(tmp_path / "b", steps=4, checkpoint_every=1) == "fused, scan"
+
+
+def test_a_step_of_another_shape_may_run_on_another_backend(tmp_path, monkeypatch):
+    def of_length(batch, time):
+        return {**batch, "xs": batch["xs"][:, :time]}
+
+    def why_not(cell, directions, *_):
+        return "too short" if len(directions[0].xs) < T else None
+
+    monkeypatch.setitem(BACKENDS, "fused", BACKENDS["fused"]._replace(why_not=why_not))
+    monkeypatch.setenv("S2S_JAX_BACKEND", "fused")
+    run = Run.begin("task", RunConfig(steps=2, runs_dir=tmp_path))
+    fit(small_model(), loss, lambda step: of_length(BATCHES(step), T - step), optimizer=OPTIMIZER, steps=2, run=run)
+    assert json.loads((run.folder / "training.json").read_text())["backend"] == "fused, scan"

@@ -73,3 +73,23 @@ def test_a_skipped_step_is_written_down_once(tmp_path):
         run.log_skipped([{"step": 4, "ids": [5, 6]}, {"step": 5, "ids": [7, 8]}])
     lines = (run.folder / "skipped.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in [*lines[:2], *lines[3:]]] == [3, 4, 5]
+
+
+def test_a_data_folder_that_is_none_is_named_before_there_is_a_run_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--data-dir: expected a folder, found none at .*/nowhere$"):
+        Run.begin("task", RunConfig(steps=1, runs_dir=tmp_path / "runs", data_dir=tmp_path / "nowhere"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_of_which_nothing_came_is_discarded_and_no_other(tmp_path):
+    other = Run.begin("task", RunConfig(steps=1, runs_dir=tmp_path, name="other"))
+    run = Run.begin("task", RunConfig(steps=1, runs_dir=tmp_path))
+    run.trained_on("digits", "generated")
+    run.discard()
+    assert [path.name for path in (tmp_path / "task").iterdir()] == ["other"]
+    run.discard()  # there is nothing to do
+    other.log_skipped([{"step": 0}])
+    other.discard()
+    begun(tmp_path).discard()
+    assert sorted(path.name for path in (tmp_path / "task").iterdir()) == ["default", "other"]
+    assert (other.folder / "config.json").exists()
