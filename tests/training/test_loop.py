@@ -831,7 +831,7 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path):
 def test_a_run_folder_of_another_configuration_is_refused(tmp_path):
     run_in(tmp_path, seed=9)  # nothing was trained there, so it may be begun anew
     run_in(tmp_path).log(1, {"train/loss": 2.0})
-    run_in(tmp_path, checkpoint_every=7, data_dir=Path("elsewhere"))  # these may change
+    run_in(tmp_path, checkpoint_every=7, data_dir=tmp_path)  # these may change
     with pytest.raises(ValueError, match=r"holds a run with seed 0 \(now 4\).*--name"):
         run_in(tmp_path, seed=4)
     with pytest.raises(ValueError, match=r"steps 25 \(now 30\)"):
