@@ -89,7 +89,7 @@ def field_buckets(lengths: Mapping[str, Any], count: int) -> list[dict[str, int]
             total, way = best_beside(chosen[:place] + chosen[place + 1 :])
             if total < least:
                 chosen[place], least, moved = way, total, True
-    used = {chosen[place] for place in np.append(positions[chosen], [in_last], 0).argmin(0) if place < len(chosen)}
+    used = {chosen[place] for place in np.vstack([positions[chosen], in_last]).argmin(0) if place < len(chosen)}
     buckets = {tuple(map(int, bucket)) for bucket in (*ways[sorted(used)], last)}
     return [dict(zip(sizes, bucket, strict=True)) for bucket in sorted(buckets, key=lambda bucket: (sum(bucket), bucket))]
 

@@ -11,7 +11,7 @@ REPLACEMENT = "\ufffd"
 
 
 def normalized(text: str, lowercase: bool = False) -> str:
-    """The text in Unicode's form NFC, lower-cased first where asked; half of a surrogate pair, which no file holds, is U+FFFD."""
+    """The text in Unicode's form NFC, lower-cased first where asked; half of a surrogate pair, in no file, is U+FFFD."""
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # whole pairs become their character
     return unicodedata.normalize("NFC", text.lower() if lowercase else text)
 
