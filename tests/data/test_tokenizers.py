@@ -104,6 +104,7 @@ def test_words_by_rules_are_those_of_sacremoses():
     ids = words.encode(text)
     assert words.pieces(ids) == expected
     assert words.decode(ids) == sacremoses.MosesDetokenizer(lang="de").detokenize(expected, unescape=False)
+    assert Words(["&amp;"], language="de").decode([4]) == "&amp;"  # as it stands, and not as the "&" that it means in HTML
     english = fit_tokenizer("words", ["isn't it?"], language="en")
     assert english.pieces(english.encode("isn't it?")) == ["isn", "'t", "it", "?"]
     # White space where it is asked for, where no language is said, and where there are no rules.
