@@ -15,7 +15,7 @@ FLAX = ("layers", "models", "training")
 # Imported when first used, and not before.
 LATE = (
     *("orbax", "matplotlib", "tensorflow_datasets", "grain", "rich", "tyro", "safetensors", "tensorboardX"),
-    *("tensorflow", "torch", "keras", "sacrebleu", "array_record"),
+    *("tensorflow", "torch", "keras", "sacrebleu", "sacremoses", "sentencepiece", "array_record"),
 )
 
 

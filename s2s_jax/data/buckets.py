@@ -45,13 +45,73 @@ def length_buckets(lengths: Any, count: int) -> list[int]:
     return [int(ends[place]) for place in reversed(chosen)]
 
 
+def field_buckets(lengths: Mapping[str, Any], count: int) -> list[dict[str, int]]:
+    """At most `count` buckets {field: length} for examples of several lengths (of source and target, say), with little padding.
+
+    The last holds every example. To it the best of all buckets is added, one after the other, and then each in turn is moved
+    to where it is best, until none is better elsewhere: few positions of all fields together, not the fewest of all choices.
+    Of more than 2,048 examples that differ every n-th is looked at, and of two fields' lengths up to 64 each. No randomness.
+
+    Raises:
+      ValueError: no field, fields of different numbers of examples, no example, or a count below 1.
+    """
+    sizes = {field: len(values) for field, values in lengths.items()}
+    if len(set(sizes.values())) != 1 or not min(sizes.values()) or count < 1:
+        raise ValueError(f"lengths, count: expected fields of as many lengths, at least one of each, got {sizes} and {count}")
+    different, counts = np.unique(np.stack([np.asarray(values) for values in lengths.values()], 1), axis=0, return_counts=True)
+    last = different.max(0)
+    every = math.ceil(len(different) / 2048)
+    different, counts = different[::every], counts[::every]
+    ends = []
+    for values in map(np.unique, different.T):
+        number = min(len(values), max(2, int(4096 ** (1 / len(sizes)))))
+        ends.append(values[np.linspace(0, len(values) - 1, number).astype(int)])
+    ways = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, len(sizes))
+    # Positions [ways, examples] that an example takes in a bucket; infinite where that does not hold it.
+    holds = (different <= ways[:, None]).all(-1)
+    positions = np.where(holds, ways.sum(1, keepdims=True), np.inf).astype(np.float32)
+    in_last = np.full(len(different), last.sum(), np.float32)
+
+    def best_beside(chosen: list[int]) -> tuple[float, int]:
+        others = np.minimum(in_last, positions[chosen].min(0, initial=np.inf))
+        totals = np.minimum(others, positions) @ counts
+        return float(totals.min()), int(totals.argmin())
+
+    chosen: list[int] = []
+    least = float(in_last @ counts)
+    for _ in range(count - 1):
+        least, way = best_beside(chosen)
+        chosen.append(way)
+    moved = True
+    while moved:
+        moved = False
+        for place in range(len(chosen)):
+            total, way = best_beside(chosen[:place] + chosen[place + 1 :])
+            if total < least:
+                chosen[place], least, moved = way, total, True
+    used = {chosen[place] for place in np.vstack([positions[chosen], in_last]).argmin(0) if place < len(chosen)}
+    buckets = {tuple(map(int, bucket)) for bucket in (*ways[sorted(used)], last)}
+    return [dict(zip(sizes, bucket, strict=True)) for bucket in sorted(buckets, key=lambda bucket: (sum(bucket), bucket))]
+
+
+def with_room_for(buckets: Sequence[Mapping[str, int]], lengths: Mapping[str, Any]) -> list[dict[str, int]]:
+    """The buckets, and where the last one is too short for some of the `lengths` {field: [N]} one more that holds all of them.
+
+    So a validation or test split goes through the shapes of training, and nothing of it is left out.
+    """
+    padded = [dict(bucket) for bucket in buckets]
+    longest = {field: max(padded[-1][field], int(np.max(values, initial=0))) for field, values in lengths.items()}
+    return padded if longest == padded[-1] else [*padded, longest]
+
+
 def padded_lengths(
     lengths: Mapping[str, np.ndarray], count: int, buckets: Sequence[int | Mapping[str, int]] | None
 ) -> list[dict[str, int]]:
     """The buckets as {field: padded length}; one, of the longest example, where none are given.
 
     Raises:
-      ValueError: lengths that are not `count` integers from 0, or buckets that do not go up or are of other fields.
+      ValueError: lengths that are not `count` integers from 0, or buckets of other fields, within an earlier one, or longer
+        than the last.
     """
     for field, values in lengths.items():
         if values.shape != (count,) or values.dtype.kind not in "iu" or (count and values.min() < 0):
@@ -63,14 +123,20 @@ def padded_lengths(
     if not lengths:
         raise ValueError("buckets: expected lengths with them, got none")
     padded = [dict(bucket) if isinstance(bucket, Mapping) else dict.fromkeys(lengths, bucket) for bucket in buckets]
-    going_up = all(
-        all(low[field] <= high[field] for field in low) and low != high
-        for low, high in itertools.pairwise(padded)
-        if set(low) == set(high)
-    )
-    if not padded or any(set(bucket) != set(lengths) for bucket in padded) or not going_up:
+    if not padded or any(set(bucket) != set(lengths) for bucket in padded):
         raise ValueError(f"buckets: expected lengths of {list(lengths)} that go up, got {list(buckets)}")
+    # One within an earlier one would never be used, and only of a last one that holds all can it be said what is too long.
+    of_no_use = any(_within(high, low) for low, high in itertools.combinations(padded, 2))
+    if of_no_use or not all(_within(bucket, padded[-1]) for bucket in padded):
+        raise ValueError(
+            f"buckets: expected lengths of {list(lengths)} that go up, got {list(buckets)}; none may be within one before it, "
+            f"and the last is the longest in every field"
+        )
     return padded
+
+
+def _within(small: Mapping[str, int], large: Mapping[str, int]) -> bool:
+    return all(small[field] <= large[field] for field in small)
 
 
 def bucket_of(lengths: Mapping[str, np.ndarray], count: int, padded: list[dict[str, int]]) -> np.ndarray:

@@ -1,10 +1,34 @@
 """Symbols and their numbers."""
 
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 PAD, START, END = 0, 1, 2
+UNKNOWN = 3  # of the kinds that have one: what the text that they were fitted to did not hold
+REPLACEMENT = "\ufffd"
+
+
+def normalized(text: str, lowercase: bool = False) -> str:
+    """The text in Unicode's form NFC, lower-cased first where asked; half of a surrogate pair, in no file, is U+FFFD."""
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # whole pairs become their character
+    return unicodedata.normalize("NFC", text.lower() if lowercase else text)
+
+
+def up_to_end(numbers: Iterable[int], size: int) -> Iterator[int]:
+    """The numbers before the end symbol, without padding and start.
+
+    Raises:
+      ValueError: a number that is not from 0 to below `size`.
+    """
+    for number in map(int, numbers):
+        if not 0 <= number < size:
+            raise ValueError(f"ids: expected 0 to {size - 1}, got {number}")
+        if number == END:
+            return
+        if number > END:
+            yield number
 
 
 class Characters:

@@ -337,6 +337,20 @@ def test_an_example_too_long_is_named_or_left_out_and_counted():
 
 
 GOOD = {"batch_size": 4, "seed": 0, "buckets": [12]}
+
+
+def test_buckets_may_cross_and_an_example_goes_to_the_first_that_holds_it():
+    lengths = {"x": np.array([1, 3, 2, 5, 5]), "y": np.array([1, 2, 5, 1, 5])}
+    buckets = [{"x": 3, "y": 2}, {"x": 2, "y": 5}, {"x": 5, "y": 2}, {"x": 5, "y": 5}]
+    batches = Batches(Texts(lengths), tokens=10, seed=0, lengths=lengths, buckets=buckets)
+    shapes = {}
+    for step, batch in enumerate(batches):
+        for number in batches.ids(step)[batches.ids(step) >= 0]:
+            shapes[int(number)] = batch["x"].shape[1], batch["y"].shape[1]
+    assert shapes == {0: (3, 2), 1: (3, 2), 2: (2, 5), 3: (5, 2), 4: (5, 5)}
+    assert [shape.rows for shape in batches.usage().shapes] == [3, 2, 2, 2]
+
+
 WRONG = {
     "neither": ({"batch_size": None}, "batch_size, tokens: expected one of the two, got None and None"),
     "both": ({"tokens": 8}, "batch_size, tokens: expected one of the two, got 4 and 8"),
@@ -353,7 +367,14 @@ WRONG = {
     "buckets down": ({"buckets": [12, 5]}, r"buckets: expected lengths of \['x', 'y'\] that go up, got \[12, 5\]"),
     "buckets twice": ({"buckets": [5, 5]}, r"buckets: expected lengths .* that go up, got \[5, 5\]"),
     "no buckets": ({"buckets": []}, r"buckets: expected lengths .* that go up, got \[\]"),
-    "buckets crossing": ({"buckets": [{"x": 3, "y": 5}, {"x": 5, "y": 3}]}, "buckets: expected lengths .* that go up"),
+    "buckets crossing": (
+        {"buckets": [{"x": 3, "y": 5}, {"x": 5, "y": 3}]},
+        "that go up, got .* and the last is the longest in every field",
+    ),
+    "buckets never used": (
+        {"buckets": [{"x": 3, "y": 5}, {"x": 5, "y": 3}, {"x": 5, "y": 2}, {"x": 9, "y": 9}]},
+        "that go up, got .* none may be within one before it",
+    ),
     "buckets of another field": ({"buckets": [{"x": 3}]}, "buckets: expected lengths .* that go up"),
     "buckets without lengths": ({"lengths": None}, "buckets: expected lengths with them, got none"),
     "lengths of another count": (

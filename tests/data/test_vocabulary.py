@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from s2s_jax.data.vocabulary import END, PAD, START, Bytes, Characters
+from s2s_jax.data.vocabulary import END, PAD, START, Bytes, Characters, normalized, up_to_end
 
 DIGITS = Characters("0123456789+")
 
@@ -67,3 +67,16 @@ def test_bytes_that_make_no_character_are_replaced():
     assert len(Bytes()) == 259
     with pytest.raises(UnicodeEncodeError, match="surrogates not allowed"):
         Bytes().encode("\ud800")
+
+
+def test_texts_are_normalised():
+    assert normalized("e\u0301A") == "\u00e9A"
+    assert normalized("\u00c9A", lowercase=True) == "\u00e9a"
+    assert normalized("\ud800 half\udc00") == "\ufffd half\ufffd"
+    assert normalized("\ud83d\ude00 ﬁ ²") == "\U0001f600 ﬁ ²"  # form NFKC would change the last two
+
+
+def test_numbers_up_to_the_end_symbol():
+    assert list(up_to_end(np.array([START, 5, PAD, 3, END, 9]), 6)) == [5, 3]
+    with pytest.raises(ValueError, match="ids: expected 0 to 5, got 6"):
+        list(up_to_end([4, 6], 6))

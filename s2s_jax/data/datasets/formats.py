@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from s2s_jax.data.datasets.report import Duplicates, Report
-from s2s_jax.data.datasets.text_files import Kind, kind_of, number_of, read_lines, read_rows, value_of
+from s2s_jax.data.datasets.text_files import Kind, decoded_lines, kind_of, number_of, read_lines, read_rows, value_of
 from s2s_jax.data.images import load_mnist, read_idx
 
 Example = dict[str, Any]
@@ -125,8 +125,14 @@ def _languages(names: Sequence[str]) -> dict[str, dict[str, str]]:
     return {split: by_language for split, by_language in files.items() if known & set(by_language)}
 
 
-def _read_parallel_text(folder: Path, name: str, languages: Sequence[str] | None = None) -> Contents:
-    """Line n of `train.de.gz` says what line n of `train.en.gz` says; all languages, or those that are asked for."""
+def _read_parallel_text(folder: Path, name: str, languages: Sequence[str] | None = None, bad_lines: str = "error") -> Contents:
+    """Line n of `train.de.gz` says what line n of `train.en.gz` says; all languages, or those that are asked for.
+
+    `bad_lines="drop"` reads a line that is not UTF-8 as an empty one, and counts it in the report by its split; whoever reads
+    the pairs leaves it out.
+    """
+    if bad_lines not in ("error", "drop"):
+        raise ValueError(f"bad_lines: expected 'error' or 'drop', got {bad_lines!r}")
     files = _languages([path.name for path in folder.iterdir()])
     present = sorted(set().union(*files.values()))
     chosen = tuple(present) if languages is None else tuple(languages)
@@ -141,11 +147,21 @@ def _read_parallel_text(folder: Path, name: str, languages: Sequence[str] | None
     report = Report()
     twice = Duplicates(report, "the same text in two splits")
 
+    def lines_of(path: Path, split: str) -> Iterator[str]:
+        if bad_lines == "error":
+            yield from read_lines(path)
+            return
+        for number, line in enumerate(decoded_lines(path), start=1):
+            if isinstance(line, UnicodeDecodeError):
+                report.found(f"{split}: lines that are not UTF-8, read as empty", f"{path.name}:{number}")
+                line = ""
+            yield line
+
     def examples(split: str) -> Iterator[Example]:
         paths = [folder / files[split][language] for language in chosen]
-        for number, lines in enumerate(itertools.zip_longest(*map(read_lines, paths)), start=1):
+        for number, lines in enumerate(itertools.zip_longest(*(lines_of(path, split) for path in paths)), start=1):
             if None in lines:
-                counts = ", ".join(f"{path.name} {sum(1 for _ in read_lines(path))}" for path in paths)
+                counts = ", ".join(f"{path.name} {sum(1 for _ in decoded_lines(path))}" for path in paths)
                 raise ValueError(f"{folder}: expected the same number of lines in each language, got {counts}")
             if not all(line.strip() for line in lines):
                 report.found("lines with an empty side", f"{paths[0].name}:{number}")
@@ -345,7 +361,7 @@ FORMATS = {
     "parallel text": Format(
         lambda names: [name for by_language in _languages(names).values() for name in by_language.values()],
         _read_parallel_text,
-        ("languages",),
+        ("languages", "bad_lines"),
     ),
 }
 

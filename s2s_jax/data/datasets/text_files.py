@@ -23,18 +23,38 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises:
       ValueError: a damaged .gz or .xz file, or bytes that are not UTF-8.
     """
+    for number, line in enumerate(decoded_lines(path), start=1):
+        if isinstance(line, UnicodeDecodeError):
+            raise ValueError(f"{path}:{number}: {not_utf8(line)}") from line
+        yield line
+
+
+def decoded_lines(path: Path) -> Iterator[str | UnicodeDecodeError]:
+    """As `read_lines`, but with the error in place of a line of bytes that are not UTF-8.
+
+    Raises:
+      ValueError: a damaged .gz or .xz file.
+    """
     number = 0
     try:
         with _OPENERS.get(path.suffix, _open_plain)(path) as file:
             for number, raw in enumerate(file, start=1):
                 if number == 1:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
-                yield raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+                yield _decoded(raw.removesuffix(b"\n").removesuffix(b"\r"))
     except _DAMAGE as error:
         raise ValueError(f"{path}: damaged {path.suffix[1:]} file, after line {number} ({error})") from error
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    return f"expected UTF-8, got the byte 0x{error.object[error.start]:02x} at place {error.start}"
+
+
+def _decoded(raw: bytes) -> str | UnicodeDecodeError:
+    try:
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise ValueError(f"{path}:{number}: expected UTF-8, got the byte 0x{byte:02x} at place {error.start}") from error
+        return error
 
 
 def _open_plain(path: Path) -> IO[bytes]:

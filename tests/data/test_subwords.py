@@ -1,0 +1,102 @@
+"""Sub-words, beside sentencepiece called directly."""
+
+import base64
+import collections
+import io
+import json
+
+import pytest
+import sentencepiece
+
+from s2s_jax.data.subwords import Subwords
+from s2s_jax.data.tokenizers import load_tokenizer
+from s2s_jax.data.vocabulary import UNKNOWN
+
+WORDS = ["lower", "lowest", "newer", "newest", "wider", "widest"]
+TEXTS = [f"{a} {b}  {a.upper()} ﬁne" for a in WORDS for b in WORDS]
+
+
+@pytest.mark.parametrize("method", ["bpe", "unigram"])
+def test_numbers_are_those_of_sentencepiece(method, tmp_path):
+    subwords = Subwords.fit(TEXTS, size=285, method=method)
+    assert len(subwords) == 285
+    model = sentencepiece.SentencePieceProcessor(model_proto=subwords.model)
+    for text in ("lowest  newest", "wide", "WIDER ﬁ"):
+        assert subwords.encode(text).tolist() == model.encode(text)
+        assert subwords.pieces(subwords.encode(text)) == model.encode(text, out_type=str)
+    assert [model.id_to_piece(number) for number in range(4)] == ["<pad>", "<s>", "</s>", "<unk>"]
+    assert subwords.pieces([0, 1, 2, 3]) == ["<pad>", "<s>", "</s>", "<unk>"]
+    subwords.save(tmp_path / "s.json")
+    assert load_tokenizer(tmp_path / "s.json").model == subwords.model
+
+
+def test_the_first_merge_is_that_of_the_most_frequent_pair():
+    pairs = collections.Counter(
+        a + b for text in TEXTS for word in text.split() for a, b in zip("▁" + word, word, strict=False)
+    )
+    first = Subwords.fit(TEXTS, size=60, byte_fallback=False)
+    merged = [piece for piece in first.pieces(range(4, 60)) if len(piece) == 2]
+    assert pairs[merged[0]] == max(pairs.values())
+
+
+def test_texts_are_neither_normalised_nor_lower_cased_unless_asked():
+    subwords = Subwords.fit(TEXTS, size=310)
+    for text in ("  two  spaces ", "ﬁ Ａ ² LOWER", "\u00a0no\tbreak\u200b"):  # NFKC, sentencepiece's own, would change them all
+        assert subwords.decode(subwords.encode(text)) == text
+    lower = Subwords.fit(TEXTS, size=300, lowercase=True)
+    assert lower.encode("LOWEST").tolist() == lower.encode("lowest").tolist()
+    assert not any(piece[-1:].isupper() and len(piece) == 1 for piece in lower.pieces(range(260, 300)))
+
+
+def test_without_bytes_there_are_unknowns_and_with_them_none():
+    plain, whole = Subwords.fit(TEXTS, size=60, byte_fallback=False), Subwords.fit(TEXTS, size=310)
+    assert UNKNOWN in plain.encode("low 日本")
+    assert plain.decode(plain.encode("low 日")) == "low \ufffd"
+    assert UNKNOWN not in whole.encode("low 日本")
+    assert whole.decode(whole.encode("low 日本")) == "low 日本"
+    rare = Subwords.fit([*TEXTS, "ж"], size=50, byte_fallback=False, coverage=0.99)
+    assert UNKNOWN in rare.encode("ж")
+    assert UNKNOWN not in plain.fit([*TEXTS, "ж"], size=60, byte_fallback=False).encode("ж")
+
+
+def test_long_texts_are_not_skipped():
+    long = "abcdefgh" * 2000  # sentencepiece leaves out lines of more than 4,192 bytes unless told otherwise
+    assert UNKNOWN not in Subwords.fit([long, "z y x"], size=20, byte_fallback=False).encode("abc")
+
+
+def test_fitting_is_quiet_and_leaves_no_file(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for method in ("bpe", "unigram"):
+        Subwords.fit(TEXTS, size=285, method=method)
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        (TEXTS, {"size": 20_000}, r"size: expected one that the texts fit, got 20000 \(Vocabulary size too high"),
+        (TEXTS, {"size": 265}, r"size: expected one that the texts fit, got 265 \(Vocabulary size is smaller"),
+        (TEXTS, {"size": 200}, "size: expected at least 261, got 200"),
+        (TEXTS, {"size": 4, "byte_fallback": False}, "size: expected at least 5, got 4"),
+        (TEXTS, {"method": "word"}, "method: expected 'bpe' or 'unigram', got 'word'"),
+        (TEXTS, {"coverage": 2}, "coverage: expected 0.9 to 1, got 2"),
+        (["", " "], {}, "texts: expected at least one that is not empty, got none"),
+    ],
+)
+def test_bad_input_is_named(texts, options, message, capfd):
+    with pytest.raises(ValueError, match=message):
+        Subwords.fit(texts, **options)
+
+
+def test_a_model_of_other_bytes_or_numbers_is_named(tmp_path):
+    with pytest.raises(ValueError, match="model: expected the bytes of a sentencepiece model, got 4 others"):
+        Subwords(b"junk")
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_writer=written, vocab_size=30, minloglevel=2)
+    with pytest.raises(ValueError, match="model: expected padding, start, end and unknown to be 0, 1, 2 and 3, got"):
+        Subwords(written.getvalue())
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"kind": "subwords", "lowercase": False, "model": base64.b64encode(b"junk").decode()}))
+    with pytest.raises(ValueError, match=r"s\.json: expected a tokeniser"):
+        load_tokenizer(path)

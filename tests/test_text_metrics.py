@@ -1,0 +1,85 @@
+"""Scores of texts, beside sacrebleu and sacremoses called by hand, and values worked out on paper."""
+
+import logging
+import math
+
+import pytest
+import sacrebleu
+import sacremoses
+
+from s2s_jax.text_metrics import bleu_cased, bleu_lowercased_tokens, chrf, exact_match_of_texts
+
+HYPOTHESES = ["The cat sat on the mat.", "A man isn't riding a “bike”.", "Zwei"]
+REFERENCES = ["The cat is on the mat.", 'A man isn\'t riding a "Bike" .', "Zwei Hunde"]
+ALL = [bleu_cased, lambda h, r: bleu_lowercased_tokens(h, r, "en"), chrf, exact_match_of_texts]
+
+
+def test_bleu_is_what_one_counts_on_paper():
+    # One text, cut by 13a into 7 and 7 words: 6 of 7 right, 4 of 6 pairs, 2 of 5 triples, 1 of 4.
+    score = bleu_cased(["the cat sat on the mat."], ["the cat is on the mat."])
+    in_common = [6 / 7, 4 / 6, 2 / 5, 1 / 4]
+    assert score.value == pytest.approx(100 * math.prod(in_common) ** 0.25)
+    assert score.signature == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+    # All right but short: the brevity penalty alone.
+    short = bleu_cased(["a b c d e"], ["a b c d e f g"])
+    assert short.value == pytest.approx(100 * math.exp(1 - 7 / 5))
+
+
+def test_cased_bleu_and_chrf_are_those_of_sacrebleu():
+    assert bleu_cased(HYPOTHESES, REFERENCES).value == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
+    assert bleu_cased(["THE CAT SAT"], ["the cat sat"]).value == 0
+    score = chrf(HYPOTHESES, REFERENCES)
+    assert score.value == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
+    assert score.signature == f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{sacrebleu.__version__}"
+
+
+@pytest.mark.parametrize("language", ["en", "de", "fr"])
+def test_bleu_of_tokens_is_that_of_sacrebleu_on_texts_cut_by_hand(language, caplog):
+    normalize = sacremoses.MosesPunctNormalizer(lang=language).normalize
+    tokenize = sacremoses.MosesTokenizer(lang=language).tokenize
+    ours, theirs = (
+        [tokenize(normalize(text).lower(), return_str=True) for text in texts] for texts in (HYPOTHESES, REFERENCES)
+    )
+    expected = sacrebleu.corpus_bleu(ours, [theirs], tokenize="none", force=True).score
+    with caplog.at_level(logging.WARNING):
+        many = bleu_lowercased_tokens(HYPOTHESES * 50, REFERENCES * 50, language)
+    assert not caplog.records
+    assert many.value == pytest.approx(expected)
+    assert many.signature == (
+        f"nrefs:1|case:mixed|eff:no|tok:none|smooth:exp|version:{sacrebleu.__version__}"
+        f"|before:sacremoses {sacremoses.__version__}: normalize, lowercase, tokenize {language}"
+    )
+
+
+def test_bleu_of_tokens_is_blind_to_case_and_quotation_marks_only():
+    def bleu(ours, theirs):
+        return bleu_lowercased_tokens([ours], [theirs], "en").value
+
+    assert bleu("A man, riding a “BIKE”.", 'a man, riding a "bike".') == pytest.approx(100)
+    assert bleu("a b c d e.", "a b c d e .") == pytest.approx(100)
+    assert bleu("a b c d e", "a b c d f") < 70
+
+
+def test_exact_match_is_a_share_of_texts():
+    score = exact_match_of_texts(["1 2", "2 1", "", "e\u0301"], ["1 2", "1 2", "", "\u00e9"])
+    assert score == (0.75, "exact match of whole texts|form:NFC")
+    assert exact_match_of_texts(["A "], ["A"]).value == 0
+
+
+@pytest.mark.parametrize("metric", ALL)
+def test_empty_hypotheses_and_one_sentence(metric):
+    perfect = 1 if metric is exact_match_of_texts else 100
+    assert metric(["", ""], ["a b c d", "e"]).value == 0
+    assert metric(["a b c d e."], ["a b c d e."]).value == pytest.approx(perfect)
+    assert 0 <= metric(["", "a b c d e"], ["x y", "a b c d e"]).value < perfect
+
+
+@pytest.mark.parametrize("metric", ALL)
+def test_bad_input_is_named(metric):
+    for ours, theirs in ((["a"], ["a", "b"]), ([], [])):
+        with pytest.raises(ValueError, match=r"hypotheses: expected as many as references, .* and at least one, got"):
+            metric(ours, theirs)
+    with pytest.raises(ValueError, match="references: expected a list of texts, got str 'a'"):
+        metric(["a"], "a")
+    with pytest.raises(ValueError, match=r"language: expected one of .*, got 'tlh'"):
+        bleu_lowercased_tokens(["a"], ["a"], "tlh")
