@@ -141,12 +141,12 @@ def beam_search(
     constraints = Constraints(
         checks.check_banned(banned, vocabulary_size, symbols.end, shortest),
         shortest,
-        *checks.check_banned_prefixes(banned_prefixes, vocabulary_size),
-        *checks.check_prefixes(prefixes, prefix_lengths, batch_size, vocabulary_size),
+        checks.check_banned_prefixes(banned_prefixes, vocabulary_size),
+        checks.check_prefixes(prefixes, prefix_lengths, batch_size, vocabulary_size),
     )
     fixed = _Fixed(symbols, beam_size, n_best, length_penalty, no_repeat, attention)
-    beta = None if coverage_beta is None else jnp.asarray(coverage_beta, symbols.dtype)
-    given = _Given(limits, constraints, jnp.asarray(alpha, symbols.dtype), beta, None if beta is None else source_mask)
+    coverage = None if coverage_beta is None else _CoverageOptions(jnp.asarray(coverage_beta, symbols.dtype), source_mask)
+    given = _Given(limits, constraints, jnp.asarray(alpha, symbols.dtype), coverage)
     return _search(step, params, context, state, fixed, given)
 
 
@@ -172,12 +172,23 @@ class _Fixed(NamedTuple):
     attention: Callable[[Any], Any] | None
 
 
+class _CoverageOptions(NamedTuple):
+    beta: Float[Array, ""]
+    source_mask: Bool[Array, "B S"] | None
+
+
 class _Given(NamedTuple):
     limits: Int[Array, " B"]
     constraints: Constraints
     alpha: Float[Array, ""]
-    beta: Float[Array, ""] | None
-    source_mask: Bool[Array, "B S"] | None
+    coverage: _CoverageOptions | None
+
+
+class _Coverage(NamedTuple):
+    """Sums of the attention weights of running hypotheses, and what they cost."""
+
+    sums: Float[Array, "B K S"]
+    penalties: Float[Array, "B K"]
 
 
 class _Ends(NamedTuple):
@@ -204,13 +215,12 @@ class _History(NamedTuple):
 
 
 class _Beam(NamedTuple):
-    """What the loop carries. Without a coverage penalty `coverage` [B, K, S] and `penalties` [B, K] are None."""
+    """What the loop carries."""
 
     state: State
     symbols: Int[Array, "B K"]
     log_probs: Float[Array, "B K"]  # -inf in slots that nothing runs in
-    coverage: Array | None
-    penalties: Array | None
+    coverage: _Coverage | None
     said: Said
     finished: _Ends
     counts: Int[Array, " B"]  # of all that have finished
@@ -248,12 +258,13 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
         t, beam = carry
         state, logits, aux = step(params, context, beam.state, beam.symbols.reshape(B * K))
         gains, chosen = candidates(t, logits.astype(symbols.dtype), beam.said)
-        weights = None if fixed.attention is None else fixed.attention(aux)
-        coverage, penalties = beam.coverage, None
-        if coverage is not None:
-            coverage += weights.reshape(coverage.shape)
-            mask = None if given.source_mask is None else given.source_mask[:, None]
-            penalties = coverage_penalty(coverage, given.beta, mask)
+        weights: Any = None if fixed.attention is None else fixed.attention(aux)
+        coverage = beam.coverage
+        if coverage is not None and given.coverage is not None:
+            sums = coverage.sums + weights.reshape(coverage.sums.shape)
+            mask = given.coverage.source_mask
+            penalties = coverage_penalty(sums, given.coverage.beta, None if mask is None else mask[:, None])
+            coverage = _Coverage(sums, penalties)
 
         # The best of the beam, 2K of them. What is NaN is behind all others.
         width = gains.shape[-1]
@@ -264,8 +275,8 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
         ends = chosen == symbols.end
 
         scores = penalised(totals, t + 1)
-        if penalties is not None:
-            scores += jnp.take_along_axis(penalties, parents, axis=1)
+        if coverage is not None:
+            scores += _take(coverage.penalties, parents)
         ended = (ends & (scores > -jnp.inf) & ~beam.done[:, None])[:, :K]
         lengths = jnp.full(ended.shape, t + 1, jnp.int32)
         new = _Ends(scores[:, :K], totals[:, :K], lengths, chosen[:, :K], gains[:, :K], parents[:, :K])
@@ -277,9 +288,9 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
         log_probs, going = jax.lax.top_k(jnp.where(ends, -jnp.inf, totals), K)
         parents, chosen, gains = _take((parents, chosen, gains), going)
         log_probs = where_valid(beam.done, beam.log_probs, log_probs)
-        if penalties is not None:
-            coverage, penalties = _take((coverage, penalties), parents)
-            penalties = where_valid(beam.done, beam.penalties, penalties)
+        if coverage is not None and beam.coverage is not None:
+            penalties = where_valid(beam.done, beam.coverage.penalties, _take(coverage.penalties, parents))
+            coverage = _Coverage(_take(coverage.sums, parents), penalties)
 
         # What runs may end at t + 2 steps or more, up to the limit; one of the two gives the least penalty.
         best = log_probs[:, 0]
@@ -293,7 +304,6 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
             chosen,
             log_probs,
             coverage,
-            penalties,
             say(beam.said, moved, chosen.reshape(B * K), t, given.constraints),
             finished,
             counts,
@@ -308,7 +318,7 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
 
     # What was cut off, best first, stands behind what has ended.
     scores = penalised(beam.log_probs, given.limits[:, None])
-    scores = scores if beam.penalties is None else scores + beam.penalties
+    scores = scores if beam.coverage is None else scores + beam.coverage.penalties
     scores = jnp.where(beam.log_probs > -jnp.inf, scores, -jnp.inf)
     last = jnp.maximum(given.limits - 1, 0)
     history = beam.history
@@ -332,29 +342,28 @@ def _take(leaves: Any, index: Int[Array, "B N"]) -> Any:
 
 def _start(step: DecoderStep, params: Params, context: Context, state: State, fixed: _Fixed, given: _Given) -> _Beam:
     symbols, K, N = fixed.symbols, fixed.beam_size, fixed.n_best
-    B, T = given.limits.shape[0], symbols.time
+    B, T, dtype = given.limits.shape[0], symbols.time, symbols.dtype
     first = jnp.full((B, K), symbols.start, jnp.int32)
-    weights = None
+    weights: Any = None
     if fixed.attention is not None:
         attention = fixed.attention
         weights = jax.eval_shape(lambda: attention(step(params, context, state, first.reshape(B * K))[2]))
     # One hypothesis to begin with; in a row that is left out, none.
     one = (jnp.arange(K) == 0) & (given.limits > 0)[:, None]
-    none = jnp.full((B, N), -jnp.inf, symbols.dtype)
+    none = jnp.full((B, N), -jnp.inf, dtype)
     nowhere = jnp.zeros((B, N), jnp.int32)
     return _Beam(
         state,
         first,
-        jnp.where(one, 0, -jnp.inf).astype(symbols.dtype),
-        None if given.beta is None else jnp.zeros((B, K, *weights.shape[1:]), symbols.dtype),
-        None if given.beta is None else jnp.zeros((B, K), symbols.dtype),
+        jnp.where(one, 0, -jnp.inf).astype(dtype),
+        None if given.coverage is None else _Coverage(jnp.zeros((B, K, weights.shape[1]), dtype), jnp.zeros((B, K), dtype)),
         nothing_said(given.constraints, B * K, T, fixed.no_repeat),
         _Ends(none, none, nowhere, nowhere, none, nowhere),
         jnp.zeros(B, jnp.int32),
         given.limits == 0,
         _History(
             jnp.zeros((T, B, K), jnp.int32),
-            jnp.zeros((T, B, K), symbols.dtype),
+            jnp.zeros((T, B, K), dtype),
             jnp.zeros((T, B, K), jnp.int32),
             jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), weights),
         ),
@@ -374,7 +383,8 @@ def _unwound(found: _Ends, finished: Array, history: _History, symbols: checks.S
         symbol = jnp.where(last, found.symbols, then.symbols[rows, slot])
         gain = jnp.where(last, found.token_log_probs, then.token_log_probs[rows, slot])
         parent = jnp.where(last, found.parents, then.parents[rows, slot])
-        read = jax.tree.map(lambda leaf: where_valid(within, leaf[rows * K + parent], 0), then.attention)
+        read = jax.tree.map(lambda leaf: leaf[rows * K + parent], then.attention)
+        read = jax.tree.map(lambda leaf: where_valid(within, leaf, jnp.zeros_like(leaf)), read)
         return parent, (jnp.where(within, symbol, symbols.pad), jnp.where(within, gain, 0), read)
 
     steps = jnp.arange(symbols.time)

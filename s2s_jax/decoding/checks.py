@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from s2s_jax.decoding.constraints import Prefixes
 from s2s_jax.masks import check_ids, check_lengths, length_mask
 from s2s_jax.types import Context, DecoderOutput, DecoderStep, Params, State
 
@@ -53,17 +54,18 @@ def check_max_length(max_length: int) -> int:
 
 def check_limits(max_length: int | Array, time: int | None, batch_size: int) -> tuple[int, Int[Array, " B"]]:
     """T, and how many steps each row may take."""
-    if np.ndim(max_length) == 0:
-        max_length = check_max_length(max_length)
-        time = max_length if time is None else operator.index(time)
-        max_length = np.full(batch_size, max_length, np.int32)
+    limits: Any = max_length
+    if np.ndim(limits) == 0:
+        limits = check_max_length(limits)
+        time = limits if time is None else operator.index(time)
+        limits = np.full(batch_size, limits, np.int32)
     elif time is None:
-        if isinstance(max_length, jax.core.Tracer):
+        if isinstance(limits, jax.core.Tracer):
             raise ValueError("time: expected a number, as max_length has one for each row and is traced, got None")
-        time = max(1, int(np.max(max_length, initial=1)))
+        time = int(np.max(limits, initial=1))
     if time < 1:
         raise ValueError(f"time: expected a positive number, got {time}")
-    return time, check_lengths(max_length, batch_size, time, "max_length")
+    return time, check_lengths(limits, batch_size, time, "max_length")
 
 
 def check_min_length(min_length: int | Array, batch_size: int, time: int) -> Int[Array, " B"] | None:
@@ -90,11 +92,9 @@ def check_banned(banned: Sequence[int], vocabulary_size: int, end: int, min_leng
     return jnp.asarray(mask)
 
 
-def check_banned_prefixes(
-    banned: Sequence[Sequence[int]], vocabulary_size: int
-) -> tuple[Int[Array, "N Q"] | None, Int[Array, " N"] | None]:
+def check_banned_prefixes(banned: Sequence[Sequence[int]], vocabulary_size: int) -> Prefixes | None:
     if not len(banned):
-        return None, None
+        return None
     lengths = np.array([len(prefix) for prefix in banned], np.int32)
     if not lengths.all():
         raise ValueError(
@@ -104,16 +104,14 @@ def check_banned_prefixes(
     for row, prefix in zip(symbols, banned, strict=True):
         check_ids(np.asarray(prefix), vocabulary_size, "banned_prefixes")
         row[: len(prefix)] = prefix
-    return jnp.asarray(symbols), jnp.asarray(lengths)
+    return Prefixes(jnp.asarray(symbols), jnp.asarray(lengths))
 
 
-def check_prefixes(
-    prefixes: Any, lengths: Any, batch_size: int, vocabulary_size: int
-) -> tuple[Int[Array, "B P"] | None, Int[Array, " B"] | None]:
+def check_prefixes(prefixes: Any, lengths: Any, batch_size: int, vocabulary_size: int) -> Prefixes | None:
     if prefixes is None:
         if lengths is not None:
             raise ValueError("prefix_lengths: expected None without prefixes")
-        return None, None
+        return None
     if not isinstance(prefixes, jax.Array):
         prefixes = np.asarray(prefixes)
     if prefixes.ndim != 2 or prefixes.shape[0] != batch_size:
@@ -122,7 +120,7 @@ def check_prefixes(
     lengths = jnp.full(batch_size, most, jnp.int32) if lengths is None else lengths
     lengths = check_lengths(lengths, batch_size, most, "prefix_lengths")
     if not most:
-        return None, None
+        return None
     mask = length_mask(lengths, most)
     check_ids(prefixes, vocabulary_size, "prefixes", mask)
-    return jnp.where(mask, jnp.asarray(prefixes), 0).astype(jnp.int32), lengths
+    return Prefixes(jnp.where(mask, jnp.asarray(prefixes), 0).astype(jnp.int32), lengths)

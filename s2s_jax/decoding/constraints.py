@@ -10,22 +10,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
+class Prefixes(NamedTuple):
+    """Symbols [R, P], and how many of each row are valid [R]."""
+
+    symbols: Int[Array, "R P"]
+    lengths: Int[Array, " R"]
+
+
 class Constraints(NamedTuple):
     """What there is of them, None for those that there are not.
 
     Attributes:
       banned: symbols [V] that are never said.
       min_length: below it [B] the end symbol is not said; it counts the end symbol.
-      banned_prefixes, banned_prefix_lengths: [N, Q] and [N]; no hypothesis begins with one of them.
-      prefixes, prefix_lengths: [B, P] and [B]; each hypothesis begins with its row's, whatever else is banned.
+      banned_prefixes: no hypothesis begins with one of them.
+      prefixes: one for each row of the batch; each hypothesis begins with its row's, whatever else is banned.
     """
 
     banned: Bool[Array, " V"] | None = None
     min_length: Int[Array, " B"] | None = None
-    banned_prefixes: Int[Array, "N Q"] | None = None
-    banned_prefix_lengths: Int[Array, " N"] | None = None
-    prefixes: Int[Array, "B P"] | None = None
-    prefix_lengths: Int[Array, " B"] | None = None
+    banned_prefixes: Prefixes | None = None
+    prefixes: Prefixes | None = None
 
 
 class Said(NamedTuple):
@@ -43,7 +48,7 @@ class Said(NamedTuple):
 def nothing_said(constraints: Constraints, hypotheses: int, time: int, no_repeat_ngram_size: int) -> Said:
     symbols = jnp.zeros((hypotheses, time), jnp.int32) if no_repeat_ngram_size else None
     banned = constraints.banned_prefixes
-    return Said(symbols, None if banned is None else jnp.ones((hypotheses, banned.shape[0]), bool))
+    return Said(symbols, None if banned is None else jnp.ones((hypotheses, banned.lengths.shape[0]), bool))
 
 
 def say(said: Said, parents: Int[Array, " N"], chosen: Int[Array, " N"], t: Array, constraints: Constraints) -> Said:
@@ -51,8 +56,8 @@ def say(said: Said, parents: Int[Array, " N"], chosen: Int[Array, " N"], t: Arra
     symbols, matches = jax.tree.map(lambda leaf: leaf[parents], said)
     if symbols is not None:
         symbols = symbols.at[:, t].set(chosen)
-    if matches is not None:
-        matches &= chosen[:, None] == _at(constraints.banned_prefixes, t)
+    if constraints.banned_prefixes is not None:
+        matches &= chosen[:, None] == _at(constraints.banned_prefixes.symbols, t)
     return Said(symbols, matches)
 
 
@@ -72,9 +77,9 @@ def forbid(
         forbidden = too_early if forbidden is None else forbidden | too_early
     if forbidden is not None:
         logits = jnp.where(forbidden, -jnp.inf, logits)
-    if said.matches is not None:
-        ends_here = constraints.banned_prefix_lengths == t + 1
-        logits = _strike(logits, _at(constraints.banned_prefixes, t), said.matches & ends_here)
+    if constraints.banned_prefixes is not None and said.matches is not None:
+        ends_here = constraints.banned_prefixes.lengths == t + 1
+        logits = _strike(logits, _at(constraints.banned_prefixes.symbols, t), said.matches & ends_here)
     if said.symbols is not None:
         logits = _strike(logits, *_repeating(said.symbols, t, no_repeat_ngram_size))
     return logits
@@ -114,8 +119,8 @@ def force(
     """Candidates, of which only the forced one is left in the rows whose prefix is not yet said; `logits` is uncut."""
     if constraints.prefixes is None:
         return values, symbols
-    forced = (t < constraints.prefix_lengths)[:, None, None]
-    symbol = jnp.broadcast_to(_at(constraints.prefixes, t)[:, None, None], (*symbols.shape[:2], 1))
+    forced = (t < constraints.prefixes.lengths)[:, None, None]
+    symbol = jnp.broadcast_to(_at(constraints.prefixes.symbols, t)[:, None, None], (*symbols.shape[:2], 1))
     value = jnp.take_along_axis(logits, symbol, axis=-1)
     first = jnp.arange(values.shape[-1]) == 0
     return jnp.where(forced, jnp.where(first, value, -jnp.inf), values), jnp.where(forced, symbol, symbols)

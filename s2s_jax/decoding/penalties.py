@@ -29,7 +29,7 @@ def length_penalty(lengths: Int[Array, "..."], kind: str, alpha: float | Array) 
 def coverage_penalty(
     coverage: Float[Array, "... S"], beta: float | Array, source_mask: Bool[Array, "... S"] | None = None
 ) -> Float[Array, "..."]:
-    """The coverage penalty, beta * sum over valid s of log min(sum over t of a_ts, 1), at most 0 (Wu et al., arXiv 1609.08144, eq. 14).
+    """The sum over valid s of beta * log min(sum over t of a_ts, 1), at most 0 (Wu et al., arXiv 1609.08144, eq. 14).
 
     Args:
       coverage: the sums over t of the attention weights. Where one is 0, the smallest normal number stands for it.

@@ -81,7 +81,7 @@ def _score(
         gain = jnp.where(valid, log_probs_of(logits.astype(symbols.dtype), said), 0)
         weights = None if attention is None else attention(aux)
         state = jax.tree.map(lambda a, b: where_valid(valid, a, b), new, state)
-        return (state, said), (gain, jax.tree.map(lambda leaf: where_valid(valid, leaf, 0), weights))
+        return (state, said), (gain, jax.tree.map(lambda leaf: where_valid(valid, leaf, jnp.zeros_like(leaf)), weights))
 
     first = jnp.full(tokens.shape[0], symbols.start, jnp.int32)
     first = varying_as((state, first), (params, context, tokens, lengths))
@@ -123,7 +123,7 @@ def _ensemble(steps: tuple[DecoderStep, ...], attention: Callable[[Any], Any] | 
             if not isinstance(parts, tuple) or len(parts) != len(steps):
                 came = f"one of {len(parts)}" if isinstance(parts, tuple) else type(parts).__name__
                 raise ValueError(f"{name}: expected a tuple of {len(steps)}, one for each model, got {came}")
-        outputs = [DecoderOutput(*one(*of_model, tokens)) for one, *of_model in zip(steps, params, context, state, strict=True)]
+        outputs = [DecoderOutput(*steps[m](params[m], context[m], state[m], tokens)) for m in range(len(steps))]
         sizes = [output.logits.shape[-1] for output in outputs]
         if len(set(sizes)) > 1:
             raise ValueError(f"steps: expected one vocabulary, got sizes {sizes}")

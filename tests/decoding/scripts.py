@@ -54,7 +54,7 @@ def log_softmax(logits):
 
 
 def next_logs(script, row, text):
-    """log p of each symbol after a text."""
+    """The log p of each symbol after a text."""
     before = ([-1, START, *text])[-2:]
     logits = script.logits[row, len(text), before[1]].astype(np.float64).copy()
     if text:

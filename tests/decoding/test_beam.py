@@ -239,7 +239,7 @@ def steps_taken(text, **options):
 
 
 def test_stops_as_soon_as_nothing_that_runs_can_win_and_not_before():
-    """Without a penalty: once the best running log probability is at most the best finished. Long ones may still win with one."""
+    """Without a penalty: once what runs is no more probable than the best finished. With one, long ones may still win."""
     text = script(1, 30, V, seed=2)
     text.logits[..., END] = -4
     text.logits[:, 0, START] = 0
