@@ -1,13 +1,16 @@
-"""Search: the most probable outputs of a decoder step, on the device."""
+"""Search along one path: the most probable symbol of a decoder step, or a drawn one, on the device."""
 
 import functools
-import operator
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from s2s_jax.decoding import checks
+from s2s_jax.decoding.constraints import Constraints, forbid
+from s2s_jax.decoding.distribution import likeliest, log_probs_of
 from s2s_jax.masks import where_valid
 from s2s_jax.sharding import varying_as
 from s2s_jax.types import Context, DecoderStep, Params, State
@@ -35,6 +38,8 @@ def greedy(
     end: int,
     max_length: int,
     pad: int = 0,
+    min_length: int | Int[Array, " B"] = 0,
+    banned: Sequence[int] = (),
 ) -> Found:
     """Takes the most probable symbol at each step, in one `lax.while_loop` that ends when every row has ended.
 
@@ -44,12 +49,18 @@ def greedy(
       params, context, state: what `step` takes; leaves of `state` have a leading batch axis.
       start, end, pad: symbols.
       max_length: steps at most, end symbol included.
+      min_length: the end symbol is not said before step `min_length`; it counts the end symbol. One for each row too.
+      banned: symbols that are never said.
+
+    Attention weights of what was found, or whatever else `aux` holds: `score_reference(..., attention=...)` of its tokens, or
+    `beam_search` with a beam of 1, which finds the same.
 
     Raises:
-      ValueError: `max_length` below 1, a state without arrays, or a start or end symbol outside the vocabulary.
+      ValueError: `max_length` below 1, `min_length` above it, a state without arrays, a symbol outside the vocabulary, or all
+        symbols banned.
     """
-    symbols, _ = _checked(step, params, context, state, start, end, max_length, pad)
-    return _unfold(step, params, context, state, None, symbols, None)
+    symbols, _, allowed = _checked(step, params, context, state, (start, end, max_length, pad), min_length, banned)
+    return _unfold(step, params, context, state, None, allowed, symbols, None)
 
 
 def sample(
@@ -66,11 +77,13 @@ def sample(
     temperature: float | Array = 1.0,
     top_k: int | None = None,
     top_p: float | Array | None = None,
+    min_length: int | Int[Array, " B"] = 0,
+    banned: Sequence[int] = (),
 ) -> Found:
     """Draws each symbol from `softmax(logits / temperature)`, cut down to the most probable ones; otherwise as `greedy`.
 
     Args:
-      step, params, context, state, start, end, max_length, pad: see `greedy`.
+      step, params, context, state, start, end, max_length, pad, min_length, banned: see `greedy`.
       key: of the draws. Inside `jax.shard_map` hand in another one on each device.
       temperature: above 0; below 1 it sharpens, above 1 it flattens.
       top_k: only the k most probable symbols (Fan et al., arXiv 1805.04833); of equally probable ones, here and with `top_p`,
@@ -84,22 +97,15 @@ def sample(
     Raises:
       ValueError: as `greedy`; a concrete temperature that is not positive, a top_k below 1 or above V, a top_p outside (0, 1].
     """
-    symbols, vocabulary_size = _checked(step, params, context, state, start, end, max_length, pad)
+    options = (start, end, max_length, pad)
+    symbols, vocabulary_size, allowed = _checked(step, params, context, state, options, min_length, banned)
     if top_k is not None and not 1 <= top_k <= vocabulary_size:
         raise ValueError(f"top_k: expected 1 to {vocabulary_size}, got {top_k}")
     for name, value, most in (("temperature", temperature, float("inf")), ("top_p", top_p, 1.0)):
         if value is not None and not isinstance(value, jax.core.Tracer) and not 0 < float(value) <= most:
             raise ValueError(f"{name}: expected a number above 0{'' if most > 1 else ' and at most 1'}, got {value}")
     how = _Sampling(key, jnp.asarray(temperature), None if top_p is None else jnp.asarray(top_p))
-    return _unfold(step, params, context, state, how, symbols, top_k)
-
-
-class _Symbols(NamedTuple):
-    start: int
-    end: int
-    pad: int
-    max_length: int
-    dtype: Any  # of the scores
+    return _unfold(step, params, context, state, how, allowed, symbols, top_k)
 
 
 class _Sampling(NamedTuple):
@@ -109,51 +115,54 @@ class _Sampling(NamedTuple):
 
 
 def _checked(
-    step: DecoderStep, params: Params, context: Context, state: State, start: int, end: int, max_length: int, pad: int
-) -> tuple[_Symbols, int]:
-    """What is fixed when the search is compiled, and the size of the vocabulary."""
-    max_length, start, end, pad = map(operator.index, (max_length, start, end, pad))
-    if max_length < 1:
-        raise ValueError(f"max_length: expected a positive number, got {max_length}")
-    leaves = jax.tree.leaves(state)
-    if not leaves:
-        raise ValueError("state: expected arrays with a leading batch axis, got none")
-    first = jax.ShapeDtypeStruct((leaves[0].shape[0],), jnp.int32)
-    logits = jax.eval_shape(step, params, context, state, first)[1]
-    vocabulary_size = logits.shape[-1]
-    for name, symbol in (("start", start), ("end", end)):
-        if not 0 <= symbol < vocabulary_size:
-            raise ValueError(f"{name}: expected a symbol from 0 to {vocabulary_size - 1}, got {symbol}")
-    return _Symbols(start, end, pad, max_length, jnp.promote_types(logits.dtype, jnp.float32)), vocabulary_size
+    step: DecoderStep,
+    params: Params,
+    context: Context,
+    state: State,
+    options: tuple[int, int, int, int],
+    min_length: int | Array,
+    banned: Sequence[int],
+) -> tuple[checks.Symbols, int, Constraints]:
+    """What is fixed when the search is compiled, the size of the vocabulary, and what is not to be said."""
+    start, end, max_length, pad = options
+    max_length = checks.check_max_length(max_length)
+    batch_size = checks.batch_size_of(state)
+    symbols, output = checks.check_step(step, params, context, state, start, end, max_length, pad)
+    shortest = checks.check_min_length(min_length, batch_size, max_length)
+    vocabulary_size = output.logits.shape[-1]
+    allowed = Constraints(checks.check_banned(banned, vocabulary_size, symbols.end, shortest), shortest)
+    return symbols, vocabulary_size, allowed
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+@functools.partial(jax.jit, static_argnums=(0, 6, 7))
 def _unfold(
     step: DecoderStep,
     params: Params,
     context: Context,
     state: State,
     sampling: _Sampling | None,
-    symbols: _Symbols,
+    constraints: Constraints,
+    symbols: checks.Symbols,
     top_k: int | None,
 ) -> Found:
     batch_size = jax.tree.leaves(state)[0].shape[0]
 
     def more(carry: tuple[Array, State, Array, Found]) -> Array:
         t, _, _, found = carry
-        return (t < symbols.max_length) & ~jnp.all(found.finished)
+        return (t < symbols.time) & ~jnp.all(found.finished)
 
     def advance(carry: tuple[Array, State, Array, Found]) -> tuple[Array, State, Array, Found]:
         t, state, tokens, found = carry
         new, logits, _ = step(params, context, state, tokens)
         logits = logits.astype(symbols.dtype)
+        allowed = forbid(logits, t, symbols.end, constraints)
         if sampling is None:
-            chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            chosen = likeliest(allowed, 1)[1][:, 0]
         else:
-            likely = _cut(logits / sampling.temperature.astype(logits.dtype), top_k, sampling.top_p)
+            likely = _cut(allowed / sampling.temperature.astype(logits.dtype), top_k, sampling.top_p)
             chosen = jax.random.categorical(jax.random.fold_in(sampling.key, t), likely).astype(jnp.int32)
         running = ~found.finished
-        gain = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], axis=-1)[:, 0]
+        gain = log_probs_of(logits, chosen)
         found = Found(
             found.tokens.at[:, t].set(jnp.where(running, chosen, symbols.pad)),
             found.lengths + running,
@@ -164,13 +173,13 @@ def _unfold(
         return t + 1, state, chosen, found
 
     nothing = Found(
-        jnp.full((batch_size, symbols.max_length), symbols.pad, jnp.int32),
+        jnp.full((batch_size, symbols.time), symbols.pad, jnp.int32),
         jnp.zeros(batch_size, jnp.int32),
         jnp.zeros(batch_size, symbols.dtype),
         jnp.zeros(batch_size, bool),
     )
     first = jnp.full(batch_size, symbols.start, jnp.int32)
-    _, state, first, nothing = varying_as((jnp.int32(0), state, first, nothing), (params, context, sampling))
+    _, state, first, nothing = varying_as((jnp.int32(0), state, first, nothing), (params, context, sampling, constraints))
     return jax.lax.while_loop(more, advance, (jnp.int32(0), state, first, nothing))[3]
 
 

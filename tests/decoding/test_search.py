@@ -194,6 +194,47 @@ def test_bad_input_is_named(state, options, message):
         greedy(markov_step, jnp.zeros((V, V)), None, state, **{"start": START, "end": END, "max_length": 4, **options})
 
 
+@pytest.mark.parametrize("min_length", [0, 3, 4, np.array([4, 0, 2, 3, 1, 4])])
+@pytest.mark.parametrize("banned", [[], [3, 0]])
+def test_takes_the_most_probable_of_those_that_may_be_said(min_length, banned):
+    table = np.random.default_rng(6).normal(size=(6, 4, V)).astype(np.float32)
+    table[:, :2, END] += 2
+    found = search(table, min_length=min_length, banned=banned)
+    logs = log_softmax(table)
+    for row, least in enumerate(np.broadcast_to(min_length, 6)):
+        words = []
+        while len(words) < 4 and END not in words:
+            forbidden = [*banned, *([END] if len(words) + 1 < least else [])]
+            words.append(max(set(range(V)) - set(forbidden), key=lambda s: table[row, len(words), s]))
+        assert found.tokens[row, : int(found.lengths[row])].tolist() == words
+        assert abs(float(found.scores[row]) - sum(logs[row, t, s] for t, s in enumerate(words))) < 1e-5
+
+
+def test_draws_only_what_may_be_said_and_scores_it_by_the_model():
+    table = jnp.asarray(np.random.default_rng(6).normal(size=(200, 4, V)), jnp.float32)
+    how = {"start": START, "end": END, "max_length": 4, "min_length": 3, "banned": [3]}
+    found = sample(script_step, None, table, jnp.zeros(200, jnp.int32), jax.random.key(0), top_k=4, **how)
+    tokens = np.asarray(found.tokens)
+    assert not np.any(tokens == 3)
+    assert set(np.asarray(found.lengths)) == {3, 4}
+    said = np.arange(4) < np.asarray(found.lengths)[:, None]
+    gains = np.take_along_axis(log_softmax(table), tokens[..., None], axis=-1)[..., 0]
+    assert_close(found.scores, (gains * said).sum(-1), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"banned": [V]}, "banned: expected ids from 0 to 4, got 5"),
+        ({"banned": range(V)}, "banned: expected that a symbol is left at each step, got 5 of 5 banned"),
+        ({"min_length": 4}, "min_length: expected a number from 0 to 3, the most steps, got 4"),
+    ],
+)
+def test_constraints_that_nothing_can_meet_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        search(scripted([[3, 3, END]]), **options)
+
+
 # Sampling --------------------------------------------------------------------------------------------------------------------
 
 

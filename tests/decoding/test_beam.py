@@ -1,0 +1,422 @@
+"""Beam search against one in plain Python, enumeration, and cases whose answer is known."""
+
+import itertools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from s2s_jax.decoding import beam as beam_module
+from s2s_jax.decoding import beam_search, greedy
+from s2s_jax.types import DecoderOutput
+from tests.decoding.scripts import (
+    END,
+    PAD,
+    START,
+    Hypothesis,
+    Script,
+    assert_same,
+    beginning,
+    next_logs,
+    penalised,
+    script,
+    script_step,
+    slow_beam_search,
+    weights_of,
+)
+from tests.samples import assert_close
+
+B, T, V = 5, 7, 6
+NGRAMS, MASK = [1, 2, 3], np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], bool)
+
+
+def search(text, step=script_step, **options):
+    """`beam_search` of a script."""
+    rows, time = text.logits.shape[:2]
+    options = {"beam_size": 3, "start": START, "end": END, "max_length": time, **options}
+    return beam_search(step, None, jax.tree.map(jnp.asarray, text), beginning(rows), **options)
+
+
+def slow(text, **options):
+    """The same in plain Python, with the names of the options as there; per-row options are lists."""
+    rows, time = text.logits.shape[:2]
+    options = {"beam_size": 3, "max_length": time, **options}
+    options.pop("time", None)
+    options["ngram"] = options.pop("no_repeat_ngram_size", 0)
+    prefixes, lengths = options.pop("prefixes", None), options.pop("prefix_lengths", None)
+    expected = []
+    for row in range(rows):
+        own = {
+            name: int(v[row]) if isinstance(v, np.ndarray) and name[:3] in ("min", "max") else v for name, v in options.items()
+        }
+        if prefixes is not None:
+            own["prefix"] = list(prefixes[row][: prefixes.shape[1] if lengths is None else lengths[row]])
+        expected.append(slow_beam_search(text, row, **own))
+    return expected
+
+
+OPTIONS = [
+    {},
+    {"beam_size": 1},
+    {"beam_size": 2, "n_best": 2},
+    {"beam_size": 5, "n_best": 5},
+    {"beam_size": 8, "n_best": 8, "max_length": 4},  # wider than the vocabulary
+    {"n_best": 3, "length_penalty": "gnmt", "alpha": 0.6},
+    {"n_best": 3, "length_penalty": "average", "alpha": 0.6},
+    {"n_best": 2, "length_penalty": "average", "alpha": 5.0},
+    {"n_best": 1, "length_penalty": "gnmt", "alpha": 5.0},
+    {"n_best": 2, "min_length": 5},
+    {"n_best": 3, "min_length": np.array([1, 7, 3, 0, 6]), "max_length": np.array([2, 7, 3, 5, 1]), "time": T},
+    {"n_best": 3, "no_repeat_ngram_size": 1, "min_length": 4},
+    {"n_best": 3, "no_repeat_ngram_size": 2, "min_length": 7},
+    {"n_best": 2, "no_repeat_ngram_size": 3, "min_length": 7},
+    {"n_best": 3, "banned": [4, 0]},
+    {"n_best": 3, "banned": [END]},
+    {"n_best": 3, "banned_prefixes": [[3], [4, 5], [4, 4, END], [END]]},
+    {"n_best": 3, "prefixes": np.array([[3, 4], [5, END], [END, 9], [0, 0], [9, 9]]), "prefix_lengths": [2, 2, 1, 2, 0]},
+    {"n_best": 3, "prefixes": np.array([[3], [5], [4], [0], [1]]), "banned": [3, 4], "no_repeat_ngram_size": 1},
+    {"n_best": 3, "coverage_beta": 0.4},
+    {"n_best": 3, "coverage_beta": 0.2, "source_mask": MASK, "length_penalty": "gnmt", "alpha": 0.9},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options) or "none")
+def test_agrees_with_a_search_in_plain_python_that_does_not_stop_early(options):
+    for seed in range(4):
+        text = script(B, T, V, seed=seed)
+        assert_same(search(text, attention=weights_of, **options), text, slow(text, **options))
+
+
+@hypothesis.given(st.integers(0, 10**6), st.floats(0, 3), st.floats(0, 2), st.lists(st.integers(0, T), min_size=B, max_size=B))
+def test_agrees_with_it_whatever_the_scripts_penalties_and_lengths(seed, alpha, beta, longest):
+    text = script(B, T, V, seed=seed, scale=1 + seed % 4)
+    how = {"n_best": 3, "length_penalty": "gnmt", "alpha": alpha, "coverage_beta": beta, "max_length": np.array(longest)}
+    assert_same(search(text, attention=weights_of, time=T, **how), text, slow(text, **how))
+
+
+@pytest.mark.parametrize("penalty", [{}, {"length_penalty": "average", "alpha": 5.0}, {"length_penalty": "gnmt", "alpha": 0.6}])
+def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all(penalty):
+    text, size, longest = script(3, 3, 4, seed=9), 4, 3
+
+    def complete(words):
+        return END not in words[:-1] and (words[-1] == END or len(words) == longest)
+
+    everything = [list(w) for n in range(1, longest + 1) for w in itertools.product(range(size), repeat=n) if complete(w)]
+    expected = []
+    for row in range(3):
+        of_row = []
+        for words in everything:
+            logs = [next_logs(text, row, words[:t])[symbol] for t, symbol in enumerate(words)]
+            of_row.append(Hypothesis(words, logs, penalised(text, row, words, logs, **penalty), words[-1] == END))
+        expected.append(sorted(of_row, key=lambda one: (not one.finished, -one.score)))
+    found = search(text, beam_size=64, n_best=len(everything) + 2, max_length=longest, **penalty)
+    assert_same(found, text, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"min_length": 4}, {"banned": [3, 5]}, {"min_length": np.array([1, 7, 3, 0, 6])}])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_beam_of_one_is_greedy(options, dtype):
+    """Among equal logits too, of which there are many in half precision."""
+
+    def step(*arguments):
+        done = script_step(*arguments)
+        return done._replace(logits=jnp.round(done.logits).astype(dtype) if dtype == "bfloat16" else done.logits)
+
+    for seed in range(3):
+        text = script(B, T, V, seed=seed)
+        how = {"start": START, "end": END, "max_length": T, **options}
+        want = greedy(step, None, jax.tree.map(jnp.asarray, text), beginning(B), **how)
+        found = search(text, step=step, beam_size=1, **options)
+        for name in ("tokens", "lengths", "finished"):
+            np.testing.assert_array_equal(getattr(found, name)[:, 0], getattr(want, name))
+        np.testing.assert_array_equal(found.scores[:, 0], want.scores)
+        np.testing.assert_array_equal(found.log_probs[:, 0], want.scores)
+
+
+# What is finished, and when a row is done ------------------------------------------------------------------------------------
+
+
+def written(*steps):
+    """A script of one row whose probabilities by step and symbol before are given: [{before: {symbol: p}}, ...]."""
+    logits = np.full((1, len(steps), V, V), -30.0, np.float32)
+    for t, rules in enumerate(steps):
+        for before, shares in rules.items():
+            for symbol, share in shares.items():
+                logits[0, t, before, symbol] = np.log(share)
+            if sum(shares.values()) < 1 - 1e-9:  # the rest goes to the padding symbol
+                logits[0, t, before, PAD] = np.log(1 - sum(shares.values()))
+    return Script(logits, np.ones((1, len(steps), V, 2), np.float32))
+
+
+def plain_step(params, context, state, tokens):
+    """Without the state's shift, so that the probabilities are those written down."""
+    rows = jnp.arange(tokens.shape[0])
+    return DecoderOutput(state._replace(t=state.t + 1), context.logits[rows, state.t, tokens], ())
+
+
+A, C, D = 3, 4, 5
+TWO_WAYS = written(
+    {START: {A: 0.5, C: 0.4, END: 0.1}},
+    {A: {END: 0.3, D: 0.6, A: 0.1}, C: {END: 0.9, D: 0.1}},
+    {A: {END: 1.0}, D: {END: 0.9, A: 0.1}, C: {END: 1.0}},
+    {A: {END: 1.0}, D: {END: 1.0}, C: {END: 1.0}},
+)
+
+
+def texts(found, row=0):
+    return [
+        words[:length].tolist()
+        for words, length in zip(np.asarray(found.tokens[row]), np.asarray(found.lengths[row]), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("penalty", "want"),
+    [
+        # Probabilities 0.36, 0.27 and, of the last that ends with the second, 0.05.
+        ({}, [[C, END], [A, D, END]]),
+        ({"length_penalty": "average", "alpha": 0.6}, [[C, END], [A, D, END]]),  # -0.674 and -0.677
+        ({"length_penalty": "average", "alpha": 0.7}, [[A, D, END], [C, END]]),  # -0.607 and -0.629
+        ({"length_penalty": "average", "alpha": 5.0}, [[A, D, END], [A, A, END]]),  # -0.005, -0.012 and -0.032
+        ({"length_penalty": "gnmt", "alpha": 0.6}, [[C, END], [A, D, END]]),  # -0.931 and -1.102
+        ({"length_penalty": "gnmt", "alpha": 5.0}, [[A, D, END], [C, END]]),  # -0.311 and -0.473
+    ],
+)
+def test_the_length_penalty_decides_between_those_that_have_finished(penalty, want):
+    found = search(TWO_WAYS, plain_step, beam_size=2, n_best=2, **penalty)
+    assert texts(found) == want
+    shares = {(C, END): 0.36, (A, D, END): 0.27, (A, A, END): 0.05}
+    assert_close(found.log_probs[0], np.log([shares[tuple(words)] for words in want]), 1e-5)
+
+
+def test_an_end_symbol_behind_the_first_k_is_not_finished():
+    """At the first step the end symbol is third of a beam of two, and A C go on although four were looked at."""
+    found = search(TWO_WAYS, plain_step, beam_size=2, n_best=2)
+    assert [END] not in texts(found)
+    assert [END] in texts(search(TWO_WAYS, plain_step, beam_size=3, n_best=3))
+
+
+def test_the_end_symbol_first_is_a_hypothesis_of_length_one():
+    text = written({START: {END: 0.7, A: 0.3}}, {A: {END: 1.0}})
+    found = search(text, plain_step, beam_size=2, n_best=2)
+    assert texts(found) == [[END], [A, END]]
+    assert_close(found.scores[0], np.log([0.7, 0.3]), 1e-5)
+    assert found.finished.all()
+
+
+def test_what_is_cut_off_stands_behind_what_has_ended_however_good_it_is():
+    text = written({START: {A: 0.9, END: 0.1}}, {A: {A: 0.95, C: 0.05}})
+    found = search(text, plain_step, beam_size=3, n_best=3)
+    assert texts(found) == [[END], [A, A], [A, C]]
+    assert found.finished.tolist() == [[True, False, False]]
+    assert_close(found.log_probs[0], np.log([0.1, 0.855, 0.045]), 1e-5)
+
+
+def test_fewer_hypotheses_than_asked_for_are_said_to_be_missing():
+    text = written({START: {END: 1.0}})
+    text.logits[text.logits == -30] = -np.inf
+    found = search(text, plain_step, beam_size=4, n_best=3)
+    assert found.lengths.tolist() == [[1, 0, 0]]
+    assert found.scores.tolist() == found.log_probs.tolist() == [[0, -np.inf, -np.inf]]
+    assert found.finished.tolist() == [[True, False, False]]
+    assert found.tokens[:, 1:].tolist() == [[[PAD], [PAD]]]
+
+
+def steps_taken(text, **options):
+    calls = []
+
+    def step(*arguments):
+        jax.debug.callback(lambda: calls.append(1))
+        return script_step(*arguments)
+
+    found = jax.block_until_ready(jax.jit(lambda: search(text, step=step, **options))())
+    jax.effects_barrier()
+    return len(calls), found
+
+
+def test_stops_as_soon_as_nothing_that_runs_can_win_and_not_before():
+    """Without a penalty: once what runs is no more probable than the best finished. With one, long ones may still win."""
+    text = script(1, 30, V, seed=2)
+    text.logits[..., END] = -4
+    text.logits[:, 0, START] = 0
+    text.logits[:, 0, START, END] = 3.0  # two thirds or so, which three steps of others cannot reach
+    taken, found = steps_taken(text)
+    assert_same(found, text, slow(text))
+    assert texts(found) == [[END]]
+    assert taken == 1
+    longer, found = steps_taken(text, length_penalty="average", alpha=3.0)
+    assert_same(found, text, slow(text, length_penalty="average", alpha=3.0))
+    assert longer > taken
+
+
+def test_a_row_that_is_done_does_not_stop_the_others_nor_change():
+    text = script(B, T, V, seed=3)
+    together = search(text, attention=weights_of, n_best=2)
+    for row in range(B):
+        alone = search(Script(*(leaf[row : row + 1] for leaf in text)), attention=weights_of, n_best=2)
+        assert_close(jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], together), alone, 1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_hypothesis_of_nan_neither_wins_nor_runs_for_ever(bad):
+    text = script(2, T, V, seed=5)
+    text.logits[0, 2, 3] = bad  # after the symbol 3 at the third step
+    text.logits[1, 0] = bad  # from the beginning
+    taken, found = steps_taken(text, n_best=3)
+    assert taken <= T
+    assert not np.isnan(np.asarray(found.scores)).any()
+    assert np.all(np.asarray(found.lengths[0]) > 0)
+    assert all(words[1] != 3 or len(words) == 2 for words in texts(found) if len(words) > 1)
+    assert found.lengths[1].tolist() == [0, 0, 0]
+    assert found.scores[1].tolist() == [-np.inf] * 3
+    assert not found.finished[1].any()
+
+
+# Shapes, dtypes, transformations ---------------------------------------------------------------------------------------------
+
+
+def test_no_rows_one_step_and_a_row_of_no_steps():
+    text = script(0, 4, V)
+    found = search(text, n_best=2, attention=weights_of)
+    assert found.tokens.shape == (0, 2, 4)
+    assert found.attention.shape == (0, 2, 4, 4)
+    text = script(3, 1, V)
+    assert_same(search(text, n_best=3), text, slow(text, n_best=3))
+    found = search(script(2, 4, V), max_length=np.array([0, 3]), n_best=2, length_penalty="average")
+    assert found.tokens.shape == (2, 2, 3)
+    assert found.lengths[0].tolist() == [0, 0]
+    assert found.scores[0].tolist() == [-np.inf, -np.inf]
+
+
+def test_a_vocabulary_smaller_than_the_beam():
+    text = script(2, 4, 3, seed=1)
+    assert_same(search(text, beam_size=6, n_best=6), text, slow(text, beam_size=6, n_best=6))
+
+
+def test_half_precision_logits_add_up_in_float32():
+    text = script(B, T, V, seed=1)
+    halves = Script(np.asarray(jnp.asarray(text.logits, jnp.bfloat16).astype(jnp.float32)), text.weights)
+
+    def step(params, context, state, tokens):
+        done = plain_step(params, context, state, tokens)
+        return done._replace(logits=done.logits.astype(jnp.bfloat16))
+
+    assert_close(search(text, step=step, n_best=3), search(halves, step=plain_step, n_best=3), 1e-6)
+    assert search(text, step=step).scores.dtype == jnp.float32
+
+
+def test_the_same_under_jit_vmap_and_shard_map():
+    text = jax.tree.map(jnp.asarray, script(8, T, V, seed=4))
+    mask = jnp.asarray(np.tile([[1, 1, 1, 0], [1, 1, 1, 1]], (4, 1)), bool)
+    prefixes = jnp.asarray([[3]] * 8)
+    limits = jnp.asarray([7, 5, 3, 7, 7, 1, 2, 7])
+
+    def found(text, mask, prefixes, limits):
+        found = search(
+            text, max_length=limits, time=T, n_best=2, attention=weights_of, coverage_beta=0.3, source_mask=mask,
+            prefixes=prefixes, no_repeat_ngram_size=2, banned_prefixes=[[3, 4]], min_length=2, length_penalty="gnmt",
+        )  # fmt: skip
+        # There is no difference between two infinities.
+        return jax.tree.map(lambda leaf: jnp.where(jnp.isneginf(leaf), 1e3, leaf), found)
+
+    arguments = (text, mask, prefixes, limits)
+    want = found(*arguments)
+    assert_close(jax.jit(found)(*arguments), want, 1e-6)
+    by_two = jax.tree.map(lambda leaf: leaf.reshape(4, 2, *leaf.shape[1:]), arguments)
+    mapped = jax.vmap(found)(*by_two)
+    assert_close(jax.tree.map(lambda leaf: leaf.reshape(8, *leaf.shape[2:]), mapped), want, 1e-6)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    split = jax.shard_map(found, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"))
+    assert_close(jax.jit(split)(*arguments), want, 1e-6)
+
+
+def test_a_state_may_hold_random_keys():
+    text = jax.tree.map(jnp.asarray, script(2, 4, V))
+
+    def step(params, context, state, tokens):
+        place, keys = state
+        done = script_step(params, context, place, tokens)
+        return done._replace(state=(done.state, jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)))
+
+    how = {"beam_size": 2, "start": START, "end": END, "max_length": 4}
+    found = beam_search(step, None, text, (beginning(2), jax.random.split(jax.random.key(0), 2)), **how)
+    assert_close(found, beam_search(script_step, None, text, beginning(2), **how), 0)
+
+
+def test_a_second_call_compiles_nothing():
+    """Other penalties, lengths, and banned symbols as many as before included."""
+    beam_module._search.clear_cache()
+    for seed, alpha, banned in ((0, 0.6, [3]), (1, 1.5, [4])):
+        text = script(B, T, V, seed=seed)
+        how = {"length_penalty": "gnmt", "alpha": alpha, "banned": banned, "banned_prefixes": [[banned[0], 5]]}
+        search(
+            text, attention=weights_of, coverage_beta=alpha / 2, max_length=np.full(B, T - seed), time=T, min_length=2, **how
+        )
+    assert beam_module._search._cache_size() == 1
+
+
+def test_weights_of_any_shape_come_back_as_a_tree():
+    text = script(B, T, V)
+    found = search(
+        text, attention=lambda aux: {"heads": jnp.stack([aux["weights"]] * 2, axis=1), "sum": aux["weights"].sum(-1)}
+    )
+    assert found.attention["heads"].shape == (B, 1, T, 2, 4)
+    assert found.attention["sum"].shape == (B, 1, T)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beam_size": 0}, "beam_size: expected a positive number, got 0"),
+        ({"n_best": 4}, "n_best: expected a number from 1 to beam_size = 3, got 4"),
+        ({"n_best": 0}, "n_best: expected a number from 1 to beam_size = 3, got 0"),
+        ({"start": V}, "start: expected a symbol from 0 to 5, got 6"),
+        ({"end": -1}, "end: expected a symbol from 0 to 5, got -1"),
+        ({"max_length": 0}, "max_length: expected a positive number, got 0"),
+        ({"max_length": np.array([1, 2])}, r"max_length: expected shape \[B\] = \(5,\), got \(2,\)"),
+        ({"max_length": np.arange(4, 9), "time": 7}, "max_length: expected values from 0 to T = 7, got 8 in row 4"),
+        ({"time": 0}, "time: expected a positive number, got 0"),
+        ({"min_length": 8}, "min_length: expected a number from 0 to 7, the most steps, got 8"),
+        ({"length_penalty": "wu"}, "length_penalty: expected one of none, gnmt, average, got 'wu'"),
+        ({"alpha": -1.0}, "alpha: expected a number from 0, got -1.0"),
+        ({"alpha": float("nan")}, "alpha: expected a number from 0, got nan"),
+        ({"coverage_beta": 0.1}, "attention: expected a function of aux with coverage_beta, got None"),
+        ({"coverage_beta": -0.1, "attention": weights_of}, "coverage_beta: expected a number from 0, got -0.1"),
+        ({"coverage_beta": 0.1, "attention": lambda aux: aux["weights"].sum(1)}, r"attention: expected weights \[5, S\]"),
+        ({"attention": lambda aux: aux["weights"].sum(0)}, r"attention: expected arrays \[5, \.\.\.\], got \[\(4,\)\]"),
+        (
+            {"coverage_beta": 0.1, "attention": weights_of, "source_mask": np.ones((5, 3), bool)},
+            r"source_mask: expected bool \(5, 4\), as the attention weights are, got bool \(5, 3\)",
+        ),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size: expected 0 or more, got -1"),
+        ({"banned": [6]}, "banned: expected ids from 0 to 5, got 6"),
+        ({"banned": range(6)}, "banned: expected that a symbol is left at each step, got 6 of 6 banned"),
+        (
+            {"banned": [0, 1, 3, 4, 5], "min_length": 2},
+            "banned: expected that a symbol is left at each step, got 5 of 6 banned",
+        ),
+        ({"banned_prefixes": [[3], []]}, "banned_prefixes: expected at least one symbol in each, got an empty one"),
+        ({"banned_prefixes": [[7]]}, "banned_prefixes: expected ids from 0 to 5, got 7"),
+        ({"prefixes": np.array([[1]])}, r"prefixes: expected \[5, P\], got \(1, 1\)"),
+        ({"prefixes": np.full((5, 1), 6)}, "prefixes: expected ids from 0 to 5, got 6"),
+        (
+            {"prefixes": np.full((5, 1), 3), "prefix_lengths": [1, 1, 2, 0, 0]},
+            "prefix_lengths: expected values from 0 to T = 1",
+        ),
+        ({"prefix_lengths": [1] * 5}, "prefix_lengths: expected None without prefixes"),
+    ],
+)
+def test_bad_input_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        search(script(B, T, V), **options)
+
+
+def test_a_traced_limit_needs_to_be_told_the_time():
+    with pytest.raises(ValueError, match="time: expected a number, as max_length has one for each row and is traced, got None"):
+        jax.jit(lambda limits: search(script(B, T, V), max_length=limits))(jnp.full(B, 3))
+    with pytest.raises(ValueError, match="state: expected arrays with a leading batch axis, got none"):
+        beam_search(script_step, None, None, (), beam_size=2, start=START, end=END, max_length=3)
