@@ -34,6 +34,7 @@ from s2s_jax.data.sums import Sums
 from s2s_jax.data.vocabulary import END, PAD, START
 from s2s_jax.decoding.search import Found, greedy
 from s2s_jax.losses import cross_entropy
+from s2s_jax.masks import shift_right
 from s2s_jax.metrics import Mean, exact_match, token_accuracy
 from s2s_jax.models.seq2seq import Seq2Seq, decoder_step
 from s2s_jax.training import checkpoint
@@ -134,14 +135,11 @@ def build_model(config: Config, sums: Sums) -> Seq2Seq:
     )
 
 
-def shifted(target: Any) -> jax.Array:
-    """The symbol before each of the target's."""
-    return jnp.concatenate([jnp.full_like(target[:, :1], START), target[:, :-1]], axis=1)
-
-
 def loss(config: Config, model: Seq2Seq, batch: dict[str, Any], key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
     target = batch["target"]
-    logits = model(batch["source"], batch["source_lengths"], shifted(target), key=key, teacher_forcing=config.teacher_forcing)
+    logits = model(
+        batch["source"], batch["source_lengths"], shift_right(target, START), key=key, teacher_forcing=config.teacher_forcing
+    )
     nats = cross_entropy(logits, target, target != PAD)
     return nats.total / nats.count, {"loss": nats}
 
@@ -158,7 +156,7 @@ def measure(model: Seq2Seq, batch: dict[str, Any]) -> dict[str, Mean]:
     target, counts, found = batch["target"], batch["mask"], decode(model, batch).tokens
     right = exact_match(found, target, jnp.ones_like(target, bool), counts)
     valid = (target != PAD) & counts[:, None]
-    logits = model(batch["source"], batch["source_lengths"], shifted(target))
+    logits = model(batch["source"], batch["source_lengths"], shift_right(target, START))
     return {
         "exact_match": right,
         "character_accuracy": token_accuracy(found, target, valid),

@@ -92,5 +92,10 @@ def double_sequence(
     return _take(xs, jnp.where(t < 2 * lengths[:, None], wrapped, t // 2)), 2 * lengths
 
 
+def shift_right(targets: Int[Array, "B T"], start: int) -> Int[Array, "B T"]:
+    """The symbol before each of the targets', `start` before the first: what a decoder reads to predict them."""
+    return jnp.concatenate([jnp.full_like(targets[:, :1], start), targets[:, :-1]], axis=1)
+
+
 def _take(xs: Shaped[Array, "B T ..."], index: Int[Array, "B S"]) -> Shaped[Array, "B S ..."]:
     return jnp.take_along_axis(xs, index.reshape(index.shape + (1,) * (xs.ndim - 2)), axis=1)

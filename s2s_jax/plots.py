@@ -104,6 +104,26 @@ def images(
     return figure
 
 
+def heatmap(
+    values: Any, rows: Sequence[str], columns: Sequence[str], *, xlabel: str, ylabel: str, title: str, label: str = "weight"
+) -> Any:
+    """Values [rows, columns] from 0 to 1 as dark cells, each row and column with its label."""
+    values = [[float(value) for value in row] for row in values]
+    width, height = (max(2.5, 0.34 * count) for count in (len(columns), len(rows)))
+    figure, ((axes,),) = _subplots(1, 1, (width + 2.0, height + 1.4))
+    drawn = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.set_xticks(range(len(columns)), [_literal(text) for text in columns], rotation=90, fontsize=9)
+    axes.set_yticks(range(len(rows)), [_literal(text) for text in rows], fontsize=9)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    figure.colorbar(drawn, ax=axes, label=label, shrink=0.8)
+    return figure
+
+
+def _literal(text: str) -> str:
+    """A dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def _by_step(histories: Sequence[Sequence[dict[str, float]]], name: str) -> dict[float, list[float]]:
     """{step: a value of each seed that has one there}."""
     values: dict[float, list[float]] = {}

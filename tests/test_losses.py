@@ -18,24 +18,26 @@ def drawn(seed=0):
     return logits, rng.integers(V, size=(N, T)), rng.random((N, T)) < 0.6
 
 
-def value_and_gradient(logits, targets, mask):
+def value_and_gradient(logits, targets, mask, **options):
     def loss(logits):
-        nats = cross_entropy(logits, targets, mask)
+        nats = cross_entropy(logits, targets, mask, **options)
         return nats.total, nats.count
 
     (total, count), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(logits)
     return np.asarray(total), np.asarray(count), np.asarray(gradient)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "whole"])
-def test_agrees_with_pytorch(masked):
+def test_agrees_with_pytorch(masked, smoothing):
     torch = oracles.oracle("torch")
     logits, targets, mask = drawn()
     theirs = torch.tensor(logits.astype(np.float64), requires_grad=True)
     wanted = np.where(mask, targets, -100) if masked else targets
-    loss = torch.nn.functional.cross_entropy(theirs.reshape(-1, V), torch.tensor(wanted).reshape(-1), reduction="sum")
+    options = {"reduction": "sum", "label_smoothing": smoothing}
+    loss = torch.nn.functional.cross_entropy(theirs.reshape(-1, V), torch.tensor(wanted).reshape(-1), **options)
     loss.backward()
-    total, count, gradient = value_and_gradient(logits, targets, mask if masked else None)
+    total, count, gradient = value_and_gradient(logits, targets, mask if masked else None, label_smoothing=smoothing)
     assert_close(total, loss.item(), 1e-6)
     assert count == (mask.sum() if masked else N * T)
     assert_close(gradient, theirs.grad.numpy(), 1e-5)
@@ -97,3 +99,9 @@ def test_parts_of_unequal_size_add_up_to_the_whole(sizes):
 def test_shapes_that_do_not_match_are_refused(targets, mask, message):
     with pytest.raises(ValueError, match=message):
         cross_entropy(jnp.zeros((N, T, V)), jnp.zeros(targets, int), None if mask is None else jnp.ones(mask, bool))
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_a_smoothing_out_of_its_range_is_named(smoothing):
+    with pytest.raises(ValueError, match=r"label_smoothing: expected a number in \[0, 1\), got"):
+        cross_entropy(*drawn(), label_smoothing=smoothing)

@@ -130,3 +130,9 @@ def test_traced_lengths_are_clipped():
     with jax.enable_x64(True):  # before the cast, or 2 ** 32 + 1 would be 1
         wide = jax.jit(lambda lengths: masks.check_lengths(lengths, 3, 6))(np.array([2**32 + 1, -(2**32) + 1, 3]))
     np.testing.assert_array_equal(wide, [6, 0, 3])
+
+
+def test_shift_right_by_hand():
+    targets = np.array([[5, 6, 2], [7, 2, 0]])
+    np.testing.assert_array_equal(masks.shift_right(targets, 1), [[1, 5, 6], [1, 7, 2]])
+    assert masks.shift_right(targets[:, :0], 1).shape == (2, 0)

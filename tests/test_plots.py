@@ -110,3 +110,19 @@ def test_images_stand_in_rows_each_with_its_title(count):
     assert colors == ["tab:green" if number % 2 == 0 else "tab:red" for number in range(count)]
     file = io.BytesIO()
     figure.savefig(file)
+
+
+def test_a_heat_map_has_every_label_and_value():
+    values = np.array([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]])
+    figure = plots.heatmap(values, ["ja", "$"], ["été", "да", "$x"], xlabel="source", ylabel="translation", title="Weights")
+    drawn(figure)
+    axes, bar = figure.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["été", "да", r"\$x"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["ja", r"\$"]
+    np.testing.assert_array_equal(axes.images[0].get_array(), values)
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title(), bar.get_ylabel()) == (
+        "source",
+        "translation",
+        "Weights",
+        "weight",
+    )

@@ -72,7 +72,7 @@ class Seq2Seq(nnx.Module):
         check_rngs(rngs)
         if decoder not in DECODERS:
             raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
-        attends = decoder == "attention"
+        self.attends = attends = decoder == "attention"
         for name, asked, known in (
             ("attention", attention is not None, attends),
             ("input_feeding", input_feeding, attends),

@@ -271,7 +271,7 @@ class Run(Generic[ConfigType]):
         split: str,
         metrics: dict[str, float],
         published: list[dict[str, Any]],
-        examples_per_step: int,
+        examples_per_step: float,
         **more: Any,
     ) -> dict[str, Any]:
         """Writes result.json: the arguments, what `trained_on` and `fit` left behind, and how often it was scored.
@@ -280,7 +280,7 @@ class Run(Generic[ConfigType]):
           split: what was scored.
           metrics: by name; accuracies and error rates are fractions from 0 to 1.
           published: for comparison; each with `metric`, `value`, `how` and `source`.
-          examples_per_step: rows of a batch.
+          examples_per_step: rows of a batch, or their mean over an epoch.
           more: anything else worth keeping.
 
         Raises:
@@ -301,7 +301,7 @@ class Run(Generic[ConfigType]):
             "metrics": metrics,
             "published": published,
             "seed": self.config.seed,
-            "examples": left["training"]["steps"] * examples_per_step,
+            "examples": round(left["training"]["steps"] * examples_per_step),
             "test_reads": before.get("test_reads", 0) + 1,
             **left["training"],
             "config": _without_places(_as_json(self.config)),

@@ -1,0 +1,420 @@
+"""Translation by an encoder and a decoder with attention, from sub-words to sub-words, with beam search.
+
+    python -m experiments.translation                                       number words, English to German, without data
+    python -m experiments.translation predict "three hundred and twelve"    with the run of the same --name
+    python -m experiments.translation --dataset multi30k --data-dir FOLDER  real sentences, where FOLDER holds multi30k
+    python -m experiments.translation --dataset files --train-source a.en --train-target a.de ...     your own pairs of lines
+
+`--dataset reverse`, `copy` and `sort` are the toy tasks of JoeyNMT's tutorial and of Sockeye's system test: lines of integers.
+Sub-words are of the training split only, and are kept in the run.
+
+BLEU is 0 to 100 and comes twice. `bleu_lowercased_tokens`: both sides normalised, lower-cased and cut into words by Moses'
+rules, as the Multi30k tasks count it. `bleu_cased`: sacrebleu's own, on texts as people write them. Exact match: share of texts
+that are their reference. Loss: nats per symbol of the reference, end symbol included, given those before; perplexity: its
+exponential. Beam search unless `--beam-size 1`.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from s2s_jax import attention as attentions
+from s2s_jax import cells, plots
+from s2s_jax.data import number_words, toy_pairs
+from s2s_jax.data.buckets import field_buckets, with_room_for
+from s2s_jax.data.parallel import EncodedPairs, Pairs, encode_pairs, load_pairs, read_pairs
+from s2s_jax.data.pipeline import Batches
+from s2s_jax.data.tokenizers import Tokenizers, fit_tokenizers, load_tokenizers
+from s2s_jax.data.vocabulary import START
+from s2s_jax.losses import cross_entropy
+from s2s_jax.masks import length_mask, shift_right
+from s2s_jax.metrics import Mean, token_accuracy
+from s2s_jax.models.seq2seq import Seq2Seq
+from s2s_jax.models.translator import Search, Translation, Translator
+from s2s_jax.text_metrics import bleu_cased, bleu_lowercased_tokens, chrf, exact_match_of_texts
+from s2s_jax.training import checkpoint
+from s2s_jax.training.command import main
+from s2s_jax.training.loop import make_measure
+from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
+from s2s_jax.training.run import Run
+from s2s_jax.training.state import count_parameters
+
+_LIUM = {"how": "GRU with attention, joint BPE 10k, single run", "source": "README of lium-lst/wmt17-mmt"}
+_BENTREVETT = {"how": "GRU with attention", "source": "bentrevett/pytorch-seq2seq, notebook 3; spaCy tokens"}
+# By source and target: metric and value.
+PUBLISHED = {
+    ("en", "de"): [
+        {"metric": "bleu_lowercased_tokens", "value": 39.00, **_LIUM},
+        {"metric": "bleu_lowercased_tokens_test_2017_flickr", "value": 31.25, **_LIUM},
+    ],
+    ("en", "fr"): [
+        {"metric": "bleu_lowercased_tokens", "value": 59.02, **_LIUM},
+        {"metric": "bleu_lowercased_tokens_test_2017_flickr", "value": 51.93, **_LIUM},
+    ],
+    ("de", "en"): [{"metric": "bleu_lowercased_tokens", "value": 28.30, **_BENTREVETT}],
+}
+TOYS = {"reverse": toy_pairs.reversed_integers, "copy": toy_pairs.copied_digits, "sort": toy_pairs.sorted_digits}
+SPLITS = {"train": "train", "validation": "val"}  # what a folder may call them
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    steps: int = 1200
+    dataset: str = "numbers"
+    """numbers, reverse, copy, sort; a folder of line-aligned text such as multi30k; or files, which the flags below name."""
+    source: str = "en"
+    """Language of the sources."""
+    target: str = "de"
+    """Language of the targets."""
+    train_source: Path | None = None
+    """One text a line, plain, .gz or .xz."""
+    train_target: Path | None = None
+    """Its translations, line by line."""
+    validation_source: Path | None = None
+    """The same for validation."""
+    validation_target: Path | None = None
+    """The same for validation."""
+    test_source: Path | None = None
+    """The same for the test."""
+    test_target: Path | None = None
+    """The same for the test."""
+    bad_lines: Literal["error", "drop"] = "error"
+    """Lines that are empty, not UTF-8 or too long: stop, or leave them out and count them."""
+    max_characters: int | None = None
+    """Longest line."""
+    symbols: Literal["subwords", "words", "characters", "bytes"] = "subwords"
+    """What texts are cut into."""
+    method: Literal["bpe", "unigram"] = "bpe"
+    """How sub-words are chosen."""
+    vocabulary_size: int = 400
+    """Sub-words or words, of each side or of both together."""
+    joint: bool = True
+    """One vocabulary, and one embedding, for both sides."""
+    lowercase: bool = False
+    """Lower-case all texts."""
+    attention: Literal["general", "dot", "scaled_dot", "concat", "additive", "multi_head", "coverage", "none"] = "general"
+    """Score of the attention."""
+    input_feeding: bool = False
+    """Whether the attentional vector is read with the next symbol."""
+    query_layer: Literal["last", "first"] = "last"
+    """Which of the decoder's layers asks the attention; those above the first read its answer."""
+    bridge: Literal["last", "zero", "learned"] = "last"
+    """What the decoder starts from."""
+    tied_embeddings: bool = True
+    """The target's embedding is the output matrix too."""
+    cell: Literal["rnn", "lstm", "gru"] = "gru"
+    """Recurrent cell of both sides."""
+    embedding_features: int = 64
+    """Width of the embedded symbols."""
+    hidden_features: int = 128
+    """Width of the state."""
+    num_layers: int = 1
+    """Layers of encoder and decoder."""
+    residual: bool = False
+    """Residual links between layers."""
+    bidirectional: bool = True
+    """Read the source in both directions."""
+    reverse_source: bool = False
+    """Read the source from its end."""
+    double_source: bool = False
+    """Read the source twice."""
+    dropout: float = 0.1
+    """On embeddings, between layers, on what the attention reads and before the output layer."""
+    recurrent_dropout: float = 0.0
+    """On the state, one mask for all steps."""
+    label_smoothing: float = 0.0
+    """Share of the probability that is spread over all symbols."""
+    teacher_forcing: float = 1.0
+    """Probability of reading the true symbol before in training."""
+    tokens: int = 1500
+    """Rows of a batch times its longer side, at most."""
+    shapes: int = 10
+    """Shapes of batches."""
+    beam_size: int = 5
+    """Hypotheses that are followed."""
+    alpha: float = 1.0
+    """Scores are log probabilities over length to this power."""
+    learning_rate: float = 3e-3
+    evaluate_every: int = 400
+
+    may_be_zero: ClassVar[tuple[str, ...]] = (*TrainingConfig.may_be_zero, "alpha")
+    fractions: ClassVar[tuple[str, ...]] = ("token_accuracy",)
+
+
+def load_split(config: Config, split: Any) -> Pairs:
+    """The pairs "train", "validation" or "test" (of a folder: any split) of the data set.
+
+    Raises:
+      ValueError, FileNotFoundError: flags that name no data; see `load_pairs` and `read_pairs`.
+    """
+    if config.dataset == "numbers":
+        if (config.source, config.target) != ("en", "de"):
+            raise ValueError(f"source, target: expected en and de with numbers, got {config.source} and {config.target}")
+        return number_words.number_words(split)
+    if config.dataset in TOYS:
+        return TOYS[config.dataset](split)
+    checks: dict[str, Any] = {"bad_lines": config.bad_lines, "max_characters": config.max_characters}
+    if config.dataset == "files":
+        paths = [getattr(config, f"{split}_{side}") for side in ("source", "target")]
+        for side, path in zip(("source", "target"), paths, strict=True):
+            if path is None:
+                raise ValueError(f"{split}_{side}: expected a file with --dataset files, got none")
+        return read_pairs(paths[0], paths[1], split, **checks)
+    folder = config.data_dir or os.environ.get("S2S_DATA_DIR")
+    if not folder:
+        raise ValueError(f"data_dir: expected a folder that holds {config.dataset}, got none")
+    name = SPLITS.get(split, split)
+    return load_pairs(config.dataset, name, languages=(config.source, config.target), data_dir=folder, **checks)
+
+
+def test_splits(config: Config) -> dict[str, Pairs]:
+    """By what is put behind the names of their metrics: nothing for the first."""
+    if config.dataset == "multi30k":
+        return {"": load_split(config, "test_2016_flickr"), "_test_2017_flickr": load_split(config, "test_2017_flickr")}
+    return {"": load_split(config, "test")}
+
+
+def fit(config: Config, pairs: Pairs) -> Tokenizers:
+    options: dict[str, Any] = {"lowercase": config.lowercase}
+    if config.symbols in ("subwords", "words"):
+        options["size"] = config.vocabulary_size
+    if config.symbols == "subwords":
+        options["method"] = config.method
+    if config.symbols == "words" and config.dataset in TOYS:
+        options["split"] = "spaces"
+    languages = (config.source, config.target) if config.symbols == "words" and not config.joint else (None, None)
+    return fit_tokenizers(config.symbols, pairs.sources, pairs.targets, joint=config.joint, languages=languages, **options)
+
+
+def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
+    options: dict[str, Any] = {}
+    if config.attention != "none":
+        made = {**attentions.ATTENTIONS, "coverage": attentions.make_additive(coverage=True)}
+        made["multi_head"] = attentions.make_multi_head(4)
+        options = {
+            "decoder": "attention",
+            "attention": made[config.attention],
+            "input_feeding": config.input_feeding,
+            "query_layer": config.query_layer,
+        }
+    return Seq2Seq(
+        len(tokenizers.source),
+        len(tokenizers.target),
+        embedding_features=config.embedding_features,
+        hidden_features=config.hidden_features,
+        cell={"rnn": cells.rnn, "lstm": cells.lstm, "gru": cells.gru}[config.cell],
+        num_layers=config.num_layers,
+        residual=config.residual,
+        bidirectional=config.bidirectional,
+        reverse_source=config.reverse_source,
+        double_source=config.double_source,
+        bridge=config.bridge,
+        shared_embeddings=config.joint,
+        tied_embeddings=config.tied_embeddings,
+        dropout=config.dropout,
+        recurrent_dropout=config.recurrent_dropout,
+        rngs=nnx.Rngs(config.seed),
+        **options,
+    )
+
+
+def logits_of(model: Seq2Seq, batch: Any, **options: Any) -> jax.Array:
+    return model(batch["source"], batch["source_lengths"], shift_right(batch["target"], START), **options)
+
+
+def loss(config: Config, model: Seq2Seq, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+    logits = logits_of(model, batch, key=key, teacher_forcing=config.teacher_forcing)
+    mask = length_mask(batch["target_lengths"], batch["target"].shape[1])
+    nats = cross_entropy(logits, batch["target"], mask, label_smoothing=config.label_smoothing)
+    return nats.total / nats.count, {"loss": nats}
+
+
+def measure(model: Seq2Seq, batch: Any) -> dict[str, Mean]:
+    """Loss and accuracy per symbol of the reference, given the true symbols before."""
+    logits, mask = logits_of(model, batch), length_mask(batch["target_lengths"], batch["target"].shape[1])
+    return {
+        "loss": cross_entropy(logits, batch["target"], mask),
+        "token_accuracy": token_accuracy(logits.argmax(-1), batch["target"], mask),
+    }
+
+
+class Encoder:
+    """Splits as numbers, in batches of the shapes of the training split."""
+
+    def __init__(self, config: Config, tokenizers: Tokenizers, training: Pairs):
+        self._config, self._tokenizers = config, tokenizers
+        self.training = self._encoded(training)
+        self._buckets = field_buckets(self.training.lengths, config.shapes)
+
+    def _encoded(self, pairs: Pairs) -> EncodedPairs:
+        return encode_pairs(pairs, self._tokenizers, source_end=True, target_end=True)
+
+    def batches(self, pairs: Pairs | None = None) -> Batches:
+        """Of the training split in the order of the seed, of another one in its own."""
+        encoded = self.training if pairs is None else self._encoded(pairs)
+        return Batches(
+            encoded,
+            tokens=self._config.tokens,
+            seed=self._config.seed if pairs is None else None,
+            lengths=encoded.lengths,
+            buckets=with_room_for(self._buckets, encoded.lengths),
+        )
+
+
+def train(run: Run[Config]) -> None:
+    config = run.config
+    training, validation = load_split(config, "train"), load_split(config, "validation")
+    if config.dataset == "numbers":
+        run.say("No data set named: trains on number words, whose figures say nothing about real sentences.")
+    run.trained_on(training.name, origin_of(config), training.fingerprint)
+    for pairs in (training, validation):
+        run.say(f"{pairs.split}: {pairs.report}")
+    tokenizers = fit(config, training)
+    tokenizers.save(run.folder)
+    encoder = Encoder(config, tokenizers, training)
+    measure_over = make_measure(measure)
+    validated = encoder.batches(validation)
+    trained = train_by_recipe(
+        run,
+        build_model(config, tokenizers),
+        functools.partial(loss, config),
+        encoder.batches(),
+        lambda model: measure_over(model, validated),
+    )
+    report(run, trained.model, tokenizers, encoder)
+
+
+def origin_of(config: Config) -> Literal["real", "generated"]:
+    return "generated" if config.dataset == "numbers" else "real"  # the toy tasks are the data sets that they are called
+
+
+def report(run: Run[Config], model: Seq2Seq, tokenizers: Tokenizers, encoder: Encoder) -> None:
+    """Translates validation and test splits, scores them, draws the figures, and writes result.json."""
+    config = run.config
+    translator, metrics, signatures = Translator(model, tokenizers), {}, {}
+    splits = {"_validation": load_split(config, "validation"), **test_splits(config)}
+    measure_over = make_measure(measure)
+    for suffix, pairs in splits.items():
+        found = [first(best) for best in translator(pairs.sources, search_of(config))]
+        texts = [translation.text for translation in found]
+        scores = {"bleu_cased": bleu_cased(texts, pairs.targets), "chrf": chrf(texts, pairs.targets)}
+        if config.dataset not in TOYS:
+            scores["bleu_lowercased_tokens"] = bleu_lowercased_tokens(texts, pairs.targets, config.target)
+        scores["exact_match"] = exact_match_of_texts(texts, pairs.targets)
+        forced = measure_over(model, encoder.batches(pairs))
+        values = {name: score.value for name, score in scores.items()}
+        values |= {"loss": forced["loss"], "perplexity": math.exp(forced["loss"])}
+        metrics |= {f"{name}{suffix}": value for name, value in values.items()}
+        signatures |= {name: score.signature for name, score in scores.items()}
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
+        run.say(f"\n{pairs.split}, {len(texts)} texts ({origin_of(config)}), beam {config.beam_size}: {told}")
+        (run.folder / f"translations_{pairs.split}.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        if suffix == "":
+            told = [f"{s}\n  {t}\n  {r}" for s, t, r in zip(pairs.sources[:3], texts[:3], pairs.targets[:3], strict=True)]
+            run.say("Source, translation and reference:\n" + "\n".join(told))
+            draw(run, next((one for one in found if 4 <= len(one.pieces) <= 25), found[0]))
+    run.say("\n" + "\n".join(f"{name}: {signature}" for name, signature in signatures.items()))
+    tested = [pairs for suffix, pairs in splits.items() if suffix != "_validation"]
+    result = run.finish(
+        split=", ".join(f"{pairs.split}, all {len(pairs.sources)}" for pairs in tested),
+        metrics=metrics,
+        published=PUBLISHED.get((config.source, config.target), []) if config.dataset == "multi30k" else [],
+        examples_per_step=len(encoder.training) / encoder.batches().steps_per_epoch,
+        parameters=count_parameters(model),
+    )
+    run.say(
+        f"{result['seconds']:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}."
+    )
+
+
+def search_of(config: Config, n_best: int = 1) -> Search:
+    return Search(beam_size=config.beam_size, n_best=min(n_best, config.beam_size), alpha=config.alpha)
+
+
+def first(best: list[Translation]) -> Translation:
+    """The best translation; an empty one where the model gave no number to go by."""
+    return best[0] if best else Translation("", -math.inf, [], [], np.zeros(0, np.float32), None, False)
+
+
+def draw(run: Run[Config], translation: Translation) -> None:
+    config = run.config
+    title = f"{config.dataset}, {config.source} to {config.target}"
+    run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, title))
+    if translation.weights is not None:
+        run.figure("attention", attention_map(translation))
+
+
+def attention_map(translation: Translation) -> Any:
+    return plots.heatmap(
+        translation.weights,
+        translation.pieces,
+        translation.source_pieces,
+        xlabel="source",
+        ylabel="translation",
+        title="Attention weights",
+    )
+
+
+def load(run: Run[Config]) -> tuple[Seq2Seq, Tokenizers]:
+    tokenizers = load_tokenizers(run.folder)
+    model = build_model(run.config, tokenizers)
+    checkpoint.load_weights(run.weights, model)
+    return model, tokenizers
+
+
+def evaluate(run: Run[Config]) -> None:
+    training = load_split(run.config, "train")
+    run.trained_on(training.name, origin_of(run.config), training.fingerprint)
+    model, tokenizers = load(run)
+    report(run, model, tokenizers, Encoder(run.config, tokenizers, training))
+
+
+def predict(run: Run[Config], inputs: list[str]) -> None:
+    """Translates each input, or each line of a file, or of standard input for "-"; the weights go to a figure and to JSON."""
+    if not inputs:
+        raise ValueError('expected at least one text, a file, or "-" for standard input')
+    texts: list[str] = []
+    for text in inputs:
+        if text == "-":
+            texts += [line.rstrip("\n") for line in sys.stdin]
+        elif Path(text).is_file():
+            texts += Path(text).read_text(encoding="utf-8").splitlines()
+        else:
+            texts.append(text)
+    model, tokenizers = load(run)
+    alignments = []
+    for number, (text, best) in enumerate(
+        zip(texts, Translator(model, tokenizers)(texts, search_of(run.config, n_best=3)), strict=True)
+    ):
+        print(text)
+        for translation in best:
+            cut = "" if translation.finished else "  (cut off)"
+            print(f"  {translation.score:8.3f}  {translation.text}{cut}")
+        if best and best[0].weights is not None:
+            alignments.append(
+                {
+                    "source": best[0].source_pieces,
+                    "translation": best[0].pieces,
+                    "log_probabilities": [round(float(value), 5) for value in best[0].log_probs],
+                    "weights": np.round(best[0].weights, 5).tolist(),
+                }
+            )
+            if number == 0:
+                run.figure("attention_of_prediction", attention_map(best[0]))
+    if alignments:
+        path = run.folder / "alignments.json"
+        path.write_text(json.dumps(alignments, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        print(f"The weights of the best are in {path}, those of the first text in figures/attention_of_prediction.png.")
+
+
+if __name__ == "__main__":
+    main("translation", Config, train=train, evaluate=evaluate, predict=predict)

@@ -1,0 +1,82 @@
+"""From texts to texts: that each text has its own translation whatever stands beside it, and weights that fit their labels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from s2s_jax import cells
+from s2s_jax.data.tokenizers import fit_tokenizers
+from s2s_jax.data.vocabulary import END, START
+from s2s_jax.models import Seq2Seq, decoder_step
+from s2s_jax.models.translator import Search, Translator
+from tests.samples import assert_close, random_like
+
+TEXTS = ["a b c d", "b", "d d a b c a a b c d", "", "c a z"]
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return fit_tokenizers("words", ["a b c d"], ["a b c d"], joint=True, split="spaces")
+
+
+def drawn(tokenizers, **options):
+    size = len(tokenizers.source)
+    model = Seq2Seq(size, size, embedding_features=3, hidden_features=6, cell=cells.gru, rngs=nnx.Rngs(0), **options)
+    graphdef, params = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, random_like(params, 3, 1.5)))
+
+
+@pytest.mark.parametrize("options", [{"decoder": "attention"}, {"decoder": "attention", "double_source": True}, {}], ids=str)
+def test_a_text_is_translated_as_if_alone(tokenizers, options):
+    translator = Translator(drawn(tokenizers, **options), tokenizers)
+    search = Search(beam_size=3, n_best=2)
+    together = translator(TEXTS, search, batch_size=4)
+    for text, best in zip(TEXTS, together, strict=True):
+        (alone,) = translator([text], search, batch_size=4)
+        assert [one.text for one in best] == [one.text for one in alone]
+        assert_close([one.score for one in best], [one.score for one in alone], 1e-5)
+        assert best[0].score >= best[-1].score
+
+
+def test_weights_and_log_probabilities_are_those_of_the_model(tokenizers):
+    model = drawn(tokenizers, decoder="attention")
+    for text, (best,) in zip(TEXTS, Translator(model, tokenizers)(TEXTS), strict=True):
+        source = np.append(tokenizers.source.encode(text), END).astype(np.int32)
+        assert best.source_pieces == [*(word if word in "abcd" else "<unk>" for word in text.split()), "</s>"]
+        assert len(best.pieces) == len(best.log_probs) == len(best.weights) <= 2 * len(source) + 10
+        assert best.weights.shape[1] == len(source)
+        assert_close(best.weights.sum(1), np.ones(len(best.pieces)), 1e-5)
+        labels = {piece: number for number, piece in enumerate(tokenizers.target.pieces(range(len(tokenizers.target))))}
+        numbers = [labels[piece] for piece in best.pieces]
+        done = model(source[None], None, np.array([[START, *numbers[:-1]]], np.int32))
+        logs = jax.nn.log_softmax(done)[0, np.arange(len(numbers)), np.array(numbers)]
+        assert_close(best.log_probs, np.asarray(logs), 1e-5)
+        assert_close(best.score, float(np.sum(logs)) / len(numbers), 1e-5)
+        assert best.finished == (numbers[-1] == END)
+
+
+def test_weights_of_a_source_read_twice_are_added_up(tokenizers):
+    model = drawn(tokenizers, decoder="attention", double_source=True)
+    ((best,),) = Translator(model, tokenizers)(["a b c"])
+    step, params = decoder_step(model)
+    context, state = model.start(np.array([[*tokenizers.source.encode("a b c"), END]], np.int32))
+    weights = step(params, context, state, np.array([START])).aux[0]
+    assert weights.shape == (8,)
+    assert_close(best.weights[0], np.asarray(weights[:4] + weights[4:]), 1e-5)
+
+
+def test_few_programs_are_compiled(tokenizers):
+    translator = Translator(drawn(tokenizers, decoder="attention"), tokenizers)
+    from s2s_jax.models import translator as module
+
+    translator(["a b", "c", "d"], batch_size=4)
+    before = module._searched._cache_size()
+    translator(["a b c", "c d", "d", "a"], batch_size=4)
+    translator(["a b c d a", "c d", "d"], batch_size=4)
+    assert module._searched._cache_size() == before
+
+
+def test_no_text_has_no_translation(tokenizers):
+    assert Translator(drawn(tokenizers), tokenizers)([]) == []
