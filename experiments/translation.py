@@ -1,4 +1,4 @@
-"""Translation by an encoder and a decoder with attention, from sub-words to sub-words, with beam search.
+"""A network with attention learns to translate: number words, real sentences, or pairs of lines of your own.
 
     python -m experiments.translation                                       number words, English to German, without data
     python -m experiments.translation predict "three hundred and twelve"    with the run of the same --name
@@ -247,7 +247,7 @@ def measure(model: Seq2Seq, batch: Any) -> dict[str, Mean]:
     }
 
 
-class Encoder:
+class Encoded:
     """Splits as numbers, in batches of the shapes of the training split."""
 
     def __init__(self, config: Config, tokenizers: Tokenizers, training: Pairs):
@@ -280,24 +280,24 @@ def train(run: Run[Config]) -> None:
         run.say(f"{pairs.split}: {pairs.report}")
     tokenizers = fit(config, training)
     tokenizers.save(run.folder)
-    encoder = Encoder(config, tokenizers, training)
+    encoded = Encoded(config, tokenizers, training)
     measure_over = make_measure(measure)
-    validated = encoder.batches(validation)
+    validated = encoded.batches(validation)
     trained = train_by_recipe(
         run,
         build_model(config, tokenizers),
         functools.partial(loss, config),
-        encoder.batches(),
+        encoded.batches(),
         lambda model: measure_over(model, validated),
     )
-    report(run, trained.model, tokenizers, encoder)
+    report(run, trained.model, tokenizers, encoded)
 
 
 def origin_of(config: Config) -> Literal["real", "generated"]:
     return "generated" if config.dataset == "numbers" else "real"  # the toy tasks are the data sets that they are called
 
 
-def report(run: Run[Config], model: Seq2Seq, tokenizers: Tokenizers, encoder: Encoder) -> None:
+def report(run: Run[Config], model: Seq2Seq, tokenizers: Tokenizers, encoded: Encoded) -> None:
     """Translates validation and test splits, scores them, draws the figures, and writes result.json."""
     config = run.config
     translator, metrics, signatures = Translator(model, tokenizers), {}, {}
@@ -310,7 +310,7 @@ def report(run: Run[Config], model: Seq2Seq, tokenizers: Tokenizers, encoder: En
         if config.dataset not in TOYS:
             scores["bleu_lowercased_tokens"] = bleu_lowercased_tokens(texts, pairs.targets, config.target)
         scores["exact_match"] = exact_match_of_texts(texts, pairs.targets)
-        forced = measure_over(model, encoder.batches(pairs))
+        forced = measure_over(model, encoded.batches(pairs))
         values = {name: score.value for name, score in scores.items()}
         values |= {"loss": forced["loss"], "perplexity": math.exp(forced["loss"])}
         metrics |= {f"{name}{suffix}": value for name, value in values.items()}
@@ -328,7 +328,7 @@ def report(run: Run[Config], model: Seq2Seq, tokenizers: Tokenizers, encoder: En
         split=", ".join(f"{pairs.split}, all {len(pairs.sources)}" for pairs in tested),
         metrics=metrics,
         published=PUBLISHED.get((config.source, config.target), []) if config.dataset == "multi30k" else [],
-        examples_per_step=len(encoder.training) / encoder.batches().steps_per_epoch,
+        examples_per_step=len(encoded.training) / encoded.batches().steps_per_epoch,
         parameters=count_parameters(model),
     )
     run.say(
@@ -375,7 +375,7 @@ def evaluate(run: Run[Config]) -> None:
     training = load_split(run.config, "train")
     run.trained_on(training.name, origin_of(run.config), training.fingerprint)
     model, tokenizers = load(run)
-    report(run, model, tokenizers, Encoder(run.config, tokenizers, training))
+    report(run, model, tokenizers, Encoded(run.config, tokenizers, training))
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

@@ -107,21 +107,43 @@ def images(
 def heatmap(
     values: Any, rows: Sequence[str], columns: Sequence[str], *, xlabel: str, ylabel: str, title: str, label: str = "weight"
 ) -> Any:
-    """Values [rows, columns] from 0 to 1 as dark cells, each row and column with its label."""
-    values = [[float(value) for value in row] for row in values]
+    """Values [rows, columns] from 0 to 1 as dark cells, each row and column with its label, in any script."""
     width, height = (max(2.5, 0.34 * count) for count in (len(columns), len(rows)))
     figure, ((axes,),) = _subplots(1, 1, (width + 2.0, height + 1.4))
     drawn = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    axes.set_xticks(range(len(columns)), [_literal(text) for text in columns], rotation=90, fontsize=9)
-    axes.set_yticks(range(len(rows)), [_literal(text) for text in rows], fontsize=9)
+    fonts, known = _fonts_for("".join([*rows, *columns]))
+    axes.set_xticks(range(len(columns)), [_literal(text, known) for text in columns], rotation=90, fontsize=9)
+    axes.set_yticks(range(len(rows)), [_literal(text, known) for text in rows], fontsize=9)
+    for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        tick.set_fontfamily(fonts)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     figure.colorbar(drawn, ax=axes, label=label, shrink=0.8)
     return figure
 
 
-def _literal(text: str) -> str:
-    """A dollar sign would begin a formula."""
-    return text.replace("$", r"\$")
+def _fonts_for(text: str) -> tuple[list[str], set[str]]:
+    """Fonts of this machine that have the characters of a text between them, as few as are needed, and those they have."""
+    from matplotlib import font_manager
+
+    fonts, known = ["DejaVu Sans"], set()  # comes with matplotlib
+    entries = sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.name != fonts[0], entry.name))
+    for entry in entries:
+        missing = set(text) - known
+        if not missing:
+            break
+        try:
+            has = missing & set(map(chr, font_manager.get_font(entry.fname).get_charmap()))
+        except (OSError, RuntimeError):  # a font that cannot be read
+            continue
+        if has:
+            known |= has
+            fonts += [entry.name] * (entry.name not in fonts)
+    return fonts, known
+
+
+def _literal(text: str, known: set[str]) -> str:
+    """A character that no font has by its number, and no dollar sign that would begin a formula."""
+    return "".join(character if character in known else f"U+{ord(character):04X}" for character in text).replace("$", r"\$")
 
 
 def _by_step(histories: Sequence[Sequence[dict[str, float]]], name: str) -> dict[float, list[float]]:

@@ -126,3 +126,12 @@ def test_a_heat_map_has_every_label_and_value():
         "Weights",
         "weight",
     )
+
+
+def test_a_heat_map_knows_any_script_or_says_the_number():
+    figure = plots.heatmap([[1.0, 0.0]], ["\U000f0000"], ["漢", "שלום"], xlabel="x", ylabel="y", title="t")
+    drawn(figure)  # a character without a glyph would be a warning, which is an error here
+    axes = figure.axes[0]
+    assert axes.get_yticklabels()[0].get_text() == "U+F0000"
+    assert axes.get_xticklabels()[0].get_text() in ("漢", "U+6F22")
+    assert axes.get_xticklabels()[1].get_text() == "שלום"
