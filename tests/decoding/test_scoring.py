@@ -75,6 +75,25 @@ def test_gradients_of_a_score_are_those_of_the_sum_of_its_log_softmax():
     assert_close(jax.grad(ours)(logits), jax.grad(by_hand)(logits), 1e-5)
 
 
+def test_what_stands_in_the_padding_reaches_no_gradient():
+    """An embedding gives NaN for a symbol outside the vocabulary, whose gradient a selection of scores would let through."""
+
+    def step(params, context, state, tokens):
+        state = jnp.tanh(state + jnp.take(params, tokens, axis=0))
+        return DecoderOutput(state, state @ params.T, ())
+
+    params = jnp.asarray(np.random.default_rng(0).normal(size=(V, 3)), jnp.float32)
+    state, lengths = jnp.ones((2, 3)), jnp.array([3, 1])
+
+    def slope(tokens):
+        return jax.grad(lambda params: score_reference(step, params, None, state, tokens, lengths, start=1).log_probs.sum())(
+            params
+        )
+
+    want = slope(jnp.array([[3, 4, 2, 0, 0], [2, 0, 0, 0, 0]]))
+    assert_close(slope(jnp.array([[3, 4, 2, 99, -9], [2, 77, V, -7, 2**30]])), want, 1e-6)
+
+
 def test_the_same_under_jit_vmap_and_shard_map_and_without_rows_or_symbols():
     text, tokens = arrays(script(4, T, V)), jnp.asarray(np.random.default_rng(0).integers(0, V, (4, T)))
     lengths = jnp.array([7, 0, 3, 5])
