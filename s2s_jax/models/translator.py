@@ -131,6 +131,7 @@ def _searched(graphdef: Any, params: Any, source: jax.Array, lengths: jax.Array,
         max_length=limits,
         time=2 * source.shape[1] + 10,
         attention=_weights if model.attends else None,
+        banned=(PAD, START),
         **search._asdict(),
     )
 

@@ -63,7 +63,7 @@ def main(
             description=description,
             return_unknown_args=True,
         )
-        unknown = [text for text in inputs if text.startswith("-") or command == "evaluate"]
+        unknown = [text for text in inputs if (text.startswith("-") and text != "-") or command == "evaluate"]
         if unknown:
             raise ValueError(f"{command}: unknown argument {unknown[0]}; see --help")
         run = Run.finished(task, config_type, where.name, where.runs_dir, where.data_dir)
