@@ -131,6 +131,8 @@ def _fonts_for(text: str) -> tuple[list[str], set[str]]:
         missing = set(text) - known
         if not missing:
             break
+        if entry.name.startswith("Last Resort"):  # has a box for everything
+            continue
         try:
             has = missing & set(map(chr, font_manager.get_font(entry.fname).get_charmap()))
         except (OSError, RuntimeError):  # a font that cannot be read
