@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -59,6 +60,7 @@ class Translator:
     def __init__(self, model: Seq2Seq, tokenizers: Tokenizers):
         self._graphdef, self._params = nnx.split(model)
         self._tokenizers = tokenizers
+        self._doubled = model.encoder.double_source
 
     def __call__(
         self, texts: Sequence[str], search: Search = _BEAM_OF_FIVE, *, batch_size: int = 64
@@ -109,17 +111,13 @@ class Translator:
             )
         return translations
 
-    @functools.cached_property
-    def _doubled(self) -> bool:
-        return nnx.merge(self._graphdef, self._params, copy=True).encoder.double_source
-
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _searched(graphdef: Any, params: Any, source: jax.Array, lengths: jax.Array, search: Search) -> Hypotheses:
     model = nnx.merge(graphdef, params, copy=True)
     context, state = model.start(source, lengths)
     step, of_decoder = decoder_step(model)
-    limits = jax.numpy.where(lengths > 0, 2 * lengths + 10, 0)  # rows that fill up the batch are left out
+    limits = jnp.where(lengths > 0, 2 * lengths + 10, 0)  # rows that fill up the batch are left out
     return beam_search(
         step,
         of_decoder,
