@@ -126,8 +126,8 @@ def padded_lengths(
     if not padded or any(set(bucket) != set(lengths) for bucket in padded):
         raise ValueError(f"buckets: expected lengths of {list(lengths)} that go up, got {list(buckets)}")
     # One within an earlier one would never be used, and only of a last one that holds all can it be said what is too long.
-    of_no_use = any(_within(high, low) for low, high in itertools.combinations(padded, 2))
-    if of_no_use or not all(_within(bucket, padded[-1]) for bucket in padded):
+    of_no_use = any(within(high, low) for low, high in itertools.combinations(padded, 2))
+    if of_no_use or not all(within(bucket, padded[-1]) for bucket in padded):
         raise ValueError(
             f"buckets: expected lengths of {list(lengths)} that go up, got {list(buckets)}; none may be within one before it, "
             f"and the last is the longest in every field"
@@ -135,7 +135,8 @@ def padded_lengths(
     return padded
 
 
-def _within(small: Mapping[str, int], large: Mapping[str, int]) -> bool:
+def within(small: Mapping[str, int], large: Mapping[str, int]) -> bool:
+    """Whether a bucket is at most as long as another in every field."""
     return all(small[field] <= large[field] for field in small)
 
 

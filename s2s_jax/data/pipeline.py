@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from s2s_jax.data.buckets import bucket_of, padded_lengths
+from s2s_jax.data.buckets import bucket_of, padded_lengths, within
 from s2s_jax.data.datasets.arrays import SavedArrays
 
 
@@ -56,14 +56,27 @@ class _Bucket(NamedTuple):
     rows: int
     ids: np.ndarray
 
+    def positions(self) -> int:
+        """That a row takes."""
+        return sum(self.lengths.values()) if self.lengths else 1
+
+
+class _Share(NamedTuple):
+    """What becomes of a bucket's examples: how many stay, in how many steps, and which later bucket takes the others."""
+
+    kept: int
+    steps: int
+    heir: int | None
+
 
 class Batches:
     """The batch of each step from a source of examples, in length buckets, as a pure function of the step.
 
     An epoch holds every example exactly once: those of a bucket are shuffled and cut into batches, and the batches of all
-    buckets are shuffled. What does not fill its last batch is not carried over: the rows left are filled with zeros (their
-    length is 0), and `batch["mask"]` is False there, so that each epoch, and so an evaluation, is exact. The orders depend on
-    seed and epoch only.
+    buckets are shuffled. What does not fill its last batch goes to the next bucket that holds it, where that costs fewer
+    positions than filling up; else the rows left are filled with zeros (their length is 0), and `batch["mask"]` is False
+    there. Nothing is carried to the next epoch, so that each one, and so an evaluation, is exact. The orders depend on seed
+    and epoch only.
 
     A batch is a dict: each field of the examples [rows, ...]; `<field>_lengths` int32 [rows] for each field of `lengths`, which
     is padded on the right with zeros to the length of the bucket; and `mask` bool [rows].
@@ -74,7 +87,7 @@ class Batches:
       seed: of the orders; None keeps the order of the source within each bucket, shortest bucket first.
       lengths: {field: lengths [N]} of the fields whose first axis varies; of arrays, how much of each row counts.
       buckets: lengths to pad to, each a number or {field: number}; by default one, of the longest example. An example goes to
-        the first that holds all of its fields. None may be within one before it, and the last is the longest in every field.
+        the first that holds all of its fields, or to a later one to fill its batch. None may be within one before it, and the last is the longest in every field.
       tokens: rows of a batch times its longest padded field, at most.
       transform: `example -> example` of numbers and arrays. It must be a function of the example alone.
       multiple_of: what the rows that `tokens` gives are rounded down to a multiple of: a number of devices.
@@ -132,7 +145,8 @@ class Batches:
                 self._buckets.append(_Bucket(by_field, rows, ids))
         if not self._buckets:
             raise ValueError(f"source: expected at least one example, got none of {len(self._source)}")
-        self.steps_per_epoch = sum(_steps(bucket) for bucket in self._buckets)
+        self._shares = _shared_out(self._buckets)
+        self.steps_per_epoch = sum(share.steps for share in self._shares)
         self._plan = functools.lru_cache(maxsize=2)(self._planned)
 
     def of_process(self, index: int, count: int) -> "Batches":
@@ -194,7 +208,8 @@ class Batches:
 
     def usage(self) -> Usage:
         """What the plan does with the source: padding, shapes, what is left out. The plan tells it; nothing is read."""
-        shapes = tuple(BatchShape(bucket.rows, bucket.lengths, _steps(bucket)) for bucket in self._buckets)
+        shares = zip(self._buckets, self._shares, strict=True)
+        shapes = tuple(BatchShape(bucket.rows, bucket.lengths, share.steps) for bucket, share in shares if share.steps)
         kept = np.concatenate([bucket.ids for bucket in self._buckets])
         positions = sum(shape.steps * shape.rows * (sum(shape.lengths.values()) if self._lengths else 1) for shape in shapes)
         data = sum(int(values[kept].sum()) for values in self._lengths.values()) if self._lengths else len(kept)
@@ -210,9 +225,15 @@ class Batches:
     def _planned(self, epoch: int) -> list[tuple[_Bucket, np.ndarray]]:
         rng = None if self._seed is None else np.random.default_rng((self._seed, epoch))
         batches = []
-        for bucket in self._buckets:
-            ids = bucket.ids if rng is None else rng.permutation(bucket.ids)
-            batches += [(bucket, ids[start : start + bucket.rows]) for start in range(0, len(ids), bucket.rows)]
+        inherited: list[list[np.ndarray]] = [[] for _ in self._buckets]
+        for bucket, share, more in zip(self._buckets, self._shares, inherited, strict=True):
+            ids = np.sort(np.concatenate([*more, bucket.ids]))
+            ids = ids if rng is None else rng.permutation(ids)
+            batches += [
+                (bucket, ids[start : min(start + bucket.rows, share.kept)]) for start in range(0, share.kept, bucket.rows)
+            ]
+            if share.heir is not None:
+                inherited[share.heir].append(ids[share.kept :])
         return batches if rng is None else [batches[place] for place in rng.permutation(len(batches))]
 
     def _at(self, step: int) -> tuple[_Bucket, np.ndarray]:
@@ -307,8 +328,20 @@ class _Arrays:
         }
 
 
-def _steps(bucket: _Bucket) -> int:
-    return -(-len(bucket.ids) // bucket.rows)
+def _shared_out(buckets: Sequence[_Bucket]) -> list[_Share]:
+    counts = [len(bucket.ids) for bucket in buckets]
+    shares = []
+    for place, bucket in enumerate(buckets):
+        full, rest = divmod(counts[place], bucket.rows)
+        heir = next((later for later in range(place + 1, len(buckets)) if within(bucket.lengths, buckets[later].lengths)), None)
+        if rest and heir is not None:
+            longer = rest * (buckets[heir].positions() - bucket.positions())
+            if longer < (bucket.rows - rest) * bucket.positions():
+                counts[heir] += rest
+                shares.append(_Share(full * bucket.rows, full, heir))
+                continue
+        shares.append(_Share(counts[place], full + bool(rest), None))
+    return shares
 
 
 def _count(arrays: Any) -> int:
