@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -29,11 +28,8 @@ from flax import nnx
 
 from s2s_jax import attention as attentions
 from s2s_jax import cells, plots
-from s2s_jax.data import number_words, toy_pairs
-from s2s_jax.data.buckets import field_buckets, with_room_for
-from s2s_jax.data.parallel import EncodedPairs, Pairs, encode_pairs, load_pairs, read_pairs
-from s2s_jax.data.pipeline import Batches
-from s2s_jax.data.tokenizers import Tokenizers, fit_tokenizers, load_tokenizers
+from s2s_jax.data.pair_sets import TOYS, PairBatches, PairFlags, fit, load_split, load_tests
+from s2s_jax.data.tokenizers import Tokenizers, load_tokenizers
 from s2s_jax.data.vocabulary import START
 from s2s_jax.losses import cross_entropy
 from s2s_jax.masks import length_mask, shift_right
@@ -62,45 +58,11 @@ PUBLISHED = {
     ],
     ("de", "en"): [{"metric": "bleu_lowercased_tokens", "value": 28.30, **_BENTREVETT}],
 }
-TOYS = {"reverse": toy_pairs.reversed_integers, "copy": toy_pairs.copied_digits, "sort": toy_pairs.sorted_digits}
-SPLITS = {"train": "train", "validation": "val"}  # what a folder may call them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PairFlags, TrainingConfig):
     steps: int = 1200
-    dataset: str = "numbers"
-    """numbers, reverse, copy, sort; a folder of line-aligned text such as multi30k; or files, which the flags below name."""
-    source: str = "en"
-    """Language of the sources."""
-    target: str = "de"
-    """Language of the targets."""
-    train_source: Path | None = None
-    """One text a line, plain, .gz or .xz."""
-    train_target: Path | None = None
-    """Its translations, line by line."""
-    validation_source: Path | None = None
-    """The same for validation."""
-    validation_target: Path | None = None
-    """The same for validation."""
-    test_source: Path | None = None
-    """The same for the test."""
-    test_target: Path | None = None
-    """The same for the test."""
-    bad_lines: Literal["error", "drop"] = "error"
-    """Lines that are empty, not UTF-8 or too long: stop, or leave them out and count them."""
-    max_characters: int | None = None
-    """Longest line."""
-    symbols: Literal["subwords", "words", "characters", "bytes"] = "subwords"
-    """What texts are cut into."""
-    method: Literal["bpe", "unigram"] = "bpe"
-    """How sub-words are chosen."""
-    vocabulary_size: int = 400
-    """Sub-words or words, of each side or of both together."""
-    joint: bool = True
-    """One vocabulary, and one embedding, for both sides."""
-    lowercase: bool = False
-    """Lower-case all texts."""
     attention: Literal["general", "dot", "scaled_dot", "concat", "additive", "multi_head", "coverage", "none"] = "general"
     """Score of the attention."""
     input_feeding: bool = False
@@ -135,10 +97,6 @@ class Config(TrainingConfig):
     """Share of the probability that is spread over all symbols."""
     teacher_forcing: float = 1.0
     """Probability of reading the true symbol before in training."""
-    tokens: int = 1500
-    """Rows of a batch times its longer side, at most."""
-    shapes: int = 10
-    """Shapes of batches."""
     beam_size: int = 5
     """Hypotheses that are followed."""
     alpha: float = 1.0
@@ -148,51 +106,6 @@ class Config(TrainingConfig):
 
     may_be_zero: ClassVar[tuple[str, ...]] = (*TrainingConfig.may_be_zero, "alpha")
     fractions: ClassVar[tuple[str, ...]] = ("token_accuracy",)
-
-
-def load_split(config: Config, split: Any) -> Pairs:
-    """The pairs "train", "validation" or "test" (of a folder: any split) of the data set.
-
-    Raises:
-      ValueError, FileNotFoundError: flags that name no data; see `load_pairs` and `read_pairs`.
-    """
-    if config.dataset == "numbers":
-        if (config.source, config.target) != ("en", "de"):
-            raise ValueError(f"source, target: expected en and de with numbers, got {config.source} and {config.target}")
-        return number_words.number_words(split)
-    if config.dataset in TOYS:
-        return TOYS[config.dataset](split)
-    checks: dict[str, Any] = {"bad_lines": config.bad_lines, "max_characters": config.max_characters}
-    if config.dataset == "files":
-        paths = [getattr(config, f"{split}_{side}") for side in ("source", "target")]
-        for side, path in zip(("source", "target"), paths, strict=True):
-            if path is None:
-                raise ValueError(f"{split}_{side}: expected a file with --dataset files, got none")
-        return read_pairs(paths[0], paths[1], split, **checks)
-    folder = config.data_dir or os.environ.get("S2S_DATA_DIR")
-    if not folder:
-        raise ValueError(f"data_dir: expected a folder that holds {config.dataset}, got none")
-    name = SPLITS.get(split, split)
-    return load_pairs(config.dataset, name, languages=(config.source, config.target), data_dir=folder, **checks)
-
-
-def test_splits(config: Config) -> dict[str, Pairs]:
-    """By what is put behind the names of their metrics: nothing for the first."""
-    if config.dataset == "multi30k":
-        return {"": load_split(config, "test_2016_flickr"), "_test_2017_flickr": load_split(config, "test_2017_flickr")}
-    return {"": load_split(config, "test")}
-
-
-def fit(config: Config, pairs: Pairs) -> Tokenizers:
-    options: dict[str, Any] = {"lowercase": config.lowercase}
-    if config.symbols in ("subwords", "words"):
-        options["size"] = config.vocabulary_size
-    if config.symbols == "subwords":
-        options["method"] = config.method
-    if config.symbols == "words" and config.dataset in TOYS:
-        options["split"] = "spaces"
-    languages = (config.source, config.target) if config.symbols == "words" and not config.joint else (None, None)
-    return fit_tokenizers(config.symbols, pairs.sources, pairs.targets, joint=config.joint, languages=languages, **options)
 
 
 def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
@@ -247,61 +160,34 @@ def measure(model: Seq2Seq, batch: Any) -> dict[str, Mean]:
     }
 
 
-class Encoded:
-    """Splits as numbers, in batches of the shapes of the training split."""
-
-    def __init__(self, config: Config, tokenizers: Tokenizers, training: Pairs):
-        self._config, self._tokenizers = config, tokenizers
-        self.training = self._encoded(training)
-        self._buckets = field_buckets(self.training.lengths, config.shapes)
-
-    def _encoded(self, pairs: Pairs) -> EncodedPairs:
-        return encode_pairs(pairs, self._tokenizers, source_end=True, target_end=True)
-
-    def batches(self, pairs: Pairs | None = None) -> Batches:
-        """Of the training split in the order of the seed, of another one in its own."""
-        encoded = self.training if pairs is None else self._encoded(pairs)
-        return Batches(
-            encoded,
-            tokens=self._config.tokens,
-            seed=self._config.seed if pairs is None else None,
-            lengths=encoded.lengths,
-            buckets=with_room_for(self._buckets, encoded.lengths),
-        )
-
-
 def train(run: Run[Config]) -> None:
     config = run.config
-    training, validation = load_split(config, "train"), load_split(config, "validation")
+    training, validation = (load_split(config, split, config.data_dir) for split in ("train", "validation"))
     if config.dataset == "numbers":
         run.say("No data set named: trains on number words, whose figures say nothing about real sentences.")
-    run.trained_on(training.name, origin_of(config), training.fingerprint)
+    run.trained_on(training.name, config.origin, training.fingerprint)
     for pairs in (training, validation):
         run.say(f"{pairs.split}: {pairs.report}")
     tokenizers = fit(config, training)
     tokenizers.save(run.folder)
-    encoded = Encoded(config, tokenizers, training)
+    batches = PairBatches(config, tokenizers, training)
     measure_over = make_measure(measure)
-    validated = encoded.batches(validation)
+    validated = batches.in_order(validation)
     trained = train_by_recipe(
         run,
         build_model(config, tokenizers),
         functools.partial(loss, config),
-        encoded.batches(),
+        batches.shuffled(config.seed),
         lambda model: measure_over(model, validated),
     )
-    report(run, trained.model, tokenizers, encoded)
+    report(run, trained.model, tokenizers, batches)
 
 
-def origin_of(config: Config) -> Literal["real", "generated"]:
-    return "generated" if config.dataset == "numbers" else "real"  # the toy tasks are the data sets that they are called
-
-
-def report(run: Run[Config], model: Seq2Seq, tokenizers: Tokenizers, encoded: Encoded) -> None:
+def report(run: Run[Config], model: Seq2Seq, tokenizers: Tokenizers, batches: PairBatches) -> None:
     """Translates validation and test splits, scores them, draws the figures, and writes result.json."""
     config = run.config
     translator, metrics, signatures = Translator(model, tokenizers), {}, {}
-    splits = {"_validation": load_split(config, "validation"), **test_splits(config)}
+    splits = {"_validation": load_split(config, "validation", config.data_dir), **load_tests(config, config.data_dir)}
     measure_over = make_measure(measure)
     for suffix, pairs in splits.items():
         found = [first(best) for best in translator(pairs.sources, search_of(config))]
@@ -312,13 +198,13 @@ def report(run: Run[Config], model: Seq2Seq, tokenizers: Tokenizers, encoded: En
         if config.dataset not in (*TOYS, "numbers"):
             scores["bleu_lowercased_tokens"] = bleu_lowercased_tokens(texts, pairs.targets, config.target)
         scores["exact_match"] = exact_match_of_texts(texts, pairs.targets)
-        forced = measure_over(model, encoded.batches(pairs))
+        forced = measure_over(model, batches.in_order(pairs))
         values = {name: score.value for name, score in scores.items()}
         values |= {"loss": forced["loss"], "perplexity": math.exp(forced["loss"])}
         metrics |= {f"{name}{suffix}": value for name, value in values.items()}
         signatures |= {name: score.signature for name, score in scores.items()}
         told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
-        run.say(f"\n{pairs.split}, {len(texts)} texts ({origin_of(config)}), beam {config.beam_size}: {told}")
+        run.say(f"\n{pairs.split}, {len(texts)} texts ({config.origin}), beam {config.beam_size}: {told}")
         (run.folder / f"translations_{pairs.split}.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
         if suffix == "":
             told = [f"{s}\n  {t}\n  {r}" for s, t, r in zip(pairs.sources[:3], texts[:3], pairs.targets[:3], strict=True)]
@@ -330,7 +216,7 @@ def report(run: Run[Config], model: Seq2Seq, tokenizers: Tokenizers, encoded: En
         split=", ".join(f"{pairs.split}, all {len(pairs.sources)}" for pairs in tested),
         metrics=metrics,
         published=PUBLISHED.get((config.source, config.target), []) if config.dataset == "multi30k" else [],
-        examples_per_step=len(encoded.training) / encoded.batches().steps_per_epoch,
+        examples_per_step=len(batches.training) / batches.shuffled(config.seed).steps_per_epoch,
         parameters=count_parameters(model),
     )
     run.say(
@@ -374,10 +260,10 @@ def load(run: Run[Config]) -> tuple[Seq2Seq, Tokenizers]:
 
 
 def evaluate(run: Run[Config]) -> None:
-    training = load_split(run.config, "train")
-    run.trained_on(training.name, origin_of(run.config), training.fingerprint)
+    training = load_split(run.config, "train", run.config.data_dir)
+    run.trained_on(training.name, run.config.origin, training.fingerprint)
     model, tokenizers = load(run)
-    report(run, model, tokenizers, Encoded(run.config, tokenizers, training))
+    report(run, model, tokenizers, PairBatches(run.config, tokenizers, training))
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

@@ -6,7 +6,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -50,10 +50,10 @@ def load_pairs(
     max_characters: int | None = None,
     test: bool | None = None,
 ) -> Pairs:
-    """Pairs of a data set whose folder holds line-aligned text, `train.en.gz` and `train.de.gz` say; see `datasets.load`.
+    """Pairs of a data set whose folder holds line-aligned text, `train.en.gz` and `train.de.gz` say, or of TFDS's catalogue.
 
     Args:
-      name: the folder's.
+      name: the folder's, or the catalogue's, "ted_hrlr_translate/pt_to_en" say; see `datasets.load`.
       split: a name, or slices and sums: "train[:90%]". Of slices the places in the report are numbers of examples.
       languages: of the sources and of the targets.
       data_dir: the folder, or the one that it is in.
@@ -70,9 +70,14 @@ def load_pairs(
     """
     if len(languages) != 2 or isinstance(languages, str):
         raise ValueError(f"languages: expected two, of sources and targets, got {languages!r}")
-    options = {"bad_lines": "drop"} if bad_lines == "drop" else {}
-    # Sorted, so that both directions share what is prepared.
-    source = datasets.load(name, split, data_dir=data_dir, cache_dir=cache_dir, languages=tuple(sorted(languages)), **options)
+    options: dict[str, Any] = {}
+    if datasets.in_folder(name, data_dir):
+        # Sorted, so that both directions share what is prepared.
+        options = {"languages": tuple(sorted(languages)), **({"bad_lines": "drop"} if bad_lines == "drop" else {})}
+    source = datasets.load(name, split, data_dir=data_dir, cache_dir=cache_dir, **options)
+    lacking = set(languages) - set(source[0] if len(source) else languages)
+    if lacking:
+        raise ValueError(f"languages: expected some of {sorted(source[0])}, the fields of {name}, got {sorted(lacking)}")
     whole = re.fullmatch(r"[\w-]+", split)
     examples = (source[number] for number in range(len(source)))
     pairs = _checked(

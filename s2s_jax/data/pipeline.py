@@ -87,7 +87,8 @@ class Batches:
       seed: of the orders; None keeps the order of the source within each bucket, shortest bucket first.
       lengths: {field: lengths [N]} of the fields whose first axis varies; of arrays, how much of each row counts.
       buckets: lengths to pad to, each a number or {field: number}; by default one, of the longest example. An example goes to
-        the first that holds all of its fields, or to a later one to fill its batch. None may be within one before it, and the last is the longest in every field.
+        the first that holds all of its fields, or to a later one, to fill a batch. None may be within one before it, and the
+        last is the longest in every field.
       tokens: rows of a batch times its longest padded field, at most.
       transform: `example -> example` of numbers and arrays. It must be a function of the example alone.
       multiple_of: what the rows that `tokens` gives are rounded down to a multiple of: a number of devices.

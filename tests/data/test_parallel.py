@@ -187,3 +187,26 @@ def test_batches_of_two_lengths_hold_every_pair_whole():
     longer = encode_pairs(reversed_integers("test", 50, longest=30), tokenizers, source_end=False, target_end=True)
     usage = Batches(longer, 8, seed=None, lengths=longer.lengths, buckets=with_room_for(buckets, longer.lengths)).usage()
     assert (usage.examples, len(usage.left_out)) == (50, 0)
+
+
+def test_a_set_of_the_catalogue(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class S2sJaxTestTranslations(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        __module__ = "catalogue"  # with a dot in it, TFDS imports importlib_resources
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.Translation(["en", "de"]))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from enumerate({"en": en, "de": de} for en, de in zip(ENGLISH, GERMAN, strict=True))
+
+    options = {"data_dir": None, "cache_dir": tmp_path}
+    pairs = load_pairs("s2s_jax_test_translations", "train", languages=("de", "en"), **options)
+    assert sorted(zip(pairs.sources, pairs.targets, strict=True)) == sorted(zip(GERMAN, ENGLISH, strict=True))
+    with pytest.raises(ValueError, match=r"languages: expected some of \['de', 'en'\], the fields of s2s.*, got \['fr'\]"):
+        load_pairs("s2s_jax_test_translations", "train", languages=("de", "fr"), **options)

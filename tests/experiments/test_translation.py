@@ -112,7 +112,8 @@ def test_predict_takes_texts_files_and_standard_input_of_any_script(own, tmp_pat
     [
         (["--dataset", "files"], "train_source: expected a file with --dataset files, got none"),
         (["--dataset", "numbers", "--target", "fr"], "source, target: expected en and de with numbers, got en and fr"),
-        (["--dataset", "nothing"], "data_dir: expected a folder that holds nothing, got none"),
+        (["--dataset", "multi30k"], "data_dir: expected a folder that holds multi30k, got none"),
+        (["--dataset", "nothing"], "name: expected a folder of that name or a data set of TFDS's catalogue, got 'nothing'"),
     ],
     ids=str,
 )
@@ -132,13 +133,3 @@ def test_a_bad_line_is_an_error_or_counted(pairs, tmp_path, capsys):
         call(*flags)
     call(*flags, "--bad-lines", "drop")
     assert "lines with an empty side, left out: 1, first" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("dataset", ["numbers", "reverse", "copy", "sort"])
-def test_made_up_pairs_need_no_folder(dataset):
-    config = Config(dataset=dataset)
-    training, test = (translation.load_split(config, split) for split in ("train", "test"))
-    assert not set(training.sources) & set(test.sources)
-    tokenizers = translation.fit(config if dataset == "numbers" else Config(dataset=dataset, symbols="words"), training)
-    for text in test.targets[:50]:
-        assert tokenizers.target.decode(tokenizers.target.encode(text)) == text

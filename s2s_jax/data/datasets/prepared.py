@@ -115,6 +115,17 @@ def load(
     return Source(name, split, records, builder.info.features, fingerprint=fingerprint, report=report, place=prepared)
 
 
+def in_folder(name: str, data_dir: str | Path | None = None) -> bool:
+    """Whether `load` reads a folder in a plain format, and not saved arrays or the catalogue.
+
+    Raises:
+      FileNotFoundError: as `load` does.
+    """
+    given = data_dir or os.environ.get("S2S_DATA_DIR")
+    arrays = given and any(splits_of(place) for place in (Path(given) / name, Path(given)))
+    return not arrays and _find_folder(name, data_dir) is not None
+
+
 def _find_folder(name: str, data_dir: str | Path | None) -> Path | None:
     given = data_dir or os.environ.get("S2S_DATA_DIR")
     if not given:

@@ -1,0 +1,135 @@
+"""Which pairs of texts, cut into which symbols, in which batches: flags that experiments on pairs share, and what they name."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from s2s_jax.data import number_words, toy_pairs
+from s2s_jax.data.buckets import field_buckets, with_room_for
+from s2s_jax.data.parallel import BadLines, EncodedPairs, Pairs, encode_pairs, load_pairs, read_pairs
+from s2s_jax.data.pipeline import Batches
+from s2s_jax.data.tokenizers import Tokenizers, fit_tokenizers
+
+TOYS = {"reverse": toy_pairs.reversed_integers, "copy": toy_pairs.copied_digits, "sort": toy_pairs.sorted_digits}
+VALIDATION = {"multi30k": "val"}  # what its folder calls that split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairFlags:
+    """Flags of an experiment whose examples are pairs of texts."""
+
+    dataset: str = "numbers"
+    """numbers, reverse, copy, sort; a folder of line-aligned text such as multi30k, or a name of TFDS's catalogue such as
+    ted_hrlr_translate/pt_to_en; or files, which the flags below name."""
+    source: str = "en"
+    """Language of the sources."""
+    target: str = "de"
+    """Language of the targets."""
+    train_source: Path | None = None
+    """One text a line, plain, .gz or .xz."""
+    train_target: Path | None = None
+    """Its translations, line by line."""
+    validation_source: Path | None = None
+    """The same for validation."""
+    validation_target: Path | None = None
+    """The same for validation."""
+    test_source: Path | None = None
+    """The same for the test."""
+    test_target: Path | None = None
+    """The same for the test."""
+    bad_lines: BadLines = "error"
+    """Lines that are empty, not UTF-8 or too long: stop, or leave them out and count them."""
+    max_characters: int | None = None
+    """Longest line."""
+    symbols: Literal["subwords", "words", "characters", "bytes"] = "subwords"
+    """What texts are cut into."""
+    method: Literal["bpe", "unigram"] = "bpe"
+    """How sub-words are chosen."""
+    vocabulary_size: int = 400
+    """Sub-words or words, of each side or of both together."""
+    joint: bool = True
+    """One vocabulary, and one embedding, for both sides."""
+    lowercase: bool = False
+    """Lower-case all texts."""
+    tokens: int = 1500
+    """Rows of a batch times its longer side, at most."""
+    shapes: int = 10
+    """Shapes of batches."""
+
+    @property
+    def origin(self) -> Literal["real", "generated"]:
+        """Number words stand in for real sentences; the toy tasks are the data sets that they are called."""
+        return "generated" if self.dataset == "numbers" else "real"
+
+
+def load_split(flags: PairFlags, split: Any, data_dir: str | Path | None = None) -> Pairs:
+    """The pairs "train", "validation" or "test" (of a folder: any split) of the data set.
+
+    Raises:
+      ValueError, FileNotFoundError: flags that name no data; see `load_pairs` and `read_pairs`.
+    """
+    if flags.dataset == "numbers":
+        if (flags.source, flags.target) != ("en", "de"):
+            raise ValueError(f"source, target: expected en and de with numbers, got {flags.source} and {flags.target}")
+        return number_words.number_words(split)
+    if flags.dataset in TOYS:
+        return TOYS[flags.dataset](split)
+    checks: dict[str, Any] = {"bad_lines": flags.bad_lines, "max_characters": flags.max_characters}
+    if flags.dataset == "files":
+        paths = [getattr(flags, f"{split}_{side}") for side in ("source", "target")]
+        for side, path in zip(("source", "target"), paths, strict=True):
+            if path is None:
+                raise ValueError(f"{split}_{side}: expected a file with --dataset files, got none")
+        return read_pairs(paths[0], paths[1], split, **checks)
+    if flags.dataset == "multi30k" and not (data_dir or os.environ.get("S2S_DATA_DIR")):
+        raise ValueError("data_dir: expected a folder that holds multi30k, got none")
+    name = VALIDATION.get(flags.dataset, split) if split == "validation" else split
+    return load_pairs(flags.dataset, name, languages=(flags.source, flags.target), data_dir=data_dir, **checks)
+
+
+def load_tests(flags: PairFlags, data_dir: str | Path | None = None) -> dict[str, Pairs]:
+    """The test splits, by what is put behind the names of their metrics: nothing for the first."""
+    names = {"": "test_2016_flickr", "_test_2017_flickr": "test_2017_flickr"} if flags.dataset == "multi30k" else {"": "test"}
+    return {suffix: load_split(flags, split, data_dir) for suffix, split in names.items()}
+
+
+def fit(flags: PairFlags, pairs: Pairs) -> Tokenizers:
+    """Tokenizers of both sides, of these pairs."""
+    options: dict[str, Any] = {"lowercase": flags.lowercase}
+    if flags.symbols in ("subwords", "words"):
+        options["size"] = flags.vocabulary_size
+    if flags.symbols == "subwords":
+        options["method"] = flags.method
+    if flags.symbols == "words" and flags.dataset in TOYS:
+        options["split"] = "spaces"
+    languages = (flags.source, flags.target) if flags.symbols == "words" and not flags.joint else (None, None)
+    return fit_tokenizers(flags.symbols, pairs.sources, pairs.targets, joint=flags.joint, languages=languages, **options)
+
+
+class PairBatches:
+    """Splits as numbers, in batches of the shapes of the training split.
+
+    Attributes:
+      training: the training split, encoded.
+    """
+
+    def __init__(self, flags: PairFlags, tokenizers: Tokenizers, training: Pairs):
+        self._flags, self._tokenizers = flags, tokenizers
+        self.training = self._encoded(training)
+        self._buckets = field_buckets(self.training.lengths, flags.shapes)
+
+    def _encoded(self, pairs: Pairs) -> EncodedPairs:
+        return encode_pairs(pairs, self._tokenizers, source_end=True, target_end=True)
+
+    def shuffled(self, seed: int) -> Batches:
+        """Of the training split, for training."""
+        return self._batches(self.training, seed)
+
+    def in_order(self, pairs: Pairs) -> Batches:
+        """Of another split, for an evaluation."""
+        return self._batches(self._encoded(pairs), None)
+
+    def _batches(self, encoded: EncodedPairs, seed: int | None) -> Batches:
+        buckets = with_room_for(self._buckets, encoded.lengths)
+        return Batches(encoded, tokens=self._flags.tokens, seed=seed, lengths=encoded.lengths, buckets=buckets)

@@ -1,0 +1,58 @@
+"""The pairs that flags name, the symbols that they are cut into, and their batches."""
+
+import numpy as np
+import pytest
+
+from s2s_jax.data.pair_sets import PairBatches, PairFlags, fit, load_split, load_tests
+
+
+@pytest.mark.parametrize("dataset", ["numbers", "reverse", "copy", "sort"])
+def test_made_up_pairs_need_no_folder(dataset):
+    flags = PairFlags(dataset=dataset, symbols="subwords" if dataset == "numbers" else "words")
+    training, test = load_split(flags, "train"), load_tests(flags)[""]
+    assert not set(training.sources) & set(test.sources)
+    tokenizers = fit(flags, training)
+    for text in test.targets[:50]:
+        assert tokenizers.target.decode(tokenizers.target.encode(text)) == text
+    assert flags.origin == ("generated" if dataset == "numbers" else "real")
+
+
+def write_multi30k(folder):
+    data = folder / "multi30k"
+    data.mkdir()
+    for number, split in enumerate(("train", "val", "test_2016_flickr", "test_2017_flickr")):
+        for language in ("en", "de"):
+            (data / f"{split}.{language}").write_text(f"{language} {split}\n" * (number + 1))
+
+
+def test_multi30k_has_its_own_names_of_splits_and_two_tests(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_multi30k(tmp_path)
+    flags = PairFlags(dataset="multi30k", source="de", target="en")
+    assert load_split(flags, "validation", tmp_path).sources == ["de val"] * 2
+    tests = load_tests(flags, tmp_path)
+    assert {suffix: pairs.targets[0] for suffix, pairs in tests.items()} == {
+        "": "en test_2016_flickr",
+        "_test_2017_flickr": "en test_2017_flickr",
+    }
+
+
+def test_batches_hold_the_pairs_and_an_evaluation_goes_through_the_shapes_of_training():
+    flags = PairFlags(dataset="copy", symbols="words", tokens=200, shapes=3)
+    training, validation = load_split(flags, "train"), load_split(flags, "validation")
+    tokenizers = fit(flags, training)
+    batches = PairBatches(flags, tokenizers, training)
+    shapes = {batch["source"].shape for batch in batches.shuffled(0)}
+    assert len(shapes) <= 3
+    seen = []
+    for batch in batches.in_order(validation):
+        assert batch["source"].shape in shapes
+        for source, target, length, valid in zip(
+            batch["source"], batch["target"], batch["target_lengths"], batch["mask"], strict=True
+        ):
+            if valid:
+                np.testing.assert_array_equal(source, target)
+                seen.append(tokenizers.target.decode(target[: length - 1]))
+    assert sorted(seen) == sorted(validation.targets)
+    first, other = (batches.shuffled(seed)(0)["source"] for seed in (0, 1))
+    assert first.shape != other.shape or (first != other).any()
