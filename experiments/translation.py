@@ -45,7 +45,8 @@ from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
 _LIUM = {"how": "GRU with attention, joint BPE 10k, single run", "source": "README of lium-lst/wmt17-mmt"}
-_BENTREVETT = {"how": "GRU with attention", "source": "bentrevett/pytorch-seq2seq, notebook 3; spaCy tokens"}
+_BENTREVETT = "bentrevett/pytorch-seq2seq, notebook {}; spaCy tokens, greedy"
+_MAXIMUS = "README of maximus-21/Neural-Machine-Translation; greedy, scoring not said"
 # By source and target: metric and value.
 PUBLISHED = {
     ("en", "de"): [
@@ -56,7 +57,15 @@ PUBLISHED = {
         {"metric": "bleu_lowercased_tokens", "value": 59.02, **_LIUM},
         {"metric": "bleu_lowercased_tokens_test_2017_flickr", "value": 51.93, **_LIUM},
     ],
-    ("de", "en"): [{"metric": "bleu_lowercased_tokens", "value": 28.30, **_BENTREVETT}],
+    ("de", "en"): [
+        {"metric": "bleu_lowercased_tokens", "value": value, "how": how, "source": source}
+        for value, how, source in (
+            (13.76, "LSTM of two layers, no attention", _BENTREVETT.format(1)),
+            (20.61, "GRU, no attention", _BENTREVETT.format(2)),
+            (28.30, "GRU with attention", _BENTREVETT.format(3)),
+            (38.45, "two-directional LSTM with attention, sub-words", _MAXIMUS),
+        )
+    ],
 }
 
 
