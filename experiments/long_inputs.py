@@ -12,44 +12,44 @@ the same batches by the same recipe. Each is a run of its own in the folder of t
 stopped.
 
 Score: exact match, the share of texts that are their reference, for made-up pairs; for others BLEU of lower-cased words, 0 to
-100. The test texts are put into groups by the length of their source in symbols, as many in each as can be. One table, one
-figure, and what holds: each claim is that a number is above 0, the score of the reversed model less that of the plain one, say.
-It holds where the 95 % interval of the number is above 0, does not hold where the interval is below, and cannot be told
-otherwise. The interval comes of 1,000 bootstrap samples of the test texts, the same for all models (Koehn 2004, W04-3250): it
-knows of no other seed and of no other recipe.
+100. Loss: nats per symbol of the reference, end symbol included, given those before. The test texts are put into groups by the
+length of their source in symbols, as many in each as can be. One table, one figure, and what holds: each claim is that a number
+is above 0, the score of the reversed model less that of the plain one, say. It holds where the 95 % interval of the number is
+above 0, does not hold where the interval is below, and cannot be told otherwise. The interval comes of 1,000 bootstrap samples
+of the test texts, the same for all models: it knows of no other seed and of no other recipe.
 """
 
 import bisect
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 
 from s2s_jax import attention as attentions
 from s2s_jax import cells, plots
+from s2s_jax.bootstrap import ByGroup, bootstrap, interval
 from s2s_jax.data.pair_sets import TOYS, PairBatches, PairFlags, fit, load_split, load_tests
 from s2s_jax.data.parallel import Pairs
+from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.tokenizers import Tokenizers, load_tokenizers
-from s2s_jax.models.pair_loss import measure_pairs, pair_loss
+from s2s_jax.metrics import Mean
+from s2s_jax.models.pair_loss import nats_of_targets, pair_loss
 from s2s_jax.models.seq2seq import Seq2Seq
 from s2s_jax.models.translator import Search, Translator
 from s2s_jax.text_metrics import TextCounts, bleu_lowercased_tokens_counts, exact_match_counts
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
-from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
 MODELS = ("plain", "reversed", "doubled", "deep", "attention")
 GROUPS = 5
-RESAMPLES = 1000
 KEPT = 0.95  # the share of its score on the shortest that a model has on the longest if it does not get worse with length
-
-measure_over = make_measure(measure_pairs)  # one for all, so that each model is compiled once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,6 @@ class Config(PairFlags, TrainingConfig):
     """Hypotheses that are followed."""
     learning_rate: float = 5e-3
     evaluate_every: int = 500
-
-    fractions: ClassVar[tuple[str, ...]] = ("token_accuracy",)
 
 
 def build_model(config: Config, tokenizers: Tokenizers, name: str, hidden_features: int) -> Seq2Seq:
@@ -136,71 +134,64 @@ def length_groups(lengths: Sequence[int], count: int = GROUPS) -> dict[str, np.n
     return groups
 
 
-ScoresByLength = Mapping[tuple[str, str], np.ndarray]  # of model and group: the score, and that of each bootstrap sample
-
-
-def scores_by_length(
-    counts: Mapping[str, TextCounts], groups: Mapping[str, np.ndarray], resamples: int = RESAMPLES
-) -> ScoresByLength:
-    """{(model, group): [1 + resamples]}, the score first; models are scored on the same samples of the texts of a group."""
-    rng, scores = np.random.default_rng(0), {}
-    for group, numbers in groups.items():
-        size = len(numbers)
-        times = np.vstack([np.ones(size, np.int64), rng.multinomial(size, np.full(size, 1 / size), resamples)])
-        for name, of_texts in counts.items():
-            scores[name, group] = of_texts.value(times @ of_texts.counts[numbers])
-    return scores
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of what stands behind the first value."""
-    low, high = np.percentile(values[1:], [2.5, 97.5])
-    return float(low), float(high)
-
-
 class Claim(NamedTuple):
-    """That a sum of scores is above zero; each is a factor, a model, and "all" texts, the "shortest" or the "longest" group."""
+    """That a sum is above zero; each term a factor, a model, and "all" texts, the "shortest" or the "longest" group.
+
+    Attributes:
+      of: what is summed up, the "score" or the "loss".
+    """
 
     metric: str
     says: str
     source: str
+    of: str
     terms: Sequence[tuple[float, str, str]]
+
+
+def _gains(name: str, source: str) -> tuple[Claim, Claim]:
+    """That a model is better than the plain one, in score and in loss."""
+    score, loss = [(1, name, "all"), (-1, "plain", "all")], [(1, "plain", "all"), (-1, name, "all")]
+    says = f"{name} is better than plain"
+    return Claim(f"gain_{name}", says, source, "score", score), Claim(f"gain_{name}_in_loss", says, source, "loss", loss)
 
 
 _FALL = [(1, "plain", "shortest"), (-1, "plain", "longest")]
 CLAIMS = (
-    *(
-        Claim(f"gain_{name}", f"{name} is better than plain", source, [(1, name, "all"), (-1, "plain", "all")])
-        for name, source in (
-            ("reversed", "Sutskever et al., arXiv 1409.3215, section 3.3"),
-            ("doubled", "Zaremba & Sutskever, arXiv 1410.4615, section 3.3"),
-            ("deep", "Sutskever et al., arXiv 1409.3215, section 3.4"),
-            ("attention", "Bahdanau et al., arXiv 1409.0473, table 1"),
-        )
-    ),
-    Claim("fall_plain", "plain is worse on the longest", "Cho et al., arXiv 1409.1259", _FALL),
+    *_gains("reversed", "Sutskever et al., arXiv 1409.3215, section 3.3"),
+    *_gains("doubled", "Zaremba & Sutskever, arXiv 1410.4615, section 3.3"),
+    *_gains("deep", "Sutskever et al., arXiv 1409.3215, section 3.4"),
+    *_gains("attention", "Bahdanau et al., arXiv 1409.0473, table 1"),
+    Claim("fall_plain", "plain is worse on the longest", "Cho et al., arXiv 1409.1259", "score", _FALL),
     Claim(
         "fall_plain_beyond_attention",
         "plain falls by more than attention",
         "Bahdanau et al., arXiv 1409.0473, figure 2",
+        "score",
         [*_FALL, (-1, "attention", "shortest"), (1, "attention", "longest")],
     ),
     Claim(
         "attention_beyond_kept",
-        f"attention keeps {KEPT:.0%} on the longest",
+        f"attention keeps {100 * KEPT:.0f} % on the longest",
         "Luong et al., arXiv 1508.04025, section 5.2",
+        "score",
         [(1, "attention", "longest"), (-KEPT, "attention", "shortest")],
     ),
 )
 
 
-def judged(claim: Claim, scores: ScoresByLength, groups: Sequence[str]) -> dict[str, Any]:
-    """The claim's number, its interval, and what they say about it; `groups` from the shortest to the longest."""
+def judged(claim: Claim, values: ByGroup, groups: Sequence[str]) -> dict[str, Any]:
+    """The claim's number, its interval, and what they say about it; of scores or losses, as the claim wants them.
+
+    Args:
+      claim: one of them.
+      values: of `bootstrap`.
+      groups: from the shortest to the longest.
+    """
     named = {"all": "all", "shortest": groups[0], "longest": groups[-1]}
-    numbers = np.sum([factor * scores[name, named[group]] for factor, name, group in claim.terms], axis=0)
+    numbers = np.sum([factor * values[name, named[group]] for factor, name, group in claim.terms], axis=0)
     low, high = interval(numbers)
     verdict = "holds" if low > 0 else "does not hold" if high < 0 else "cannot be told"
-    told = {"metric": claim.metric, "says": claim.says, "source": claim.source, "value": float(numbers[0])}
+    told = {"metric": claim.metric, "says": claim.says, "source": claim.source, "of": claim.of, "value": float(numbers[0])}
     return {**told, "low": low, "high": high, "verdict": verdict}
 
 
@@ -230,7 +221,7 @@ def train(run: Run[Config]) -> None:
             run.say(f"Trained already; its weights are in {part.folder}.")
         else:
             shuffled = batches.shuffled(config.seed)
-            by_recipe = train_by_recipe(part, models[name], pair_loss, shuffled, lambda model: measure_over(model, validated))
+            by_recipe = train_by_recipe(part, models[name], pair_loss, shuffled, lambda model: validate(model, validated))
             models[name] = by_recipe.model
         trained.append(json.loads((part.folder / "training.json").read_text()))
     if run.writes:
@@ -238,6 +229,11 @@ def train(run: Run[Config]) -> None:
     times = {what: sum(one["times"].get(what, 0.0) for one in trained) for what in trained[0]["times"]}
     run.trained(max(one["steps"] for one in trained), times, sorted({one["backend"] for one in trained}))
     report(run, models, tokenizers, batches)
+
+
+def validate(model: Seq2Seq, batches: Batches) -> dict[str, float]:
+    loss = counted_loss(model, batches)
+    return {"loss": float(loss.value(loss.counts.sum(0)))}
 
 
 def test_of(config: Config) -> Pairs:
@@ -252,36 +248,39 @@ def grouped(tokenizers: Tokenizers, pairs: Pairs) -> dict[str, np.ndarray]:
 def report(run: Run[Config], models: Mapping[str, Seq2Seq], tokenizers: Tokenizers, batches: PairBatches) -> None:
     """Scores the test texts by length of their source, judges the claims, draws the figure, and writes result.json."""
     config, pairs = run.config, test_of(run.config)
-    by_length = grouped(tokenizers, pairs)
-    groups = {"all": np.arange(len(pairs.sources)), **by_length}
+    lengths = grouped(tokenizers, pairs)
+    groups = {"all": np.arange(len(pairs.sources)), **lengths}
     metric, perfect = ("exact_match", 1.0) if is_made_up(config) else ("bleu_lowercased_tokens", 100.0)
     counts = {}
     for name, model in models.items():
         texts = translated(model, tokenizers, pairs.sources, config.beam_size)
         (run.folder / f"translations_{name}.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
         counts[name] = counted(config, texts, pairs.targets)
-    scores, losses = scores_by_length(counts, groups), losses_by_length(models, batches, pairs, groups)
-    found = {
+    in_order = batches.in_order(pairs)
+    values = {
+        "score": bootstrap(counts, groups),
+        "loss": bootstrap({name: counted_loss(model, in_order) for name, model in models.items()}, groups),
+    }
+    found: dict[str, dict[str, Any]] = {
         name: {
             "parameters": count_parameters(model),
             "hidden_features": model.encoder.recurrent.hidden_features,
-            "score": {group: float(scores[name, group][0]) for group in groups},
-            "loss": {group: losses[name, group] for group in groups},
+            **{of: {group: float(these[name, group][0]) for group in groups} for of, these in values.items()},
         }
         for name, model in models.items()
     }
-    claims = [judged(claim, scores, list(by_length)) for claim in CLAIMS]
+    claims = [judged(claim, values[claim.of], list(lengths)) for claim in CLAIMS]
     scored = f"{pairs.split}, {len(pairs.sources)} texts ({config.origin}), beam {config.beam_size}"
     run.say(f"\n{scored}: {metric.replace('_', ' ')}, 0 to 100, and loss in nats per symbol,")
     run.say("by symbols of the source and with the number of texts.\n")
     run.say(table(found, groups, perfect))
     run.say(f"\nA claim holds where the 95 % interval of its number is above 0.\n\n{verdicts(claims, perfect)}")
     run.say(f"\n{metric}: {counts['plain'].signature}")
-    draw(run, found, scores, by_length, metric)
+    draw(run, found, values["score"], lengths, metric)
     totals = {f"{metric}_{name}": one["score"]["all"] for name, one in found.items()}
     totals |= {f"loss_{name}": one["loss"]["all"] for name, one in found.items()}
     of_groups = {
-        f"{metric}_{name}_{group.replace(' ', '_')}": one["score"][group] for name, one in found.items() for group in by_length
+        f"{metric}_{name}_{group.replace(' ', '_')}": one["score"][group] for name, one in found.items() for group in lengths
     }
     result = run.finish(
         split=f"{pairs.split}, all {len(pairs.sources)}",
@@ -308,27 +307,28 @@ def counted(config: Config, texts: Sequence[str], references: Sequence[str]) -> 
     return bleu_lowercased_tokens_counts(texts, references, config.target)
 
 
-def losses_by_length(
-    models: Mapping[str, Seq2Seq], batches: PairBatches, pairs: Pairs, groups: Mapping[str, np.ndarray]
-) -> dict[tuple[str, str], float]:
-    """Nats per symbol of the references, given those before, by model and group."""
-    losses = {}
-    for group, numbers in groups.items():
-        sources, targets = ([texts[number] for number in numbers] for texts in (pairs.sources, pairs.targets))
-        of_group = batches.in_order(pairs._replace(sources=sources, targets=targets))
-        losses |= {(name, group): measure_over(model, of_group)["loss"] for name, model in models.items()}
-    return losses
+def counted_loss(model: Seq2Seq, batches: Batches) -> TextCounts:
+    """Nats and symbols of each reference, which give nats per symbol."""
+    parts, counts = nnx.split(model), {}
+    for step, batch in enumerate(batches):
+        nats, symbols = map(np.asarray, _nats_of_batch(parts, batch))
+        counts |= {text: (nats[row], symbols[row]) for row, text in enumerate(batches.ids(step)) if text >= 0}
+    ordered = np.array([counts[text] for text in sorted(counts)], np.float64)
+    return TextCounts(ordered, lambda sums: sums[..., 0] / sums[..., 1], "nats per symbol")
 
 
-def draw(
-    run: Run[Config], found: Mapping[str, Any], scores: ScoresByLength, by_length: Mapping[str, np.ndarray], metric: str
-) -> None:
+@jax.jit
+def _nats_of_batch(parts: tuple[nnx.GraphDef, nnx.State], batch: Mapping[str, Any]) -> Mean:
+    return nats_of_targets(nnx.merge(*parts, copy=True), batch)
+
+
+def draw(run: Run[Config], found: Mapping[str, Any], scores: ByGroup, lengths: Mapping[str, np.ndarray], metric: str) -> None:
     config = run.config
     named = {name: f"{name}, {one['hidden_features']} units" for name, one in found.items()}
     figure = plots.lines(
-        {named[name]: [one["score"][group] for group in by_length] for name, one in found.items()},
-        {named[name]: [interval(scores[name, group]) for group in by_length] for name in found},
-        [f"{group}\nn = {len(numbers)}" for group, numbers in by_length.items()],
+        {named[name]: [one["score"][group] for group in lengths] for name, one in found.items()},
+        {named[name]: [interval(scores[name, group]) for group in lengths] for name in found},
+        [f"{group}\nn = {len(numbers)}" for group, numbers in lengths.items()],
         xlabel="symbols of the source, and number of test texts",
         ylabel=f"{metric.replace('_', ' ')}, with 95 % intervals",
         title=f"{config.dataset}: {config.cell} models of about {found['plain']['parameters']:,} parameters",
@@ -354,12 +354,13 @@ def table(models: Mapping[str, Mapping[str, Any]], groups: Mapping[str, np.ndarr
 
 
 def verdicts(claims: Sequence[Mapping[str, Any]], perfect: float) -> str:
-    """A line for each claim, with its number and interval in hundredths of a perfect score."""
+    """A line for each claim, with its number and interval: scores in hundredths of a perfect one, losses in nats."""
     lines = []
     for claim in claims:
-        value, low, high = (100 / perfect * claim[name] for name in ("value", "low", "high"))
-        told = f"{value:+7.1f} ({low:+.1f} to {high:+.1f})"
-        lines.append(f"{claim['verdict']:<15} {claim['says']:<36}{told:<27}{claim['source']}")
+        factor, places = (100 / perfect, 1) if claim["of"] == "score" else (1, 3)
+        value, low, high = (f"{factor * claim[name]:+.{places}f}" for name in ("value", "low", "high"))
+        told = f"{value:>7} ({low} to {high})"
+        lines.append(f"{claim['verdict']:<15} {claim['of']:<6} {claim['says']:<36}{told:<27}{claim['source']}")
     return "\n".join(lines)
 
 

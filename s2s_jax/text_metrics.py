@@ -26,7 +26,7 @@ class TextCounts(NamedTuple):
     """A score of a corpus as counts of each text: added up over any texts, drawn more than once too, they give its value there.
 
     Attributes:
-      counts: int64 [N, K].
+      counts: [N, K].
       value: from sums [..., K] to values [...].
       signature: as of `TextScore`.
     """

@@ -30,6 +30,11 @@ def measure_pairs(model: Seq2Seq, batch: Mapping[str, Any]) -> dict[str, Mean]:
     }
 
 
+def nats_of_targets(model: Seq2Seq, batch: Mapping[str, Any]) -> Mean:
+    """The loss of each target by itself: nats [B], and symbols [B]."""
+    return jax.vmap(cross_entropy)(_logits(model, batch), batch["target"], _mask(batch))
+
+
 def _logits(model: Seq2Seq, batch: Mapping[str, Any], **options: Any) -> jax.Array:
     return model(batch["source"], batch["source_lengths"], shift_right(batch["target"], START), **options)
 

@@ -7,7 +7,7 @@ from flax import nnx
 
 from s2s_jax.data.vocabulary import START
 from s2s_jax.models import Seq2Seq
-from s2s_jax.models.pair_loss import measure_pairs, pair_loss
+from s2s_jax.models.pair_loss import measure_pairs, nats_of_targets, pair_loss
 from tests.samples import assert_close
 
 SOURCE, TARGET = (np.random.default_rng(seed).integers(4, 9, (3, 5)).astype(np.int32) for seed in (0, 1))
@@ -36,6 +36,9 @@ def test_loss_and_accuracy_are_those_of_one_pair_and_symbol_after_the_other(mode
     assert measured["loss"].value() == pytest.approx(np.mean(nats), rel=1e-5)
     assert measured["token_accuracy"].value() == pytest.approx(np.mean(right))
     assert (float(measured["loss"].count), float(measured["token_accuracy"].count)) == (10, 10)
+    each = jax.jit(nats_of_targets)(model, batch(padding))
+    assert_close(each.total, np.array([sum(nats[:5]), sum(nats[5:7]), sum(nats[7:])]), 1e-5)
+    np.testing.assert_array_equal(each.count, LENGTHS)
     value, logged = pair_loss(model, batch(padding), jax.random.key(0))
     assert_close(value, np.mean(nats), 1e-5)
     assert logged["loss"].value() == pytest.approx(np.mean(nats), rel=1e-5)
