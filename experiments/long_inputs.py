@@ -15,8 +15,14 @@ Score: exact match, the share of texts that are their reference, for made-up pai
 100. Loss: nats per symbol of the reference, end symbol included, given those before. The test texts are put into groups by the
 length of their source in symbols, as many in each as can be. One table, one figure, and what holds: each claim is that a number
 is above 0, the score of the reversed model less that of the plain one, say. It holds where the 95 % interval of the number is
-above 0, does not hold where the interval is below, and cannot be told otherwise. The interval comes of 1,000 bootstrap samples
-of the test texts, the same for all models: it knows of no other seed and of no other recipe.
+above 0, does not hold where the interval is below, and cannot be told otherwise, nor where all scores in it are below 1 of 100.
+The interval comes of 1,000 bootstrap samples of the test texts, the same for all models: it knows of no other seed and of no
+other recipe.
+
+Digits, seed 0, two cores of an AMD EPYC beside other jobs, 869 s: exact match 67.9 % plain, 84.4 % reversed, 59.7 % doubled,
+70.6 % deep, 99.8 % attention; of sources of 18 to 20 digits 4.3, 30.9, 0.7, 2.9 and 99.3 %. So reading from the end and
+attention help, attention hardly loses with length where the plain model loses nearly all, reading twice does not help, and
+depth is better in exact match (+2.7, interval +0.3 to +5.2) and worse in loss.
 """
 
 import bisect
@@ -49,6 +55,7 @@ from s2s_jax.training.state import count_parameters
 
 MODELS = ("plain", "reversed", "doubled", "deep", "attention")
 GROUPS = 5
+LEAST = 0.01  # of a perfect score: models that are all below it have learned nothing to be compared
 KEPT = 0.95  # the share of its score on the shortest that a model has on the longest if it does not get worse with length
 
 
@@ -179,18 +186,22 @@ CLAIMS = (
 )
 
 
-def judged(claim: Claim, values: ByGroup, groups: Sequence[str]) -> dict[str, Any]:
-    """The claim's number, its interval, and what they say about it; of scores or losses, as the claim wants them.
+def judged(claim: Claim, values: ByGroup, groups: Sequence[str], least: float = 0.0) -> dict[str, Any]:
+    """The claim's number, its interval, and what they say about it.
 
     Args:
       claim: one of them.
-      values: of `bootstrap`.
+      values: scores or losses, as the claim wants them, of `bootstrap`.
       groups: from the shortest to the longest.
+      least: where all values that the claim speaks of are below it, nothing was learned that could be compared.
     """
     named = {"all": "all", "shortest": groups[0], "longest": groups[-1]}
-    numbers = np.sum([factor * values[name, named[group]] for factor, name, group in claim.terms], axis=0)
+    terms = [(factor, values[name, named[group]]) for factor, name, group in claim.terms]
+    numbers = np.sum([factor * value for factor, value in terms], axis=0)
     low, high = interval(numbers)
     verdict = "holds" if low > 0 else "does not hold" if high < 0 else "cannot be told"
+    if max(value[0] for _, value in terms) < least:
+        verdict = "cannot be told"
     told = {"metric": claim.metric, "says": claim.says, "source": claim.source, "of": claim.of, "value": float(numbers[0])}
     return {**told, "low": low, "high": high, "verdict": verdict}
 
@@ -269,12 +280,16 @@ def report(run: Run[Config], models: Mapping[str, Seq2Seq], tokenizers: Tokenize
         }
         for name, model in models.items()
     }
-    claims = [judged(claim, values[claim.of], list(lengths)) for claim in CLAIMS]
+    least = {"score": LEAST * perfect, "loss": 0.0}
+    claims = [judged(claim, values[claim.of], list(lengths), least[claim.of]) for claim in CLAIMS]
     scored = f"{pairs.split}, {len(pairs.sources)} texts ({config.origin}), beam {config.beam_size}"
     run.say(f"\n{scored}: {metric.replace('_', ' ')}, 0 to 100, and loss in nats per symbol,")
     run.say("by symbols of the source and with the number of texts.\n")
     run.say(table(found, groups, perfect))
-    run.say(f"\nA claim holds where the 95 % interval of its number is above 0.\n\n{verdicts(claims, perfect)}")
+    run.say(
+        "\nA claim holds where the 95 % interval of its number is above 0; of scores that are all below 1 it cannot be told.\n"
+    )
+    run.say(verdicts(claims, perfect))
     run.say(f"\n{metric}: {counts['plain'].signature}")
     draw(run, found, values["score"], lengths, metric)
     totals = {f"{metric}_{name}": one["score"]["all"] for name, one in found.items()}

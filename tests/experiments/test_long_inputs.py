@@ -227,6 +227,8 @@ def test_claims_are_the_numbers_that_they_speak_of():
         "fall_plain_beyond_attention": (0.5, "holds"),
         "attention_beyond_kept": (-0.15, "does not hold"),
     }
+    hardly = constant(plain=(0.001, 0, 0), reversed=(0.009, 0, 0))
+    assert [judged(CLAIMS[0], hardly, ["1", "9"], least)["verdict"] for least in (0.009, 0.01)] == ["holds", "cannot be told"]
     nothing_learned = constant(**dict.fromkeys(MODELS, (0, 0, 0)))
     assert {judged(claim, nothing_learned, ["1", "9"])["verdict"] for claim in CLAIMS} == {"cannot be told"}
 
@@ -234,11 +236,11 @@ def test_claims_are_the_numbers_that_they_speak_of():
 def test_a_loss_is_that_of_all_texts_together():
     config, tokenizers = Config(tokens=14, shapes=2), of_digits()
     model = build_model(config, tokenizers, "plain", 4)
-    pairs = Pairs("some", "test", ["1 2 3", "4", "5 6", "7 8 9 0 1 2"], ["1 2", "4", "5 6 7 8", "9"], None, Report())
+    pairs = Pairs("some", "test", ["7 8 9 0 1 2", "4", "5 6", "1 2 3"], ["9", "4", "5 6 7 8", "1 2"], None, Report())
     batches = PairBatches(config, tokenizers, pairs).in_order(pairs)
     assert batches.steps_per_epoch > 1
     counts = long_inputs.counted_loss(model, batches)
-    np.testing.assert_array_equal(counts.counts[:, 1], [3, 2, 5, 2])  # in the order of the texts, end symbols included
+    np.testing.assert_array_equal(counts.counts[:, 1], [2, 2, 5, 3])  # in the order of the texts, end symbols included
     want = make_measure(measure_pairs)(model, batches)["loss"]
     assert counts.value(counts.counts.sum(0)) == pytest.approx(want, rel=1e-5)
     assert long_inputs.validate(model, batches) == {"loss": pytest.approx(want, rel=1e-5)}
