@@ -22,7 +22,6 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -30,10 +29,7 @@ from s2s_jax import attention as attentions
 from s2s_jax import cells, plots
 from s2s_jax.data.pair_sets import TOYS, PairBatches, PairFlags, fit, load_split, load_tests
 from s2s_jax.data.tokenizers import Tokenizers, load_tokenizers
-from s2s_jax.data.vocabulary import START
-from s2s_jax.losses import cross_entropy
-from s2s_jax.masks import length_mask, shift_right
-from s2s_jax.metrics import Mean, token_accuracy
+from s2s_jax.models.pair_loss import measure_pairs, pair_loss
 from s2s_jax.models.seq2seq import Seq2Seq
 from s2s_jax.models.translator import Search, Translation, Translator
 from s2s_jax.text_metrics import bleu_cased, bleu_lowercased_tokens, chrf, exact_match_of_texts
@@ -149,26 +145,6 @@ def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
     )
 
 
-def logits_of(model: Seq2Seq, batch: Any, **options: Any) -> jax.Array:
-    return model(batch["source"], batch["source_lengths"], shift_right(batch["target"], START), **options)
-
-
-def loss(config: Config, model: Seq2Seq, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
-    logits = logits_of(model, batch, key=key, teacher_forcing=config.teacher_forcing)
-    mask = length_mask(batch["target_lengths"], batch["target"].shape[1])
-    nats = cross_entropy(logits, batch["target"], mask, label_smoothing=config.label_smoothing)
-    return nats.total / nats.count, {"loss": nats}
-
-
-def measure(model: Seq2Seq, batch: Any) -> dict[str, Mean]:
-    """Loss and accuracy per symbol of the reference, given the true symbols before."""
-    logits, mask = logits_of(model, batch), length_mask(batch["target_lengths"], batch["target"].shape[1])
-    return {
-        "loss": cross_entropy(logits, batch["target"], mask),
-        "token_accuracy": token_accuracy(logits.argmax(-1), batch["target"], mask),
-    }
-
-
 def train(run: Run[Config]) -> None:
     config = run.config
     training, validation = (load_split(config, split, config.data_dir) for split in ("train", "validation"))
@@ -180,12 +156,12 @@ def train(run: Run[Config]) -> None:
     tokenizers = fit(config, training)
     tokenizers.save(run.folder)
     batches = PairBatches(config, tokenizers, training)
-    measure_over = make_measure(measure)
+    measure_over = make_measure(measure_pairs)
     validated = batches.in_order(validation)
     trained = train_by_recipe(
         run,
         build_model(config, tokenizers),
-        functools.partial(loss, config),
+        functools.partial(pair_loss, teacher_forcing=config.teacher_forcing, label_smoothing=config.label_smoothing),
         batches.shuffled(config.seed),
         lambda model: measure_over(model, validated),
     )
@@ -197,7 +173,7 @@ def report(run: Run[Config], model: Seq2Seq, tokenizers: Tokenizers, batches: Pa
     config = run.config
     translator, metrics, signatures = Translator(model, tokenizers), {}, {}
     splits = {"_validation": load_split(config, "validation", config.data_dir), **load_tests(config, config.data_dir)}
-    measure_over = make_measure(measure)
+    measure_over = make_measure(measure_pairs)
     for suffix, pairs in splits.items():
         found = [first(best) for best in translator(pairs.sources, search_of(config))]
         texts = [translation.text for translation in found]

@@ -88,6 +88,43 @@ def spread(
     return figure
 
 
+def lines(
+    values: Mapping[str, Sequence[float]],
+    intervals: Mapping[str, Sequence[tuple[float, float]]],
+    places: Sequence[str],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    fractions: bool,
+) -> Any:
+    """A line for each name through its values, one for each place, and at each value a bar from end to end of its interval.
+
+    Args:
+      values: {name: [values]}.
+      intervals: {name: [(lower end, upper end)]}.
+      places: labels along the horizontal axis.
+      xlabel, ylabel, title: of the figure.
+      fractions: whether values are fractions from 0 to 1, shown as per cent.
+    """
+    figure, ((axes,),) = _subplots(1, 1, (max(6.4, 1.1 * len(places) + 1), 4.4))
+    looks = zip(itertools.cycle(_COLORS), itertools.cycle(_MARKERS), values.items(), strict=False)
+    for number, (color, marker, (name, heights)) in enumerate(looks):
+        # Side by side, so that no bar hides another.
+        across = [place + 0.07 * (number - (len(values) - 1) / 2) for place in range(len(places))]
+        axes.plot(across, heights, marker=marker, markersize=5, color=color, label=name)
+        axes.vlines(across, *zip(*intervals[name], strict=True), color=color, linewidth=1.2, alpha=0.7)
+    axes.set_xticks(range(len(places)), places)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set_ylim(bottom=0)
+    if fractions:
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(_percent())
+    axes.legend(frameon=False, loc="best")
+    _quiet(axes)
+    return figure
+
+
 def images(
     pictures: Sequence[Any], titles: Sequence[str], *, title: str, columns: int = 8, right: Sequence[bool] | None = None
 ) -> Any:

@@ -1,8 +1,10 @@
 """Scores of texts against references: BLEU, chrF, exact match, each with the signature that says how it was counted."""
 
 import importlib.metadata
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from s2s_jax.data import moses
 from s2s_jax.data.vocabulary import normalized
@@ -17,6 +19,20 @@ class TextScore(NamedTuple):
     """
 
     value: float
+    signature: str
+
+
+class TextCounts(NamedTuple):
+    """A score of a corpus as counts of each text: added up over any texts, drawn more than once too, they give its value there.
+
+    Attributes:
+      counts: [N, K].
+      value: from sums [..., K] to values [...].
+      signature: as of `TextScore`.
+    """
+
+    counts: np.ndarray
+    value: Callable[[np.ndarray], np.ndarray]
     signature: str
 
 
@@ -47,14 +63,27 @@ def bleu_lowercased_tokens(hypotheses: Sequence[str], references: Sequence[str],
       ValueError: no text, or another number of references; a language that Moses has no rules for.
     """
     _check(hypotheses, references)
-    moses.check_language(language)
-    from sacrebleu.metrics.bleu import BLEU
-
-    bleu = BLEU(tokenize="none", force=True)  # force: no warning that these are words already
-    ours, theirs = ([_lowercased_tokens(text, language) for text in texts] for texts in (hypotheses, references))
+    bleu, ours, theirs, before = _lowercased(hypotheses, references, language)
     value = bleu.corpus_score(ours, [theirs]).score
-    before = f"sacremoses {importlib.metadata.version('sacremoses')}: normalize, lowercase, tokenize {language}"
-    return TextScore(value, f"{bleu.get_signature()}|before:{before}")
+    return TextScore(value, f"{bleu.get_signature()}|{before}")
+
+
+def bleu_lowercased_tokens_counts(hypotheses: Sequence[str], references: Sequence[str], language: str) -> TextCounts:
+    """`bleu_lowercased_tokens` as counts: right and all n-grams for n of 1 to 4, and the lengths c and r.
+
+    Raises:
+      ValueError: as of `bleu_lowercased_tokens`.
+    """
+    _check(hypotheses, references)
+    bleu, ours, theirs, before = _lowercased(hypotheses, references, language)
+    of_texts = [bleu.corpus_score([text], [[reference]]) for text, reference in zip(ours, theirs, strict=True)]
+    counts = np.array([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in of_texts], np.int64)
+
+    def of_sums(sums: np.ndarray) -> float:
+        right, every, (length, length_of_references) = sums[:4].tolist(), sums[4:8].tolist(), sums[8:].tolist()
+        return bleu.compute_bleu(right, every, length, length_of_references, smooth_method="exp").score
+
+    return TextCounts(counts, lambda sums: np.apply_along_axis(of_sums, -1, sums), f"{bleu.get_signature()}|{before}")
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
@@ -77,9 +106,31 @@ def exact_match_of_texts(hypotheses: Sequence[str], references: Sequence[str]) -
     Raises:
       ValueError: no text, or another number of references.
     """
+    right, value, signature = exact_match_counts(hypotheses, references)
+    return TextScore(float(value(right.sum(0))), signature)
+
+
+def exact_match_counts(hypotheses: Sequence[str], references: Sequence[str]) -> TextCounts:
+    """`exact_match_of_texts` as counts: right texts, and all.
+
+    Raises:
+      ValueError: no text, or another number of references.
+    """
     _check(hypotheses, references)
-    right = sum(normalized(ours) == normalized(theirs) for ours, theirs in zip(hypotheses, references, strict=True))
-    return TextScore(right / len(references), "exact match of whole texts|form:NFC")
+    right = [normalized(ours) == normalized(theirs) for ours, theirs in zip(hypotheses, references, strict=True)]
+    counts = np.stack([np.array(right, np.int64), np.ones(len(right), np.int64)], axis=1)
+    return TextCounts(counts, lambda sums: sums[..., 0] / sums[..., 1], "exact match of whole texts|form:NFC")
+
+
+def _lowercased(hypotheses: Sequence[str], references: Sequence[str], language: str) -> tuple[Any, list[str], list[str], str]:
+    """BLEU of words by sacrebleu, both sides cut into them, and what was done to the texts before."""
+    moses.check_language(language)
+    from sacrebleu.metrics.bleu import BLEU
+
+    bleu = BLEU(tokenize="none", force=True)  # force: no warning that these are words already
+    ours, theirs = ([_lowercased_tokens(text, language) for text in texts] for texts in (hypotheses, references))
+    before = f"before:sacremoses {importlib.metadata.version('sacremoses')}: normalize, lowercase, tokenize {language}"
+    return bleu, ours, theirs, before
 
 
 def _lowercased_tokens(text: str, language: str) -> str:

@@ -89,6 +89,29 @@ def test_a_spread_of_single_runs_speaks_of_no_band():
     assert not figure.axes[0].collections
 
 
+@pytest.mark.parametrize("fractions", [True, False])
+def test_lines_go_through_their_values_and_bars_from_end_to_end_of_the_intervals(fractions):
+    values, intervals = {"b": [0.9, 0.2], "a": [0.9, 0.8]}, {"b": [(0.8, 1.0), (0.1, 0.3)], "a": [(0.7, 0.95), (0.75, 0.9)]}
+    places = ["1 to 5", "6 to 9"]
+    figure = plots.lines(values, intervals, places, xlabel="x", ylabel="y", title="Title", fractions=fractions)
+    (axes,) = figure.axes
+    drawn_lines = lines(axes)
+    assert list(drawn_lines) == ["b", "a"]
+    for name, bars in zip(values, axes.collections, strict=True):
+        across, heights = zip(*drawn_lines[name], strict=True)
+        assert list(heights) == values[name]
+        assert across == pytest.approx([0, 1], abs=0.1)
+        ends = [tuple(map(tuple, path.vertices.tolist())) for path in bars.get_paths()]
+        assert ends == [((place, low), (place, high)) for place, (low, high) in zip(across, intervals[name], strict=True)]
+    assert drawn_lines["b"][0] != drawn_lines["a"][0]  # as high, and yet both to be seen
+    assert len({line.get_marker() for line in axes.get_lines()}) == 2
+    assert [label.get_text() for label in axes.get_xticklabels()] == places
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("Title", "x", "y")
+    assert axes.get_ylim()[0] <= 0
+    assert axes.yaxis.get_major_formatter()(0.5).endswith("%") == fractions
+    drawn(figure)
+
+
 def test_bars_say_their_value():
     figure = plots.bars(["1", "2"], [0.5, 1.0], xlabel="x", ylabel="y", title="Title")
     (axes,) = figure.axes

@@ -3,11 +3,19 @@
 import logging
 import math
 
+import numpy as np
 import pytest
 import sacrebleu
 import sacremoses
 
-from s2s_jax.text_metrics import bleu_cased, bleu_lowercased_tokens, chrf, exact_match_of_texts
+from s2s_jax.text_metrics import (
+    bleu_cased,
+    bleu_lowercased_tokens,
+    bleu_lowercased_tokens_counts,
+    chrf,
+    exact_match_counts,
+    exact_match_of_texts,
+)
 
 HYPOTHESES = ["The cat sat on the mat.", "A man isn't riding a “bike”.", "Zwei"]
 REFERENCES = ["The cat is on the mat.", 'A man isn\'t riding a "Bike" .', "Zwei Hunde"]
@@ -64,6 +72,27 @@ def test_exact_match_is_a_share_of_texts():
     score = exact_match_of_texts(["1 2", "2 1", "", "e\u0301"], ["1 2", "1 2", "", "\u00e9"])
     assert score == (0.75, "exact match of whole texts|form:NFC")
     assert exact_match_of_texts(["A "], ["A"]).value == 0
+
+
+@pytest.mark.parametrize(
+    ("counted", "score"),
+    [
+        (exact_match_counts, exact_match_of_texts),
+        (lambda h, r: bleu_lowercased_tokens_counts(h, r, "en"), lambda h, r: bleu_lowercased_tokens(h, r, "en")),
+    ],
+    ids=["exact match", "BLEU"],
+)
+def test_counts_of_texts_give_the_score_of_any_texts_drawn_more_than_once_too(counted, score):
+    hypotheses = [*HYPOTHESES, "the end", "", "a b c d e"]
+    references = [*REFERENCES, "the end", "not a word", "a b x d e"]
+    counts = counted(hypotheses, references)
+    draws = np.array([[1] * 6, [1, 0, 0, 0, 0, 0], [0, 2, 0, 0, 0, 3], [0, 0, 0, 0, 1, 0], [0, 0, 0, 3, 2, 0]])
+    values = counts.value(draws @ counts.counts)
+    for times, value in zip(draws, values, strict=True):
+        chosen = np.repeat(np.arange(6), times)
+        want = score([hypotheses[n] for n in chosen], [references[n] for n in chosen])
+        assert value == pytest.approx(want.value)
+        assert counts.signature == want.signature
 
 
 @pytest.mark.parametrize("metric", ALL)

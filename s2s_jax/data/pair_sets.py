@@ -42,6 +42,8 @@ class PairFlags:
     """Lines that are empty, not UTF-8 or too long: stop, or leave them out and count them."""
     max_characters: int | None = None
     """Longest line."""
+    longest: int | None = None
+    """Reverse, copy and sort: most symbols of a source; if not given as published."""
     symbols: Literal["subwords", "words", "characters", "bytes"] = "subwords"
     """What texts are cut into."""
     method: Literal["bpe", "unigram"] = "bpe"
@@ -74,7 +76,7 @@ def load_split(flags: PairFlags, split: Any, data_dir: str | Path | None = None)
             raise ValueError(f"source, target: expected en and de with numbers, got {flags.source} and {flags.target}")
         return number_words.number_words(split)
     if flags.dataset in TOYS:
-        return TOYS[flags.dataset](split)
+        return TOYS[flags.dataset](split, **({} if flags.longest is None else {"longest": flags.longest}))
     checks: dict[str, Any] = {"bad_lines": flags.bad_lines, "max_characters": flags.max_characters}
     if flags.dataset == "files":
         paths = [getattr(flags, f"{split}_{side}") for side in ("source", "target")]

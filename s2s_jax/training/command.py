@@ -98,7 +98,7 @@ def _train(task: str, config: Any, train: Callable[[Run[Any]], None]) -> None:
 
 
 def _summarize(runs: Sequence[Run[Any]], folder: Path) -> None:
-    """Mean and standard deviation over the seeds, printed and in summary.json, and a learning curve of them all."""
+    """Mean and standard deviation over the seeds, printed and in summary.json, and a learning curve of all that have one."""
     results = [json.loads((run.folder / "result.json").read_text()) for run in runs]
     summary: dict[str, Any] = {"seeds": [result["seed"] for result in results], "runs": [str(run.folder) for run in runs]}
     print(f"\nMean and standard deviation over {len(runs)} seeds:")
@@ -108,10 +108,13 @@ def _summarize(runs: Sequence[Run[Any]], folder: Path) -> None:
         print(f"{metric.replace('_', ' ')} {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    title = f"{runs[0].task}, {folder.name.removesuffix('-seeds')}"
-    figure = plots.learning_curve([run.history() for run in runs], runs[0].config.fractions, title)
-    figure.savefig(folder / "learning_curve.png", dpi=150, bbox_inches="tight")
-    print(f"summary.json and learning_curve.png are in {folder}.")
+    told = "summary.json is"
+    if any(histories := [run.history() for run in runs]):
+        title = f"{runs[0].task}, {folder.name.removesuffix('-seeds')}"
+        figure = plots.learning_curve(histories, runs[0].config.fractions, title)
+        figure.savefig(folder / "learning_curve.png", dpi=150, bbox_inches="tight")
+        told = "summary.json and learning_curve.png are"
+    print(f"{told} in {folder}.")
 
 
 def _train_once(run: Run[Any], train: Callable[[Run[Any]], None]) -> None:

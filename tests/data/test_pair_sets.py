@@ -17,6 +17,12 @@ def test_made_up_pairs_need_no_folder(dataset):
     assert flags.origin == ("generated" if dataset == "numbers" else "real")
 
 
+@pytest.mark.parametrize(("dataset", "published"), [("reverse", 20), ("copy", 10), ("sort", 10)])
+def test_toys_are_as_long_as_published_or_as_asked_for(dataset, published):
+    for flags, longest in ((PairFlags(dataset=dataset), published), (PairFlags(dataset=dataset, longest=3), 3)):
+        assert max(len(source.split()) for source in load_split(flags, "test").sources) == longest
+
+
 def write_multi30k(folder):
     data = folder / "multi30k"
     data.mkdir()

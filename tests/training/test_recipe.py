@@ -147,6 +147,19 @@ def test_several_seeds_are_several_runs_with_mean_and_deviation(tmp_path, capsys
     assert (tmp_path / "task" / "many-seed5" / "result.json").read_text() == before
 
 
+def test_seeds_of_runs_without_a_log_have_no_learning_curve(tmp_path, capsys):
+    def begin_and_finish(run):
+        run.trained_on("nothing", "generated")
+        run.trained(1, {"step": 0.1})
+        run.finish(split="none", metrics={"seed": run.config.seed}, published=[], examples_per_step=1)
+
+    arguments = ["--seeds", "2", "--name", "many", "--runs-dir", str(tmp_path)]
+    main("task", Config, train=begin_and_finish, evaluate=nothing, predict=nothing, arguments=arguments)
+    folder = tmp_path / "task" / "many-seeds"
+    assert [path.name for path in folder.iterdir()] == ["summary.json"]
+    assert f"summary.json is in {folder}." in capsys.readouterr().out
+
+
 def test_what_the_end_of_training_needs_is_asked_for_at_its_beginning(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(SystemExit, match=r"import of safetensors halted; .*the experiments need more than the package"):
