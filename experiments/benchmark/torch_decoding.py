@@ -47,7 +47,7 @@ class Translator(torch.nn.Module):
                 module.get_parameter(name).copy_(torch.tensor(value))
 
     def start(self, source: torch.Tensor, lengths: torch.Tensor) -> tuple[Any, Any]:
-        """Memory, as keys [B, H, S], values [B, S, 2H] and what the padding adds to scores [B, 1, S]; and the state [B, ...]."""
+        """Memory: keys [B, H, S], values [B, S, 2H], what the padding adds to scores [B, 1, S]; and the state [B, ...]."""
         device = self.embedding.weight.device
         source = source[:, : int(lengths.max())].to(device)
         rnn = torch.nn.utils.rnn

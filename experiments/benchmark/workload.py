@@ -107,8 +107,7 @@ class Workload:
         return made
 
 
-def with_params(model: Seq2Seq, params: dict[tuple[Any, ...], np.ndarray]) -> tuple[Any, Any]:
-    """The model's structure, and its state with these weights on the device."""
-    graphdef, state = nnx.split(model)
+def with_params(state: Any, params: dict[tuple[Any, ...], np.ndarray]) -> Any:
+    """The state of a model with these weights, on the device."""
     flat = [(path, variable.replace(jnp.asarray(params[path]))) for path, variable in nnx.to_flat_state(state)]
-    return graphdef, jax.block_until_ready(nnx.from_flat_state(flat))
+    return jax.block_until_ready(nnx.from_flat_state(flat))
