@@ -17,7 +17,7 @@ from s2s_jax.decoding.penalties import LENGTH_PENALTIES, coverage_penalty
 from s2s_jax.decoding.penalties import length_penalty as length_penalty_of
 from s2s_jax.masks import where_valid
 from s2s_jax.sharding import varying_as
-from s2s_jax.types import Context, DecoderStep, Params, State
+from s2s_jax.types import Context, DecoderOutput, DecoderStep, Params, State
 
 
 class Hypotheses(NamedTuple):
@@ -82,8 +82,8 @@ def beam_search(
     with lp(L) = ((5 + L) / 6)^alpha, or L^alpha, where L counts the end symbol.
 
     Args:
-      step, params, context, state, start, end, pad: see `greedy`. The context is repeated K times once, so that `step` sees
-        B * K rows; of the state, rows are gathered.
+      step, params, context, state, start, end, pad: see `greedy`. `step` is mapped over the K hypotheses of a row by `jax.vmap`:
+        it sees B rows and the context as it is, which is not copied for each; of the state, rows are gathered.
       beam_size: K.
       max_length: steps at most, end symbol included; one for each row too, say `2 * source_lengths + 5`. A row of 0
         is left out.
@@ -234,6 +234,12 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
     B, T = given.limits.shape[0], symbols.time
     rows = jnp.arange(B)[:, None]
 
+    def stepped(state: State, tokens: Int[Array, "B K"]) -> DecoderOutput:
+        """A step of B * K hypotheses, those of a row side by side; what they read is theirs together, not copied for each."""
+        split, joined = ((lambda leaf: leaf.reshape(B, K, *leaf.shape[1:])), (lambda leaf: leaf.reshape(B * K, *leaf.shape[2:])))
+        done = jax.vmap(lambda *of_one: step(params, context, *of_one), 1, 1)(jax.tree.map(split, state), tokens)
+        return jax.tree.map(joined, DecoderOutput(*done))
+
     def slots(parents: Int[Array, "B K"]) -> Int[Array, " B*K"]:
         return (rows * K + parents).reshape(B * K)
 
@@ -256,7 +262,7 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
 
     def advance(carry: tuple[Array, _Beam]) -> tuple[Array, _Beam]:
         t, beam = carry
-        state, logits, aux = step(params, context, beam.state, beam.symbols.reshape(B * K))
+        state, logits, aux = stepped(beam.state, beam.symbols)
         gains, chosen = candidates(t, logits.astype(symbols.dtype), beam.said)
         weights: Any = None if fixed.attention is None else fixed.attention(aux)
         coverage = beam.coverage
@@ -311,8 +317,8 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
             jax.tree.map(lambda all, one: jax.lax.dynamic_update_index_in_dim(all, one, t, 0), beam.history, history),
         )
 
-    context, state = jax.tree.map(lambda leaf: leaf[jnp.repeat(jnp.arange(B), K)], (context, state))
-    beam = _start(step, params, context, state, fixed, given)
+    state = jax.tree.map(lambda leaf: jnp.repeat(leaf, K, axis=0), state)
+    beam = _start(stepped, state, fixed, given)
     beam = varying_as(beam, (params, context, given))
     _, beam = jax.lax.while_loop(more, advance, (jnp.int32(0), beam))
 
@@ -340,14 +346,14 @@ def _take(leaves: Any, index: Int[Array, "B N"]) -> Any:
     return jax.tree.map(lambda leaf: leaf[jnp.arange(index.shape[0])[:, None], index], leaves)
 
 
-def _start(step: DecoderStep, params: Params, context: Context, state: State, fixed: _Fixed, given: _Given) -> _Beam:
+def _start(stepped: Callable[[State, Array], DecoderOutput], state: State, fixed: _Fixed, given: _Given) -> _Beam:
     symbols, K, N = fixed.symbols, fixed.beam_size, fixed.n_best
     B, T, dtype = given.limits.shape[0], symbols.time, symbols.dtype
     first = jnp.full((B, K), symbols.start, jnp.int32)
     weights: Any = None
     if fixed.attention is not None:
         attention = fixed.attention
-        weights = jax.eval_shape(lambda: attention(step(params, context, state, first.reshape(B * K))[2]))
+        weights = jax.eval_shape(lambda: attention(stepped(state, first).aux))
     # One hypothesis to begin with; in a row that is left out, none.
     one = (jnp.arange(K) == 0) & (given.limits > 0)[:, None]
     none = jnp.full((B, N), -jnp.inf, dtype)
