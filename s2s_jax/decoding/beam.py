@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from s2s_jax.decoding import checks
-from s2s_jax.decoding.constraints import Constraints, Said, forbid, force, nothing_said, say
-from s2s_jax.decoding.distribution import likeliest, log_normaliser
+from s2s_jax.decoding.constraints import Constraints, Said, force, nothing_said, say
+from s2s_jax.decoding.distribution import next_symbols
 from s2s_jax.decoding.penalties import LENGTH_PENALTIES, coverage_penalty
 from s2s_jax.decoding.penalties import length_penalty as length_penalty_of
 from s2s_jax.masks import where_valid
@@ -82,8 +82,8 @@ def beam_search(
     with lp(L) = ((5 + L) / 6)^alpha, or L^alpha, where L counts the end symbol.
 
     Args:
-      step, params, context, state, start, end, pad: see `greedy`. `step` is mapped over the K hypotheses of a row by `jax.vmap`:
-        it sees B rows and the context as it is, which is not copied for each; of the state, rows are gathered.
+      step, params, context, state, start, end, pad: see `greedy`. `step` is mapped over the K slots of the beam by `jax.vmap`:
+        it sees B rows, and the context as it is; of the state, rows are gathered.
       beam_size: K.
       max_length: steps at most, end symbol included; one for each row too, say `2 * source_lengths + 5`. A row of 0
         is left out.
@@ -234,14 +234,19 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
     B, T = given.limits.shape[0], symbols.time
     rows = jnp.arange(B)[:, None]
 
-    def stepped(state: State, tokens: Int[Array, "B K"]) -> DecoderOutput:
-        """A step of B * K hypotheses, those of a row side by side; what they read is theirs together, not copied for each."""
-        split, joined = ((lambda leaf: leaf.reshape(B, K, *leaf.shape[1:])), (lambda leaf: leaf.reshape(B * K, *leaf.shape[2:])))
-        done = jax.vmap(lambda *of_one: step(params, context, *of_one), 1, 1)(jax.tree.map(split, state), tokens)
-        return jax.tree.map(joined, DecoderOutput(*done))
+    # Of hypotheses [B, K], what `step` sees and carries on has K * B rows, slot by slot: so what is put before and behind
+    # the step by `jax.vmap` moves nothing.
+    def by_slot(leaf: Array) -> Array:
+        return jnp.swapaxes(leaf, 0, 1).reshape(K * B, *leaf.shape[2:])
 
-    def slots(parents: Int[Array, "B K"]) -> Int[Array, " B*K"]:
-        return (rows * K + parents).reshape(B * K)
+    def by_row(leaf: Array) -> Array:
+        return jnp.swapaxes(leaf.reshape(K, B, *leaf.shape[1:]), 0, 1)
+
+    def stepped(state: State, tokens: Int[Array, " K*B"]) -> DecoderOutput:
+        """Hypotheses of a row read their context together, without a copy for each."""
+        state, tokens = jax.tree.map(lambda leaf: leaf.reshape(K, B, *leaf.shape[1:]), (state, tokens))
+        done = DecoderOutput(*jax.vmap(lambda *of_slot: step(params, context, *of_slot))(state, tokens))
+        return jax.tree.map(lambda leaf: leaf.reshape(K * B, *leaf.shape[2:]), done)
 
     def penalised(log_probs: Array, lengths: Array) -> Array:
         return log_probs / length_penalty_of(lengths, fixed.length_penalty, given.alpha)
@@ -252,19 +257,19 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
 
     def candidates(t: Array, logits: Array, said: Said) -> tuple[Array, Array]:
         """Log probabilities and symbols [B, K, W] by which each hypothesis may go on, best first."""
-        highest, rest = log_normaliser(logits)
-        allowed = forbid(logits, t, symbols.end, given.constraints, said, fixed.no_repeat)
         # K that do not end, and the end.
         width = min(K + 1, logits.shape[-1])
-        values, chosen = (leaf.reshape(B, K, width) for leaf in likeliest(allowed, width))
-        values, chosen = force(values, chosen, logits.reshape(B, K, logits.shape[-1]), t, given.constraints)
-        return values - highest.reshape(B, K, 1) - rest.reshape(B, K, 1), chosen
+        (values, chosen, highest), rest = next_symbols(logits, width, t, symbols.end, given.constraints, said, fixed.no_repeat)
+        values, chosen = force(by_row(values), by_row(chosen), by_row(logits), t, given.constraints)
+        return values - by_row(highest)[..., None] - by_row(rest)[..., None], chosen
 
     def advance(carry: tuple[Array, _Beam]) -> tuple[Array, _Beam]:
         t, beam = carry
-        state, logits, aux = stepped(beam.state, beam.symbols)
+        state, logits, aux = stepped(beam.state, by_slot(beam.symbols))
         gains, chosen = candidates(t, logits.astype(symbols.dtype), beam.said)
-        weights: Any = None if fixed.attention is None else fixed.attention(aux)
+        weights: Any = None
+        if fixed.attention is not None:
+            weights = jax.tree.map(lambda leaf: by_row(leaf).reshape(leaf.shape), fixed.attention(aux))
         coverage = beam.coverage
         if coverage is not None and given.coverage is not None:
             sums = coverage.sums + weights.reshape(coverage.sums.shape)
@@ -303,21 +308,21 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
         reachable = jnp.maximum(penalised(best, t + 2), penalised(best, given.limits))
         done = beam.done | (counts >= K) | (t + 1 >= given.limits) | (reachable <= finished.scores[:, -1])
 
-        moved = slots(parents)
+        moved = by_slot(parents * B + rows)
         history = _History(chosen, gains, parents, weights)
         return t + 1, _Beam(
             jax.tree.map(lambda leaf: leaf[moved], state),
             chosen,
             log_probs,
             coverage,
-            say(beam.said, moved, chosen.reshape(B * K), t, given.constraints),
+            say(beam.said, moved, by_slot(chosen), t, given.constraints),
             finished,
             counts,
             done,
             jax.tree.map(lambda all, one: jax.lax.dynamic_update_index_in_dim(all, one, t, 0), beam.history, history),
         )
 
-    state = jax.tree.map(lambda leaf: jnp.repeat(leaf, K, axis=0), state)
+    state = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * K), state)
     beam = _start(stepped, state, fixed, given)
     beam = varying_as(beam, (params, context, given))
     _, beam = jax.lax.while_loop(more, advance, (jnp.int32(0), beam))
@@ -353,7 +358,7 @@ def _start(stepped: Callable[[State, Array], DecoderOutput], state: State, fixed
     weights: Any = None
     if fixed.attention is not None:
         attention = fixed.attention
-        weights = jax.eval_shape(lambda: attention(stepped(state, first).aux))
+        weights = jax.eval_shape(lambda: attention(stepped(state, first.reshape(K * B)).aux))
     # One hypothesis to begin with; in a row that is left out, none.
     one = (jnp.arange(K) == 0) & (given.limits > 0)[:, None]
     none = jnp.full((B, N), -jnp.inf, dtype)
