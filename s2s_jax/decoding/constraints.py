@@ -75,8 +75,9 @@ def forbid_few(
     values: Float[Array, "N C"], symbols: Int[Array, "N C"], t: Array, end: int, constraints: Constraints
 ) -> Float[Array, "N C"]:
     """What `forbid` gives at some symbols of each hypothesis, where there are few."""
-    for k in range(0 if constraints.banned is None else constraints.banned.size):
-        values = jnp.where(symbols == constraints.banned[k], -jnp.inf, values)
+    if constraints.banned is not None:
+        for banned in constraints.banned:
+            values = jnp.where(symbols == banned, -jnp.inf, values)
     if constraints.min_length is not None:
         values = jnp.where(_early(t, constraints.min_length, len(values)) & (symbols == end), -jnp.inf, values)
     return values
@@ -90,7 +91,7 @@ def forbid(
     said: Said = Said(None, None),  # noqa: B008
     no_repeat_ngram_size: int = 0,
 ) -> Float[Array, "N V"]:
-    """Logits of N = B or K * B hypotheses, slot by slot, and -inf for what they must not say at step t; forced prefixes aside."""
+    """Logits of N = B or K * B hypotheses, slot by slot; -inf for what they must not say at step t; forced prefixes aside."""
     forbidden = None
     if constraints.banned is not None:
         forbidden = jnp.zeros((1, logits.shape[1]), bool).at[0, constraints.banned].set(True)
