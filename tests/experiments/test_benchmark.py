@@ -306,7 +306,7 @@ def test_decoding_end_to_end(tmp_path, capsys, monkeypatch):
         found["decoding"][0]["lengths"][0] < found["decoding"][0]["lengths"][1] < 30
     )  # those that ended, at different lengths
     told = capsys.readouterr().out
-    assert "beam 3, batch 3, with input feeding, 4 sentences" in told
+    assert "beam 3, batch 3, 1100 symbols, with input feeding, 4 sentences" in told
     assert "all symbols equal" in told
 
 
