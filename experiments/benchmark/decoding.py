@@ -33,7 +33,7 @@ SENTENCES = {1: 16, 64: 64}  # by batch size
 
 
 def workloads() -> list[Workload]:
-    """The grid: one sentence and 64 at a time, greedy and a beam of 5; of a model without and with input feeding, and a smaller.
+    """The grid: one sentence and 64 at a time, greedy and a beam of 5; without and with input feeding, and a smaller model.
 
     10,000 symbols are what the published model of Multi30k has (see `experiments.translation`); 4,000 are a usual choice too.
     """
