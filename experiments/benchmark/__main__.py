@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import experiments.benchmark
-from experiments.benchmark import chart, machine, training_step
+from experiments.benchmark import chart, decoding, machine, training_step
 from experiments.benchmark.case import SMALL, Case, grid
 from experiments.benchmark.peers import peers
 from experiments.benchmark.pool import Failed, Pool
@@ -24,11 +24,15 @@ PLANS = {"small": Plan(0.3, 2, 15), "full": Plan(6.0, 5, 40)}
 # Each peer on JAX compiles for as long as it is measured; in the small grid these two are measured at one shape only.
 BRIEFLY, BRIEF = ("flax nnx", "keras"), (32, 64, 32, 64)
 
+# Flags that a part of the benchmark has no use for. Decoding is in float32 alone: with less, other symbols come out.
+_OF_LAYERS = ("cells", "shapes", "kinds", "peers", "dtype", "steady", "memory")
+_NOT_OF = {"recurrence": (), "training-step": (*_OF_LAYERS, "seconds"), "decoding": (*_OF_LAYERS, "backend")}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     grid: Literal["small", "full"] = "small"
-    """Six shapes, or 53, with stacks, streaming and peak memory."""
+    """Six shapes, or 53, with stacks, streaming and peak memory; of the other parts, how many rounds."""
     cells: tuple[Literal["lstm", "gru", "rnn"], ...] = ("lstm", "gru", "rnn")
     """Cells; RNN is measured at one shape, beside the two others."""
     shapes: tuple[str, ...] = ()
@@ -138,21 +142,21 @@ def _shape(text: str) -> tuple[int, int, int, int]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`[recurrence|training-step] [--flags]`; recurrence if nothing is said."""
+    """`[recurrence|training-step|decoding] [--flags]`; recurrence if nothing is said."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     import tyro
 
     part = "recurrence" if not arguments or arguments[0].startswith("-") else arguments.pop(0)
     program = "python -m experiments.benchmark"
-    about = f"{program} [recurrence|training-step] [--flags]: {experiments.benchmark.__doc__}"
+    about = f"{program} [recurrence|training-step|decoding] [--flags]: {experiments.benchmark.__doc__}"
     config = tyro.cli(Config, args=arguments, prog=f"{program} {part}", description=about)
-    parts = {"recurrence": recurrence, "training-step": training_step.run}
+    parts = {"recurrence": recurrence, "training-step": training_step.run, "decoding": decoding.run}
     if part not in parts:
-        raise ValueError(f"expected recurrence or training-step first, or flags only, got {part!r}")
-    if part == "training-step":
-        for name in ("cells", "shapes", "kinds", "peers", "seconds", "steady", "memory"):
-            if getattr(config, name) != getattr(Config(), name):
-                raise ValueError(f"{name}: expected it with recurrence only, got it with training-step")
+        raise ValueError(f"expected recurrence, training-step or decoding first, or flags only, got {part!r}")
+    for name in _NOT_OF[part]:
+        if getattr(config, name) != getattr(Config(), name):
+            others = " and ".join(other for other in parts if name not in _NOT_OF[other])
+            raise ValueError(f"{name}: expected it with {others} only, got it with {part}")
     if config.seconds is not None and not config.seconds > 0:
         raise ValueError(f"seconds: expected a positive number, got {config.seconds}")
     import jax

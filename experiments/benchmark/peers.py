@@ -250,7 +250,7 @@ def _torch(case: Case, platform: str) -> Program:
 # The list ----------------------------------------------------------------------------------------------------------------
 
 # Buffers of hundreds of megabytes are otherwise given back to the system after each call, and faulted in anew.
-_TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
+KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
 
 
 def peers(platform: str, backend: str = "auto") -> dict[str, Peer]:
@@ -274,8 +274,8 @@ def peers(platform: str, backend: str = "auto") -> dict[str, Peer]:
     )
     found["torch"] = torch
     if platform == "cpu":
-        tuned = f"{threads}{extra}, time-major, glibc keeps its memory ({', '.join(_TUNED)})"
-        found["torch, allocator tuned"] = torch._replace(setting=f"torch.nn, {tuned}", environment=_TUNED)
+        tuned = f"{threads}{extra}, time-major, glibc keeps its memory ({', '.join(KEEPS_MEMORY)})"
+        found["torch, allocator tuned"] = torch._replace(setting=f"torch.nn, {tuned}", environment=KEEPS_MEMORY)
     found["flax linen"] = Peer(_flax_linen, "nn.RNN, OptimizedLSTMCell, time_major, jit; GRUCell for GRU", "flax")
     found["flax nnx"] = Peer(
         _flax_nnx,

@@ -19,14 +19,14 @@ class Failed(Exception):
 class Process:
     """A peer's process; `ask` calls a method of its `Worker` and waits for what it returns."""
 
-    def __init__(self, name: str, peer: Peer, platform: str, backend: str):
+    def __init__(self, name: str, peer: Peer, platform: str, backend: str, part: str):
         self.connection, child = multiprocessing.Pipe()
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": path, **peer.environment}
         if platform == "cpu":
             environment["JAX_PLATFORMS"] = "cpu"
-        command = [sys.executable, "-m", "experiments.benchmark.worker", str(child.fileno()), name, platform, backend]
+        command = [sys.executable, "-m", "experiments.benchmark.worker", str(child.fileno()), name, platform, backend, part]
         self.process = subprocess.Popen(command, env=environment, pass_fds=[child.fileno()], stdin=subprocess.DEVNULL)
         child.close()
 
@@ -50,10 +50,10 @@ class Process:
 
 
 class Pool:
-    """One process for each peer; closed at the end of a `with` block."""
+    """One process for each peer of a part of the benchmark; closed at the end of a `with` block."""
 
-    def __init__(self, peers: Mapping[str, Peer], platform: str, backend: str):
-        self.workers: dict[str, Any] = {name: Process(name, peer, platform, backend) for name, peer in peers.items()}
+    def __init__(self, peers: Mapping[str, Peer], platform: str, backend: str, part: str = "recurrence"):
+        self.workers: dict[str, Any] = {name: Process(name, peer, platform, backend, part) for name, peer in peers.items()}
 
     def __enter__(self) -> Self:
         return self

@@ -37,7 +37,7 @@ class Peer(NamedTuple):
     and crawl while others compute: it is built when they have been.
     """
 
-    build: Callable[[Case, str], Program]
+    build: Callable[[Any, str], Program]
     setting: str
     package: str
     takes: Callable[[Case, str], bool] = lambda case, platform: case.kind == "layer"

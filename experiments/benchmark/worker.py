@@ -7,6 +7,7 @@ memory. As all but one of them wait on their pipes, peers in different processes
 import ctypes
 import dataclasses
 import gc
+import importlib
 import os
 import sys
 import time
@@ -16,20 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmark.case import Case
-from experiments.benchmark.peers import peers
 from experiments.benchmark.program import Program, backends_of
+
+# Whose `peers` a part of the benchmark measures; imported when it is, as another part needs not what it needs.
+_PEERS = {"recurrence": "experiments.benchmark.peers", "decoding": "experiments.benchmark.decoding"}
 
 
 class Worker:
-    """What the process can be asked for. Every method returns plain values or NumPy arrays."""
+    """What the process can be asked for. Every method returns plain values or NumPy arrays.
 
-    def __init__(self, name: str, platform: str, backend: str = "auto"):
+    A case is a `Case`, or where the part is decoding a `Workload`; `backend` and `peak` are for the former alone.
+    """
+
+    def __init__(self, name: str, platform: str, backend: str = "auto", part: str = "recurrence"):
         self.name, self.platform, self.chosen = name, platform, backend
-        self.peer = peers(platform, backend)[name]
-        self.built: dict[Case, Program] = {}
+        self.peer = importlib.import_module(_PEERS[part]).peers(platform, backend)[name]
+        self.built: dict[Any, Program] = {}
         self.ready: tuple[Any, ...] = ()  # the case, its weights and its inputs in the peer's form, and whose turn it is
 
-    def build(self, case: Case) -> tuple[dict[str, float], dict[str, Any]]:
+    def build(self, case: Any) -> tuple[dict[str, float], dict[str, Any]]:
         """Compiles all parts, and runs each once: seconds that this took, and what came out."""
         program = self.peer.build(case, self.platform)
         self.built[case] = program
@@ -51,14 +57,14 @@ class Worker:
         """Which of our backends the case runs on; of several each."""
         return ", ".join(backends_of(self.chosen, case))
 
-    def prepare(self, case: Case) -> None:
+    def prepare(self, case: Any) -> None:
         """Weights and inputs, of this case only."""
         self.ready = ()
         program = self.built[case]
         inputs = [program.inputs(*case.inputs(k)) for k in range(case.prepared)]
         self.ready = (case, program.params(case.params(self.peer.inner_bias)), _round_and_round(inputs))
 
-    def time(self, case: Case, part: str, calls: int, warm: bool) -> list[float]:
+    def time(self, case: Any, part: str, calls: int, warm: bool) -> list[float]:
         """Seconds of each of so many calls, each with the next input; `warm` has one more run before them."""
         ready, params, inputs = self.ready
         assert ready == case, f"{case} was not prepared"
@@ -165,11 +171,11 @@ def serve(connection: Any, worker: Worker) -> None:
 if __name__ == "__main__":
     from multiprocessing.connection import Connection
 
-    descriptor, name, platform, backend = sys.argv[1:]
+    descriptor, name, platform, backend, part = sys.argv[1:]
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # on a GPU all peers share one memory
     connection = Connection(int(descriptor))
     try:
-        worker = Worker(name, platform, backend)
+        worker = Worker(name, platform, backend, part)
     except Exception:
         connection.recv()
         connection.send((False, traceback.format_exc()))

@@ -1,7 +1,7 @@
 """From a decoder step to symbols."""
 
-from s2s_jax.decoding.beam import Hypotheses as Hypotheses
 from s2s_jax.decoding.beam import beam_search as beam_search
+from s2s_jax.decoding.hypotheses import Hypotheses as Hypotheses
 from s2s_jax.decoding.scoring import Scored as Scored
 from s2s_jax.decoding.scoring import ensemble as ensemble
 from s2s_jax.decoding.scoring import score_reference as score_reference

@@ -11,37 +11,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from s2s_jax.decoding import checks
-from s2s_jax.decoding.constraints import Constraints, Said, forbid, force, nothing_said, say
-from s2s_jax.decoding.distribution import likeliest, log_normaliser
+from s2s_jax.decoding.constraints import Constraints, Said, force, nothing_said, say
+from s2s_jax.decoding.distribution import next_symbols
+from s2s_jax.decoding.hypotheses import Ends, History, Hypotheses, take, unwound
 from s2s_jax.decoding.penalties import LENGTH_PENALTIES, coverage_penalty
 from s2s_jax.decoding.penalties import length_penalty as length_penalty_of
 from s2s_jax.masks import where_valid
 from s2s_jax.sharding import varying_as
-from s2s_jax.types import Context, DecoderStep, Params, State
+from s2s_jax.types import Context, DecoderOutput, DecoderStep, Params, State
 
-
-class Hypotheses(NamedTuple):
-    """N outputs for each row, best first: those that ended, then those cut off at the maximum length.
-
-    Where a row has fewer than N, the last ones have length 0, score and log probability -inf, and are not finished.
-
-    Attributes:
-      tokens: symbols, `pad` behind each end.
-      lengths: they count the end symbol.
-      scores: log probability / length penalty + coverage penalty.
-      log_probs: log probability of the whole.
-      token_log_probs: of each symbol, 0 in the padding.
-      finished: False where a hypothesis was cut off before an end symbol.
-      attention: what `attention` made of each step, [B, N, T, S], 0 in the padding; None without it.
-    """
-
-    tokens: Int[Array, "B N T"]
-    lengths: Int[Array, "B N"]
-    scores: Float[Array, "B N"]
-    log_probs: Float[Array, "B N"]
-    token_log_probs: Float[Array, "B N T"]
-    finished: Bool[Array, "B N"]
-    attention: Any
+# Rows of a step, hypotheses counted. Each halving is compiled for by itself, and with fewer there is little to be spared.
+_WORTH_HALVING = 64
 
 
 def beam_search(
@@ -82,8 +62,8 @@ def beam_search(
     with lp(L) = ((5 + L) / 6)^alpha, or L^alpha, where L counts the end symbol.
 
     Args:
-      step, params, context, state, start, end, pad: see `greedy`. The context is repeated K times once, so that `step` sees
-        B * K rows; of the state, rows are gathered.
+      step, params, context, state, start, end, pad: see `greedy`. `step` is mapped over the K slots of the beam by `jax.vmap`:
+        it sees B rows, and the context as it is; of the state, rows are gathered.
       beam_size: K.
       max_length: steps at most, end symbol included; one for each row too, say `2 * source_lengths + 5`. A row of 0
         is left out.
@@ -183,6 +163,19 @@ class _Given(NamedTuple):
     alpha: Float[Array, ""]
     coverage: _CoverageOptions | None
 
+    def of(self, kept: Int[Array, " R"]) -> "_Given":
+        """What holds for some rows."""
+        of_rows = (
+            self.limits,
+            self.constraints.min_length,
+            self.constraints.prefixes,
+            None if self.coverage is None else self.coverage.source_mask,
+        )
+        limits, min_length, prefixes, mask = jax.tree.map(lambda leaf: leaf[kept], of_rows)
+        constraints = self.constraints._replace(min_length=min_length, prefixes=prefixes)
+        coverage = None if self.coverage is None else self.coverage._replace(source_mask=mask)
+        return self._replace(limits=limits, constraints=constraints, coverage=coverage)
+
 
 class _Coverage(NamedTuple):
     """Sums of the attention weights of running hypotheses, and what they cost."""
@@ -191,77 +184,125 @@ class _Coverage(NamedTuple):
     penalties: Float[Array, "B K"]
 
 
-class _Ends(NamedTuple):
-    """How hypotheses [B, N] end: their last symbol, what it was worth, and the slot of the beam that it came from."""
-
-    scores: Array
-    log_probs: Array
-    lengths: Array
-    symbols: Array
-    token_log_probs: Array
-    parents: Array
-
-
-class _History(NamedTuple):
-    """What was put into each slot of the beam at each step, [T, B, K], and the weights [T, B * K, ...] with which it was read.
-
-    Nothing in it is moved when the beam changes its order: a hypothesis is found by its parents, from its end on.
-    """
-
-    symbols: Array
-    token_log_probs: Array
-    parents: Array
-    attention: Any
-
-
 class _Beam(NamedTuple):
     """What the loop carries."""
 
-    state: State
+    state: State  # of K * B hypotheses, slot by slot
     symbols: Int[Array, "B K"]
     log_probs: Float[Array, "B K"]  # -inf in slots that nothing runs in
     coverage: _Coverage | None
-    said: Said
-    finished: _Ends
+    said: Said  # of K * B hypotheses
+    finished: Ends
     counts: Int[Array, " B"]  # of all that have finished
     done: Bool[Array, " B"]
-    history: _History
+    history: History
+
+    def of(self, kept: Int[Array, " R"]) -> "_Beam":
+        """The beams of some rows."""
+        B, K = self.symbols.shape
+        slots = (jnp.arange(K)[:, None] * B + kept).reshape(-1)
+        state, said = jax.tree.map(lambda leaf: leaf[slots], (self.state, self.said))
+        history = jax.tree.map(lambda leaf: leaf[:, kept], self.history)
+        return _Beam(state, said=said, history=history, **jax.tree.map(lambda leaf: leaf[kept], self._of_rows()))
+
+    def with_rows(self, kept: Int[Array, " R"], rows: "_Beam") -> "_Beam":
+        """With what has become of some rows' beams, but for their states: nothing goes on from there."""
+        history = jax.tree.map(lambda all, some: all.at[:, kept].set(some), self.history, rows.history)
+        merged = jax.tree.map(lambda all, some: all.at[kept].set(some), self._of_rows(), rows._of_rows())
+        return self._replace(history=history, **merged)
+
+    def _of_rows(self) -> dict[str, Any]:
+        """Fields whose leaves have a leading axis of rows."""
+        return {name: leaf for name, leaf in self._asdict().items() if name not in ("state", "said", "history")}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _search(step: DecoderStep, params: Params, context: Context, state: State, fixed: _Fixed, given: _Given) -> Hypotheses:
     symbols, K = fixed.symbols, fixed.beam_size
+    B = given.limits.shape[0]
+    weights: Any = None
+    if fixed.attention is not None:
+        attention, first = fixed.attention, jnp.full(B, symbols.start, jnp.int32)
+        weights = jax.eval_shape(lambda: attention(step(params, context, state, first)[2]))
+    state = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * K), state)
+    beam = varying_as(_start(state, weights, fixed, given), (params, context, given))
+    _, beam = _proceed(step, params, context, fixed, given, jnp.int32(0), beam)
+
+    # What was cut off, best first, stands behind what has ended.
+    scores = _penalised(beam.log_probs, given.limits[:, None], fixed, given)
+    scores = scores if beam.coverage is None else scores + beam.coverage.penalties
+    scores = jnp.where(beam.log_probs > -jnp.inf, scores, -jnp.inf)
+    last = jnp.maximum(given.limits - 1, 0)
+    history = beam.history
+    cut = Ends(
+        scores,
+        beam.log_probs,
+        jnp.broadcast_to(given.limits[:, None], (B, K)),
+        *(leaf[last, jnp.arange(B)] for leaf in (history.symbols, history.token_log_probs, history.parents)),
+    )
+    cut = take(cut, jax.lax.top_k(jnp.where(jnp.isnan(scores), -jnp.inf, scores), fixed.n_best)[1])
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), beam.finished, cut)
+    place, ended = jnp.arange(fixed.n_best), jnp.minimum(beam.counts, fixed.n_best)[:, None]
+    found = take(both, jnp.where(place < ended, place, fixed.n_best + place - ended))
+    return unwound(found, place < ended, history, symbols)
+
+
+def _penalised(log_probs: Array, lengths: Array, fixed: _Fixed, given: _Given) -> Array:
+    return log_probs / length_penalty_of(lengths, fixed.length_penalty, given.alpha)
+
+
+def _proceed(
+    step: DecoderStep, params: Params, context: Context, fixed: _Fixed, given: _Given, t: Array, beam: _Beam
+) -> tuple[Array, _Beam]:
+    """Steps from t on until all rows are done. When half of them are, the others go on in a batch of half the size."""
+    symbols, K = fixed.symbols, fixed.beam_size
     B, T = given.limits.shape[0], symbols.time
     rows = jnp.arange(B)[:, None]
+    fewer = B // 2
+    # Among several devices rows would have to change places.
+    halves = fewer * K >= _WORTH_HALVING and jax.device_count() == 1
 
-    def slots(parents: Int[Array, "B K"]) -> Int[Array, " B*K"]:
-        return (rows * K + parents).reshape(B * K)
+    # Of hypotheses [B, K], what `step` sees and carries on has K * B rows, slot by slot: so what is put before and behind
+    # the step by `jax.vmap` moves nothing.
+    def by_slot(leaf: Array) -> Array:
+        return jnp.swapaxes(leaf, 0, 1).reshape(K * B, *leaf.shape[2:])
+
+    def by_row(leaf: Array) -> Array:
+        return jnp.swapaxes(leaf.reshape(K, B, *leaf.shape[1:]), 0, 1)
+
+    def stepped(state: State, tokens: Int[Array, " K*B"]) -> DecoderOutput:
+        """Hypotheses of a row read their context together, without a copy for each."""
+        state, tokens = jax.tree.map(lambda leaf: leaf.reshape(K, B, *leaf.shape[1:]), (state, tokens))
+        done = DecoderOutput(*jax.vmap(lambda *of_slot: step(params, context, *of_slot))(state, tokens))
+        return jax.tree.map(lambda leaf: leaf.reshape(K * B, *leaf.shape[2:]), done)
 
     def penalised(log_probs: Array, lengths: Array) -> Array:
-        return log_probs / length_penalty_of(lengths, fixed.length_penalty, given.alpha)
+        return _penalised(log_probs, lengths, fixed, given)
 
     def more(carry: tuple[Array, _Beam]) -> Array:
         t, beam = carry
-        return (t < T) & ~jnp.all(beam.done)
+        return (t < T) & (jnp.sum(~beam.done) > (fewer if halves else 0))
 
     def candidates(t: Array, logits: Array, said: Said) -> tuple[Array, Array]:
         """Log probabilities and symbols [B, K, W] by which each hypothesis may go on, best first."""
-        highest, rest = log_normaliser(logits)
-        allowed = forbid(logits, t, symbols.end, given.constraints, said, fixed.no_repeat)
         # K that do not end, and the end.
         width = min(K + 1, logits.shape[-1])
-        values, chosen = (leaf.reshape(B, K, width) for leaf in likeliest(allowed, width))
-        values, chosen = force(values, chosen, logits.reshape(B, K, logits.shape[-1]), t, given.constraints)
-        return values - highest.reshape(B, K, 1) - rest.reshape(B, K, 1), chosen
+        (values, chosen, highest), rest = next_symbols(logits, width, t, symbols.end, given.constraints, said, fixed.no_repeat)
+        values, chosen = force(by_row(values), by_row(chosen), by_row(logits), t, given.constraints)
+        return values - by_row(highest)[..., None] - by_row(rest)[..., None], chosen
 
     def advance(carry: tuple[Array, _Beam]) -> tuple[Array, _Beam]:
         t, beam = carry
-        state, logits, aux = step(params, context, beam.state, beam.symbols.reshape(B * K))
-        gains, chosen = candidates(t, logits.astype(symbols.dtype), beam.said)
-        weights: Any = None if fixed.attention is None else fixed.attention(aux)
+        state, logits, aux = stepped(beam.state, by_slot(beam.symbols))
+        # Several passes read the logits: XLA would repeat for each what the step does last, adding a bias say.
+        logits = jax.lax.optimization_barrier(logits.astype(symbols.dtype))
+        gains, chosen = candidates(t, logits, beam.said)
+        weights: Any = None
+        if fixed.attention is not None:
+            weights = jax.tree.map(by_row, fixed.attention(aux))
         coverage = beam.coverage
         if coverage is not None and given.coverage is not None:
-            sums = coverage.sums + weights.reshape(coverage.sums.shape)
+            sums = coverage.sums + weights
             mask = given.coverage.source_mask
             penalties = coverage_penalty(sums, given.coverage.beta, None if mask is None else mask[:, None])
             coverage = _Coverage(sums, penalties)
@@ -276,119 +317,69 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
 
         scores = penalised(totals, t + 1)
         if coverage is not None:
-            scores += _take(coverage.penalties, parents)
+            scores += take(coverage.penalties, parents)
         ended = (ends & (scores > -jnp.inf) & ~beam.done[:, None])[:, :K]
         lengths = jnp.full(ended.shape, t + 1, jnp.int32)
-        new = _Ends(scores[:, :K], totals[:, :K], lengths, chosen[:, :K], gains[:, :K], parents[:, :K])
+        new = Ends(scores[:, :K], totals[:, :K], lengths, chosen[:, :K], gains[:, :K], parents[:, :K])
         new = new._replace(scores=jnp.where(ended, new.scores, -jnp.inf))
         finished = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), beam.finished, new)
-        finished = _take(finished, jax.lax.top_k(finished.scores, fixed.n_best)[1])
+        finished = take(finished, jax.lax.top_k(finished.scores, fixed.n_best)[1])
         counts = beam.counts + jnp.sum(ended, axis=1)
 
         log_probs, going = jax.lax.top_k(jnp.where(ends, -jnp.inf, totals), K)
-        parents, chosen, gains = _take((parents, chosen, gains), going)
+        parents, chosen, gains = take((parents, chosen, gains), going)
         log_probs = where_valid(beam.done, beam.log_probs, log_probs)
         if coverage is not None and beam.coverage is not None:
-            penalties = where_valid(beam.done, beam.coverage.penalties, _take(coverage.penalties, parents))
-            coverage = _Coverage(_take(coverage.sums, parents), penalties)
+            penalties = where_valid(beam.done, beam.coverage.penalties, take(coverage.penalties, parents))
+            coverage = _Coverage(take(coverage.sums, parents), penalties)
 
         # What runs may end at t + 2 steps or more, up to the limit; one of the two gives the least penalty.
         best = log_probs[:, 0]
         reachable = jnp.maximum(penalised(best, t + 2), penalised(best, given.limits))
         done = beam.done | (counts >= K) | (t + 1 >= given.limits) | (reachable <= finished.scores[:, -1])
 
-        moved = slots(parents)
-        history = _History(chosen, gains, parents, weights)
+        moved = by_slot(parents * B + rows)
+        history = History(chosen, gains, parents, weights)
         return t + 1, _Beam(
             jax.tree.map(lambda leaf: leaf[moved], state),
             chosen,
             log_probs,
             coverage,
-            say(beam.said, moved, chosen.reshape(B * K), t, given.constraints),
+            say(beam.said, moved, by_slot(chosen), t, given.constraints),
             finished,
             counts,
             done,
             jax.tree.map(lambda all, one: jax.lax.dynamic_update_index_in_dim(all, one, t, 0), beam.history, history),
         )
 
-    context, state = jax.tree.map(lambda leaf: leaf[jnp.repeat(jnp.arange(B), K)], (context, state))
-    beam = _start(step, params, context, state, fixed, given)
-    beam = varying_as(beam, (params, context, given))
-    _, beam = jax.lax.while_loop(more, advance, (jnp.int32(0), beam))
-
-    # What was cut off, best first, stands behind what has ended.
-    scores = penalised(beam.log_probs, given.limits[:, None])
-    scores = scores if beam.coverage is None else scores + beam.coverage.penalties
-    scores = jnp.where(beam.log_probs > -jnp.inf, scores, -jnp.inf)
-    last = jnp.maximum(given.limits - 1, 0)
-    history = beam.history
-    cut = _Ends(
-        scores,
-        beam.log_probs,
-        jnp.broadcast_to(given.limits[:, None], (B, K)),
-        *(leaf[last, jnp.arange(B)] for leaf in (history.symbols, history.token_log_probs, history.parents)),
-    )
-    cut = _take(cut, jax.lax.top_k(jnp.where(jnp.isnan(scores), -jnp.inf, scores), fixed.n_best)[1])
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), beam.finished, cut)
-    place, ended = jnp.arange(fixed.n_best), jnp.minimum(beam.counts, fixed.n_best)[:, None]
-    found = _take(both, jnp.where(place < ended, place, fixed.n_best + place - ended))
-    return _unwound(found, place < ended, history, symbols)
+    t, beam = jax.lax.while_loop(more, advance, (t, beam))
+    if not halves:
+        return t, beam
+    kept = jnp.argsort(beam.done)[:fewer]
+    t, part = _proceed(step, params, jax.tree.map(lambda leaf: leaf[kept], context), fixed, given.of(kept), t, beam.of(kept))
+    return t, beam.with_rows(kept, part)
 
 
-def _take(leaves: Any, index: Int[Array, "B N"]) -> Any:
-    """Columns of each leaf [B, M, ...]."""
-    return jax.tree.map(lambda leaf: leaf[jnp.arange(index.shape[0])[:, None], index], leaves)
-
-
-def _start(step: DecoderStep, params: Params, context: Context, state: State, fixed: _Fixed, given: _Given) -> _Beam:
+def _start(state: State, weights: Any, fixed: _Fixed, given: _Given) -> _Beam:
     symbols, K, N = fixed.symbols, fixed.beam_size, fixed.n_best
     B, T, dtype = given.limits.shape[0], symbols.time, symbols.dtype
-    first = jnp.full((B, K), symbols.start, jnp.int32)
-    weights: Any = None
-    if fixed.attention is not None:
-        attention = fixed.attention
-        weights = jax.eval_shape(lambda: attention(step(params, context, state, first.reshape(B * K))[2]))
     # One hypothesis to begin with; in a row that is left out, none.
     one = (jnp.arange(K) == 0) & (given.limits > 0)[:, None]
     none = jnp.full((B, N), -jnp.inf, dtype)
     nowhere = jnp.zeros((B, N), jnp.int32)
     return _Beam(
         state,
-        first,
+        jnp.full((B, K), symbols.start, jnp.int32),
         jnp.where(one, 0, -jnp.inf).astype(dtype),
         None if given.coverage is None else _Coverage(jnp.zeros((B, K, weights.shape[1]), dtype), jnp.zeros((B, K), dtype)),
         nothing_said(given.constraints, B * K, T, fixed.no_repeat),
-        _Ends(none, none, nowhere, nowhere, none, nowhere),
+        Ends(none, none, nowhere, nowhere, none, nowhere),
         jnp.zeros(B, jnp.int32),
         given.limits == 0,
-        _History(
+        History(
             jnp.zeros((T, B, K), jnp.int32),
             jnp.zeros((T, B, K), dtype),
             jnp.zeros((T, B, K), jnp.int32),
-            jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape), leaf.dtype), weights),
+            jax.tree.map(lambda leaf: jnp.zeros((T, B, K, *leaf.shape[1:]), leaf.dtype), weights),
         ),
     )
-
-
-def _unwound(found: _Ends, finished: Array, history: _History, symbols: checks.Symbols) -> Hypotheses:
-    """Reads each hypothesis from its end to its beginning."""
-    B, K = history.symbols.shape[1:]
-    rows = jnp.arange(B)[:, None]
-    exists = found.scores > -jnp.inf
-    lengths = jnp.where(exists, found.lengths, 0)
-
-    def back(slot: Array, at: tuple[Array, _History]) -> tuple[Array, tuple[Array, Array, Any]]:
-        t, then = at
-        last, within = t == lengths - 1, t < lengths
-        symbol = jnp.where(last, found.symbols, then.symbols[rows, slot])
-        gain = jnp.where(last, found.token_log_probs, then.token_log_probs[rows, slot])
-        parent = jnp.where(last, found.parents, then.parents[rows, slot])
-        read = jax.tree.map(lambda leaf: leaf[rows * K + parent], then.attention)
-        read = jax.tree.map(lambda leaf: where_valid(within, leaf, jnp.zeros_like(leaf)), read)
-        return parent, (jnp.where(within, symbol, symbols.pad), jnp.where(within, gain, 0), read)
-
-    steps = jnp.arange(symbols.time)
-    _, read = jax.lax.scan(back, found.parents, (steps, history), reverse=True)
-    tokens, gains, attention = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), read)
-    log_probs = jnp.where(exists, found.log_probs, -jnp.inf)
-    return Hypotheses(tokens, lengths, found.scores, log_probs, gains, finished & exists, attention)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from s2s_jax.decoding.constraints import Prefixes
 from s2s_jax.masks import check_ids, check_lengths, length_mask
@@ -77,7 +77,7 @@ def check_min_length(min_length: int | Array, batch_size: int, time: int) -> Int
     return check_lengths(min_length, batch_size, time, "min_length")
 
 
-def check_banned(banned: Sequence[int], vocabulary_size: int, end: int, min_length: Array | None) -> Bool[Array, " V"] | None:
+def check_banned(banned: Sequence[int], vocabulary_size: int, end: int, min_length: Array | None) -> Int[Array, " R"] | None:
     symbols = np.asarray(banned, None if len(banned) else int)
     if symbols.ndim != 1:
         raise ValueError(f"banned: expected a list of symbols, got shape {symbols.shape}")
@@ -89,7 +89,7 @@ def check_banned(banned: Sequence[int], vocabulary_size: int, end: int, min_leng
     left = np.count_nonzero(~mask) - (min_length is not None and not mask[end])
     if not left:
         raise ValueError(f"banned: expected that a symbol is left at each step, got {symbols.size} of {vocabulary_size} banned")
-    return jnp.asarray(mask)
+    return jnp.asarray(np.flatnonzero(mask), jnp.int32)
 
 
 def check_banned_prefixes(banned: Sequence[Sequence[int]], vocabulary_size: int) -> Prefixes | None:

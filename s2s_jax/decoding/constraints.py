@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+_FEW = 16  # symbols that are looked for one by one
+
 
 class Prefixes(NamedTuple):
     """Symbols [R, P], and how many of each row are valid [R]."""
@@ -21,13 +23,13 @@ class Constraints(NamedTuple):
     """What there is of them, None for those that there are not.
 
     Attributes:
-      banned: symbols [V] that are never said.
+      banned: symbols [R] that are never said, each once.
       min_length: below it [B] the end symbol is not said; it counts the end symbol.
       banned_prefixes: no hypothesis begins with one of them.
       prefixes: one for each row of the batch; each hypothesis begins with its row's, whatever else is banned.
     """
 
-    banned: Bool[Array, " V"] | None = None
+    banned: Int[Array, " R"] | None = None
     min_length: Int[Array, " B"] | None = None
     banned_prefixes: Prefixes | None = None
     prefixes: Prefixes | None = None
@@ -61,6 +63,26 @@ def say(said: Said, parents: Int[Array, " N"], chosen: Int[Array, " N"], t: Arra
     return Said(symbols, matches)
 
 
+def few_banned(constraints: Constraints, said: Said) -> int | None:
+    """How many symbols at most are forbidden to a hypothesis, if they are so few that each can be looked for, else None."""
+    if constraints.banned_prefixes is not None or said.symbols is not None:
+        return None
+    number = 0 if constraints.banned is None else constraints.banned.size
+    return number + (constraints.min_length is not None) if number <= _FEW else None
+
+
+def forbid_few(
+    values: Float[Array, "N C"], symbols: Int[Array, "N C"], t: Array, end: int, constraints: Constraints
+) -> Float[Array, "N C"]:
+    """What `forbid` gives at some symbols of each hypothesis, where there are few."""
+    if constraints.banned is not None:
+        for banned in constraints.banned:
+            values = jnp.where(symbols == banned, -jnp.inf, values)
+    if constraints.min_length is not None:
+        values = jnp.where(_early(t, constraints.min_length, len(values)) & (symbols == end), -jnp.inf, values)
+    return values
+
+
 def forbid(
     logits: Float[Array, "N V"],
     t: Array,
@@ -69,11 +91,12 @@ def forbid(
     said: Said = Said(None, None),  # noqa: B008
     no_repeat_ngram_size: int = 0,
 ) -> Float[Array, "N V"]:
-    """Logits of N = B or B * K hypotheses with -inf for what they must not say at step t; forced prefixes aside."""
-    forbidden = None if constraints.banned is None else constraints.banned[None]
+    """Logits of N = B or K * B hypotheses, slot by slot; -inf for what they must not say at step t; forced prefixes aside."""
+    forbidden = None
+    if constraints.banned is not None:
+        forbidden = jnp.zeros((1, logits.shape[1]), bool).at[0, constraints.banned].set(True)
     if constraints.min_length is not None:
-        early = jnp.repeat(t + 1 < constraints.min_length, logits.shape[0] // max(1, constraints.min_length.shape[0]))
-        too_early = early[:, None] & (jnp.arange(logits.shape[1]) == end)
+        too_early = _early(t, constraints.min_length, len(logits)) & (jnp.arange(logits.shape[1]) == end)
         forbidden = too_early if forbidden is None else forbidden | too_early
     if forbidden is not None:
         logits = jnp.where(forbidden, -jnp.inf, logits)
@@ -83,6 +106,10 @@ def forbid(
     if said.symbols is not None:
         logits = _strike(logits, *_repeating(said.symbols, t, no_repeat_ngram_size))
     return logits
+
+
+def _early(t: Array, min_length: Int[Array, " B"], hypotheses: int) -> Bool[Array, "N 1"]:
+    return jnp.tile(t + 1 < min_length, hypotheses // max(1, min_length.shape[0]))[:, None]
 
 
 def _repeating(symbols: Int[Array, "N T"], t: Array, size: int) -> tuple[Int[Array, "N P"], Bool[Array, "N P"]]:

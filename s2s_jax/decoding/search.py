@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from s2s_jax.decoding import checks
 from s2s_jax.decoding.constraints import Constraints, forbid
-from s2s_jax.decoding.distribution import likeliest, log_probs_of
+from s2s_jax.decoding.distribution import log_probs_of, next_symbols
 from s2s_jax.masks import where_valid
 from s2s_jax.sharding import varying_as
 from s2s_jax.types import Context, DecoderStep, Params, State
@@ -155,14 +155,15 @@ def _unfold(
         t, state, tokens, found = carry
         new, logits, _ = step(params, context, state, tokens)
         logits = logits.astype(symbols.dtype)
-        allowed = forbid(logits, t, symbols.end, constraints)
         if sampling is None:
-            chosen = likeliest(allowed, 1)[1][:, 0]
+            best, rest = next_symbols(logits, 1, t, symbols.end, constraints)
+            chosen, gain = best.symbols[:, 0], best.logits[:, 0] - best.highest - rest
         else:
+            allowed = forbid(logits, t, symbols.end, constraints)
             likely = _cut(allowed / sampling.temperature.astype(logits.dtype), top_k, sampling.top_p)
             chosen = jax.random.categorical(jax.random.fold_in(sampling.key, t), likely).astype(jnp.int32)
+            gain = log_probs_of(logits, chosen)
         running = ~found.finished
-        gain = log_probs_of(logits, chosen)
         found = Found(
             found.tokens.at[:, t].set(jnp.where(running, chosen, symbols.pad)),
             found.lengths + running,

@@ -11,7 +11,8 @@ from flax import nnx
 
 from s2s_jax.data.tokenizers import Tokenizers
 from s2s_jax.data.vocabulary import END, PAD, START
-from s2s_jax.decoding.beam import Hypotheses, beam_search
+from s2s_jax.decoding.beam import beam_search
+from s2s_jax.decoding.hypotheses import Hypotheses
 from s2s_jax.models.seq2seq import Seq2Seq, decoder_step
 
 

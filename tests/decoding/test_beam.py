@@ -92,6 +92,22 @@ def test_agrees_with_a_search_in_plain_python_that_does_not_stop_early(options):
         assert_same(search(text, attention=weights_of, **options), text, slow(text, **options))
 
 
+def test_rows_that_are_done_leave_the_batch_and_change_nothing(monkeypatch):
+    monkeypatch.setattr(beam_module, "_WORTH_HALVING", 1)  # five rows, two, one
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    sizes = set()
+
+    def step(params, context, state, tokens):  # one that nothing is compiled for
+        sizes.add(len(tokens))
+        return script_step(params, context, state, tokens)
+
+    for options in ({}, *(options for options in OPTIONS if {"coverage_beta", "min_length", "prefixes"} & set(options))):
+        text = script(B, T, V, seed=3)
+        options = {"n_best": 3, **options}
+        assert_same(search(text, step=step, attention=weights_of, **options), text, slow(text, **options))
+    assert sizes == {5, 2, 1}
+
+
 @hypothesis.given(st.integers(0, 10**6), st.floats(0, 3), st.floats(0, 2), st.lists(st.integers(0, T), min_size=B, max_size=B))
 def test_agrees_with_it_whatever_the_scripts_penalties_and_lengths(seed, alpha, beta, longest):
     text = script(B, T, V, seed=seed, scale=1 + seed % 4)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2s_jax.decoding.distribution import likeliest, log_normaliser, log_probs_of
+from s2s_jax.decoding.constraints import Constraints
+from s2s_jax.decoding.distribution import likeliest, log_normaliser, log_probs_of, next_symbols
 from tests.samples import assert_close
 
 
@@ -25,10 +26,31 @@ def test_likeliest_is_the_beginning_of_a_stable_sort(vocabulary_size, count, val
         logits = np.round(2 * logits) + 0.0  # without negative zeros, which top_k tells from others
     if values == "few":  # others are forbidden
         logits[generator.random(logits.shape) < 0.999] = -np.inf
-    got, symbols = likeliest(jnp.asarray(logits), count)
+    got, symbols, highest = likeliest(jnp.asarray(logits), count)
     want, order = by_sorting(logits, count)
     np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(symbols, order)
+    np.testing.assert_array_equal(highest, logits.max(-1))
+
+
+@pytest.mark.parametrize("vocabulary_size", [7, 2003, 10_000])
+@pytest.mark.parametrize("banned", [[2], [0, 3, 4], [*range(2, 22)]], ids=["one", "some", "many"])
+@pytest.mark.parametrize("step", [0, 5])
+def test_what_is_forbidden_is_not_among_them_but_in_the_normaliser(vocabulary_size, banned, step):
+    banned, end = [symbol for symbol in banned if symbol < vocabulary_size - 1], 1
+    logits = np.random.default_rng(vocabulary_size).normal(size=(6, vocabulary_size)).astype(np.float32)
+    logits[:, banned] += 9  # those that would win
+    logits[::2, end] += 8
+    min_length = np.array([0, 3, 9], np.int32)  # of three rows, two hypotheses each, slot by slot
+    constraints = Constraints(jnp.asarray(banned), jnp.asarray(min_length))
+    allowed = logits.copy()
+    allowed[:, banned] = -np.inf
+    allowed[np.tile(step + 1 < min_length, 2), end] = -np.inf
+    best, rest = next_symbols(jnp.asarray(logits), 2, jnp.int32(step), end, constraints)
+    want, order = by_sorting(allowed, 2)
+    np.testing.assert_array_equal(best.logits, want)
+    np.testing.assert_array_equal(best.symbols[want > -np.inf], order[want > -np.inf])
+    assert_close(best.highest + rest, jax.nn.logsumexp(logits, axis=-1), 1e-6)
 
 
 def test_the_last_symbols_count_where_no_block_holds_them():

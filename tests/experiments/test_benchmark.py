@@ -1,5 +1,6 @@
 """The benchmark: equal results are demanded, arithmetic and ratios are right, and what it measures is what it says."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -15,14 +16,16 @@ import pytest
 from flax import nnx
 
 from experiments import addition, pixels
-from experiments.benchmark import chart, recurrence, training_step
+from experiments.benchmark import chart, decoding, recurrence, training_step
 from experiments.benchmark.__main__ import main
 from experiments.benchmark.case import COMPARED, SMALL, Case, grid
+from experiments.benchmark.decoding import measure as measure_decoding
 from experiments.benchmark.peers import peers
 from experiments.benchmark.program import on_jax
 from experiments.benchmark.recurrence import Refused, difference, measure
 from experiments.benchmark.timing import Plan, geometric_mean, interleaved, ratio, summary, tail
 from experiments.benchmark.worker import Worker
+from experiments.benchmark.workload import Workload
 from s2s_jax import cells, unroll
 from s2s_jax.recurrence.choice import BACKENDS
 from tests.oracles import oracle
@@ -269,6 +272,74 @@ def test_streaming_alone_has_a_file_and_no_chart(tmp_path, capsys):
     assert f"All figures are in {path}." in told
 
 
+TINY = [
+    Workload(
+        batch_size=batch_size,
+        beam_size=beam_size,
+        input_feeding=fed,
+        sentences=4,
+        vocabulary_size=1100,
+        features=16,
+        longest=12,
+        max_length=max_length,
+    )
+    for batch_size, beam_size, fed, max_length in ((1, 1, False, 30), (3, 3, True, 9))
+]
+
+
+def test_decoding_end_to_end(tmp_path, capsys, monkeypatch):
+    oracle("torch")
+    monkeypatch.setattr(decoding, "workloads", lambda: TINY)
+    path = tmp_path / "figures.json"
+    main(["decoding", "--seconds", "0.01", "--platform", "cpu", "--json", str(path)])
+    found = json.loads(path.read_text())
+    assert not found["refused"]
+    names = [name for name in decoding.peers("cpu") if name != "ours"]
+    assert [row["peer"] for row in found["decoding"]] == names * len(TINY)
+    for row in found["decoding"]:
+        assert row["sentences_that_differ"] == 0
+        assert row["score_difference"] < 1e-5
+        assert row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"], rel=0.01)
+        assert row["ours_tokens_per_second"] == pytest.approx(1e3 * row["tokens"] / row["ours_ms"], rel=0.01)
+    assert [row["lengths"][1] for row in found["decoding"]][-1] == 9  # of those that were cut off
+    assert (
+        found["decoding"][0]["lengths"][0] < found["decoding"][0]["lengths"][1] < 30
+    )  # those that ended, at different lengths
+    told = capsys.readouterr().out
+    assert "beam 3, batch 3, 1100 symbols, with input feeding, 4 sentences" in told
+    assert "all symbols equal" in told
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_peer_that_decodes_something_else_is_not_timed(beam_size):
+    oracle("torch")
+    from experiments.benchmark.torch_decoding import Translator
+
+    name, workload = "torch, 1 thread", dataclasses.replace(TINY[1], beam_size=beam_size, max_length=30)
+    right = decoding.peers("cpu")[name]
+
+    def build(workload, platform):
+        program = right.build(workload, platform)
+
+        def params(given):
+            made: Translator = program.params(given)
+            made.combine.weight.data *= 1.1
+            return made
+
+        return program._replace(params=params)
+
+    wrong = right._replace(build=build)
+    workers: dict[str, Any] = {of: Here(Worker(of, "cpu", part="decoding")) for of in ("ours", name)}
+    workers["wrong"] = Here(Worker(name, "cpu", part="decoding"))
+    workers["wrong"].worker.peer = wrong
+    rows = list(measure_decoding([workload], workers, decoding.peers("cpu") | {"wrong": wrong}, SHORT))
+    (refused,) = (row for row in rows if "why" in row)
+    assert refused["peer"] == "wrong"
+    assert "differs from ours in" in refused["why"]
+    (timed,) = (row for row in rows if "why" not in row)
+    assert (timed["peer"], timed["sentences_that_differ"]) == (name, 0)
+
+
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
@@ -276,6 +347,13 @@ def test_streaming_alone_has_a_file_and_no_chart(tmp_path, capsys):
         (["--cells", "rnn", "--kinds", "stack"], "nothing to measure"),
         (["--seconds", "0"], "seconds: expected a positive number, got 0.0"),
         (["training-step", "--steady"], "steady: expected it with recurrence only"),
+        (
+            ["training-step", "--seconds", "1"],
+            "seconds: expected it with recurrence and decoding only",
+        ),
+        (["decoding", "--dtype", "bfloat16"], "dtype: expected it with recurrence only, got it with decoding"),
+        (["decoding", "--backend", "scan"], "backend: expected it with recurrence and training-step only"),
+        (["encoding"], "expected recurrence, training-step or decoding first"),
         (["--shapes", "2,3,4,8", "--cells", "gru", "--peers", "scan", "--backend", "cudnn"], "nothing was measured"),
     ],
 )
