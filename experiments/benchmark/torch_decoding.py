@@ -106,7 +106,7 @@ class Translator(torch.nn.Module):
         found_lengths = torch.full((B,), T, device=device)
         found_scores = torch.full((B,), float("-inf"), device=device)
         at = torch.arange(B, device=device)  # which sentences are still searched
-        best, counts = found_scores.clone(), torch.zeros_like(at)  # of those
+        best, counts, led = found_scores.clone(), torch.zeros_like(at), torch.zeros_like(at, dtype=torch.bool)  # of those
         log_probs = torch.zeros((B, 1), device=device)  # one hypothesis to begin with
         said = torch.full((B, T), PAD, device=device)
         symbols = torch.full((B,), START, device=device)
@@ -130,18 +130,19 @@ class Translator(torch.nn.Module):
                 found[rows, t] = END
                 found_lengths[rows], found_scores[rows] = t + 1, scores[better]
                 counts += ended.sum(1)
+                led |= ended[:, 0]
             log_probs, going = totals.masked_fill_(ends, float("-inf")).topk(K)
             moved, symbols = parents.gather(1, going).view(-1), chosen.gather(1, going).view(-1)
             said = said[moved]
             said[:, t] = symbols
             state = _rows(state, moved)
             reachable = torch.maximum(log_probs[:, 0] / (t + 2), log_probs[:, 0] / T)
-            done = (counts >= K) | (reachable <= best)
+            done = (led & (counts >= K)) | (reachable <= best)
             if done.any():
                 keep = (~done).nonzero()[:, 0]
                 if not len(keep):
                     break
-                at, best, counts, log_probs = _rows((at, best, counts, log_probs), keep)
+                at, best, counts, led, log_probs = _rows((at, best, counts, led, log_probs), keep)
                 memory = _rows(memory, keep)
                 of_them = (K * keep[:, None] + torch.arange(K, device=device)).view(-1)
                 said, symbols, state = _rows((said, symbols, state), of_them)

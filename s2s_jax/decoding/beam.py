@@ -52,10 +52,12 @@ def beam_search(
     """The best hypotheses among those that the K most probable prefixes of each length lead to, in one `lax.while_loop`.
 
     At each step the 2K most probable ways to go on are looked at. Those of the first K that end are finished; the K most
-    probable others go on. A row is done when K hypotheses have finished, when it is cut off, or when it cannot matter any more
-    how it goes on: log probabilities only fall, so that what runs can reach at most its log probability over the best length
-    penalty still to come, without any coverage penalty. If its n_best finished ones are at least that good, they are what a
-    search without this stop would return as well. A beam of 1 is `greedy`.
+    probable others go on. A row is done when K hypotheses have finished and one of them, when it did, was the most probable of
+    all: a model that is sure of its next symbols says few other texts, and that they end too early would else end the search
+    before the text that it is sure of. It is also done when it is cut off, or when it cannot matter any more how it goes on:
+    log probabilities only fall, so that what runs can reach at most its log probability over the best length penalty still to
+    come, without any coverage penalty. If its n_best finished ones are at least that good, they are what a search without this
+    stop would return as well. A beam of 1 is `greedy`.
 
         score = log p(y | x) / lp(L) + beta * sum_s log min(sum_t a_ts, 1)      (Wu et al., arXiv 1609.08144, eq. 14)
 
@@ -194,6 +196,7 @@ class _Beam(NamedTuple):
     said: Said  # of K * B hypotheses
     finished: Ends
     counts: Int[Array, " B"]  # of all that have finished
+    led: Bool[Array, " B"]  # whether one of them was the most probable of all when it did
     done: Bool[Array, " B"]
     history: History
 
@@ -324,7 +327,7 @@ def _proceed(
         new = new._replace(scores=jnp.where(ended, new.scores, -jnp.inf))
         finished = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), beam.finished, new)
         finished = take(finished, jax.lax.top_k(finished.scores, fixed.n_best)[1])
-        counts = beam.counts + jnp.sum(ended, axis=1)
+        counts, led = beam.counts + jnp.sum(ended, axis=1), beam.led | ended[:, 0]
 
         log_probs, going = jax.lax.top_k(jnp.where(ends, -jnp.inf, totals), K)
         parents, chosen, gains = take((parents, chosen, gains), going)
@@ -336,7 +339,7 @@ def _proceed(
         # What runs may end at t + 2 steps or more, up to the limit; one of the two gives the least penalty.
         best = log_probs[:, 0]
         reachable = jnp.maximum(penalised(best, t + 2), penalised(best, given.limits))
-        done = beam.done | (counts >= K) | (t + 1 >= given.limits) | (reachable <= finished.scores[:, -1])
+        done = beam.done | (led & (counts >= K)) | (t + 1 >= given.limits) | (reachable <= finished.scores[:, -1])
 
         moved = by_slot(parents * B + rows)
         history = History(chosen, gains, parents, weights)
@@ -348,6 +351,7 @@ def _proceed(
             say(beam.said, moved, by_slot(chosen), t, given.constraints),
             finished,
             counts,
+            led,
             done,
             jax.tree.map(lambda all, one: jax.lax.dynamic_update_index_in_dim(all, one, t, 0), beam.history, history),
         )
@@ -375,6 +379,7 @@ def _start(state: State, weights: Any, fixed: _Fixed, given: _Given) -> _Beam:
         nothing_said(given.constraints, B * K, T, fixed.no_repeat),
         Ends(none, none, nowhere, nowhere, none, nowhere),
         jnp.zeros(B, jnp.int32),
+        jnp.zeros(B, bool),
         given.limits == 0,
         History(
             jnp.zeros((T, B, K), jnp.int32),

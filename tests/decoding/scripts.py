@@ -107,9 +107,9 @@ def slow_beam_search(
     prefix=(),
     **penalties,
 ):
-    """No early stop: it goes on until K have finished, or to the maximum length."""
+    """No early stop: it goes on until K have finished, the most probable of all among them, or to the maximum length."""
     rules = {"min_length": min_length, "ngram": ngram, "banned": banned, "banned_prefixes": banned_prefixes, "prefix": prefix}
-    running, finished = [([], [])] if max_length else [], []
+    running, finished, led = [([], [])] if max_length else [], [], False
     for _ in range(max_length):
         candidates = []
         for text, logs in running:
@@ -123,7 +123,8 @@ def slow_beam_search(
         candidates = candidates[: 2 * beam_size]
         finished += [candidate for candidate in candidates[:beam_size] if candidate[0][-1] == END]
         running = [candidate for candidate in candidates if candidate[0][-1] != END][:beam_size]
-        if len(finished) >= beam_size:
+        led = led or (bool(candidates) and candidates[0][0][-1] == END)
+        if led and len(finished) >= beam_size:
             break
     found = []
     for done, hypotheses in ((True, finished), (False, running)):

@@ -217,6 +217,15 @@ def test_an_end_symbol_behind_the_first_k_is_not_finished():
     assert [END] in texts(search(TWO_WAYS, plain_step, beam_size=3, n_best=3))
 
 
+@pytest.mark.parametrize("beam_size", [1, 2, 3])
+def test_texts_that_end_too_early_do_not_end_the_search_before_the_one_that_the_model_is_sure_of(beam_size):
+    text = written({START: {A: 0.97, END: 0.03}}, {A: {C: 0.97, END: 0.03}}, {C: {D: 0.97, END: 0.03}}, {D: {END: 1.0}})
+    for penalty in ({}, {"length_penalty": "average"}):
+        found = search(text, plain_step, beam_size=beam_size, n_best=beam_size, **penalty)
+        assert texts(found)[0] == [A, C, D, END]
+        assert_close(found.log_probs[0, 0], 3 * np.log(0.97), 1e-5)
+
+
 def test_the_end_symbol_first_is_a_hypothesis_of_length_one():
     text = written({START: {END: 0.7, A: 0.3}}, {A: {END: 1.0}})
     found = search(text, plain_step, beam_size=2, n_best=2)
