@@ -1,4 +1,4 @@
-"""Five encoder-decoders of equal size read ever longer sources, and the classic claims about them are put to the test.
+"""A study trains five encoder-decoders of equal size and puts the classic claims about long sources to the test.
 
     python -m experiments.long_inputs                                       digits to be copied, without data
     python -m experiments.long_inputs evaluate                              scores the test texts again

@@ -565,6 +565,7 @@ def test_waiting_and_computing_overlap():
             return {"x": number}
 
     batches = Batches(Slow(30), 1, seed=0)
+    next(batches.iterate())  # imports Grain
     began = time.perf_counter()
     for _ in batches.iterate(0, 30, threads=2):
         time.sleep(0.02)
