@@ -73,8 +73,8 @@ class Batches:
     """The batch of each step from a source of examples, in length buckets, as a pure function of the step.
 
     An epoch holds every example exactly once: those of a bucket are shuffled and cut into batches, and the batches of all
-    buckets are shuffled. What does not fill its last batch goes to the next bucket that holds it, where that costs fewer
-    positions than filling up; else the rows left are filled with zeros (their length is 0), and `batch["mask"]` is False
+    buckets are shuffled. What does not fill its last batch goes to the next bucket that holds it, if an epoch has fewer
+    positions by that; else the rows left are filled with zeros (their length is 0), and `batch["mask"]` is False
     there. Nothing is carried to the next epoch, so that each one, and so an evaluation, is exact. The orders depend on seed
     and epoch only.
 
@@ -160,8 +160,8 @@ class Batches:
         """
         if not 0 <= index < count:
             raise ValueError(f"index, count: expected 0 <= index < count, got {index} and {count}")
-        for bucket in self._buckets:
-            if bucket.rows % count:
+        for bucket, share in zip(self._buckets, self._shares, strict=True):
+            if share.steps and bucket.rows % count:
                 raise ValueError(f"count: expected one that divides the {bucket.rows} rows of a batch, got {count}")
         own = copy.copy(self)
         own._shard = (index, count)
@@ -330,12 +330,21 @@ class _Arrays:
 
 
 def _shared_out(buckets: Sequence[_Bucket]) -> list[_Share]:
+    """Of the plan that moves nothing and the one that moves what a longer row costs less than filling up, the shorter one."""
+
+    def positions(shares: list[_Share]) -> int:
+        return sum(share.steps * bucket.rows * bucket.positions() for share, bucket in zip(shares, buckets, strict=True))
+
+    return min((_shares(buckets, moving) for moving in (False, True)), key=positions)
+
+
+def _shares(buckets: Sequence[_Bucket], moving: bool) -> list[_Share]:
     counts = [len(bucket.ids) for bucket in buckets]
     shares = []
     for place, bucket in enumerate(buckets):
         full, rest = divmod(counts[place], bucket.rows)
         heir = next((later for later in range(place + 1, len(buckets)) if within(bucket.lengths, buckets[later].lengths)), None)
-        if rest and heir is not None:
+        if moving and rest and heir is not None:
             longer = rest * (buckets[heir].positions() - bucket.positions())
             if longer < (bucket.rows - rest) * bucket.positions():
                 counts[heir] += rest

@@ -65,7 +65,8 @@ def beam_search(
 
     Args:
       step, params, context, state, start, end, pad: see `greedy`. `step` is mapped over the K slots of the beam by `jax.vmap`:
-        it sees B rows, and the context as it is; of the state, rows are gathered.
+        it sees B rows and the context as it is, and fewer rows of both when half of a large batch is done (on one device).
+        Of the state, rows are gathered.
       beam_size: K.
       max_length: steps at most, end symbol included; one for each row too, say `2 * source_lengths + 5`. A row of 0
         is left out.
@@ -91,10 +92,15 @@ def beam_search(
     Raises:
       ValueError: numbers out of range (`beam_size` and `n_best` below 1, `n_best` above K, `max_length` below 1, `min_length`
         above T, negative or not finite `alpha` and `coverage_beta` as far as they are concrete), an unknown length penalty,
-        symbols outside the vocabulary, an empty banned prefix, shapes that do not match, a state without arrays, or a coverage
-        penalty without `attention`. Traced lengths above T are clipped.
+        symbols outside the vocabulary, an empty banned prefix, shapes that do not match, a context or
+        state without an axis of rows, or a coverage penalty without `attention`. Traced lengths above T are clipped.
     """
     batch_size = checks.batch_size_of(state)
+    for leaf in jax.tree.leaves(context):
+        if not np.ndim(leaf) or np.shape(leaf)[0] != batch_size:
+            raise ValueError(
+                f"context: expected arrays [{batch_size}, ...], got {np.shape(leaf)}; what rows share is for params"
+            )
     time, limits = checks.check_limits(max_length, time, batch_size)
     symbols, output = checks.check_step(step, params, context, state, start, end, time, pad)
     vocabulary_size = output.logits.shape[-1]
@@ -327,7 +333,7 @@ def _proceed(
         new = new._replace(scores=jnp.where(ended, new.scores, -jnp.inf))
         finished = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), beam.finished, new)
         finished = take(finished, jax.lax.top_k(finished.scores, fixed.n_best)[1])
-        counts, led = beam.counts + jnp.sum(ended, axis=1), beam.led | ended[:, 0]
+        counts, led = beam.counts + jnp.sum(ended, axis=1, dtype=jnp.int32), beam.led | ended[:, 0]
 
         log_probs, going = jax.lax.top_k(jnp.where(ends, -jnp.inf, totals), K)
         parents, chosen, gains = take((parents, chosen, gains), going)

@@ -86,8 +86,9 @@ def likeliest(
         values, index = jax.lax.top_k(logits if forbidden is None else forbidden(logits, symbols), count)
         return Likeliest(values, index, jnp.max(logits, axis=-1))
     even = math.sqrt(vocabulary_size / wanted)
-    # One that divides the vocabulary leaves no slice of it to be copied.
-    size = min(range(16, 129), key=lambda size: (vocabulary_size % size != 0, abs(size - even)))
+    # One near it that divides the vocabulary leaves no slice of it to be copied.
+    near = range(max(16, int(even / 2)), max(17, min(129, int(2 * even) + 1, vocabulary_size // wanted + 1)))
+    size = min(near, key=lambda size: (vocabulary_size % size != 0, abs(size - even)))
     blocks = vocabulary_size // size
     maxima = jnp.max(logits[:, : blocks * size].reshape(rows, blocks, size), axis=-1)
     highest = jnp.max(maxima, axis=-1)

@@ -1,6 +1,7 @@
 """Batches as a pure function of seed and step: of arrays, and in length buckets of any source."""
 
 import collections
+import itertools
 import subprocess
 import sys
 import threading
@@ -120,7 +121,16 @@ def slow_shapes(lengths, batch_size=None, tokens=None, buckets=None, multiple_of
 
 
 def slow_plan(shapes, order=sorted):
-    """[(place, ids)] by plain loops; what does not fill a batch moves up where that costs fewer positions."""
+    """[(place, ids)] by plain loops: what does not fill a batch moves up if the whole plan has fewer positions by that."""
+
+    def positions(plan):
+        return sum(shapes[place][0] * sum(shapes[place][1].values()) for place, _ in plan)
+
+    plans = [slow_plan_of(shapes, sorted, moving) for moving in (False, True)]
+    return slow_plan_of(shapes, order, positions(plans[1]) < positions(plans[0]))
+
+
+def slow_plan_of(shapes, order, moving):
     waiting = {place: list(ids) for place, (_, _, ids) in shapes.items()}
     plan = []
     for place in sorted(shapes):
@@ -129,7 +139,7 @@ def slow_plan(shapes, order=sorted):
         left = len(ids) % rows
         for later in sorted(shapes):
             other = shapes[later][1]
-            if left and later > place and all(lengths[field] <= other[field] for field in lengths):
+            if moving and left and later > place and all(lengths[field] <= other[field] for field in lengths):
                 if left * (sum(other.values()) - sum(lengths.values())) < (rows - left) * sum(lengths.values()):
                     waiting[later] += ids[-left:]
                     ids = ids[:-left]
@@ -180,6 +190,26 @@ def test_an_epoch_holds_each_example_once_in_a_bucket_and_each_field_as_it_was(c
         assert sorted(seen) == list(range(len(source)))
         expected = [(*shapes[place][:2], len(ids)) for place, ids in plan]
         assert sorted(used, key=str) == sorted(expected, key=str)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_moves_to_a_longer_bucket_never_makes_an_epoch_longer(seed):
+    rng = np.random.default_rng(seed)
+    ends = np.sort(rng.choice(np.arange(1, 60), 4, replace=False)).tolist()
+    lengths = {"x": rng.integers(0, ends[-1] + 1, 150)}
+    options = {"batch_size": 32} if seed % 2 else {"tokens": 400}
+    usage = Batches([{"x": np.zeros(n)} for n in lengths["x"]], seed=0, lengths=lengths, buckets=ends, **options).usage()
+    unmoved = 0
+    for low, high in itertools.pairwise([-1, *ends]):
+        rows = 32 if seed % 2 else 400 // high
+        unmoved += -(-int(((lengths["x"] > low) & (lengths["x"] <= high)).sum()) // rows) * rows * high
+    assert sum(shape.rows * shape.lengths["x"] * shape.steps for shape in usage.shapes) <= unmoved
+
+
+def test_a_full_batch_is_not_broken_up_for_a_few_more():
+    lengths = {"x": np.array(20 * [10] + 32 * [11])}
+    usage = Batches([{"x": np.zeros(n)} for n in lengths["x"]], 32, seed=0, lengths=lengths, buckets=[10, 11]).usage()
+    assert [(shape.lengths["x"], shape.steps) for shape in usage.shapes] == [(10, 1), (11, 1)]
 
 
 def test_the_plan_is_that_of_a_few_lines_of_numpy():

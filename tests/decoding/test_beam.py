@@ -1,6 +1,8 @@
 """Beam search against one in plain Python, enumeration, and cases whose answer is known."""
 
 import itertools
+import subprocess
+import sys
 
 import hypothesis
 import hypothesis.strategies as st
@@ -446,3 +448,23 @@ def test_a_traced_limit_needs_to_be_told_the_time():
         jax.jit(lambda limits: search(script(B, T, V), max_length=limits))(jnp.full(B, 3))
     with pytest.raises(ValueError, match="state: expected arrays with a leading batch axis, got none"):
         beam_search(script_step, None, None, (), beam_size=2, start=START, end=END, max_length=3)
+
+
+def test_with_x64_too():
+    code = """
+import jax
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp
+from s2s_jax.decoding import beam_search
+table = jnp.log(jnp.array([[0.0, 0.2, 0.5, 0.3], [0.1, 0.1, 0.6, 0.2], [0.1, 0.7, 0.1, 0.1], [0.0, 0.0, 1.0, 0.0]]) + 1e-9)
+step = lambda params, context, state, tokens: (state, table[tokens], None)
+found = beam_search(step, None, None, jnp.zeros((3, 1)), beam_size=2, n_best=2, start=0, end=1, max_length=4, pad=3)
+print(found.tokens[:, 0].tolist(), found.scores.dtype)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split("\n")[0] == f"{[[2, 1, 3, 3]] * 3} float64"
+
+
+def test_what_rows_share_is_no_context():
+    with pytest.raises(ValueError, match=r"context: expected arrays \[1, ...\], got \(\)"):
+        beam_search(script_step, None, jnp.float32(2), jnp.zeros((1, 1)), beam_size=2, start=START, end=END, max_length=3)

@@ -75,3 +75,12 @@ def test_gradients_are_those_of_a_log_softmax():
     got = jax.grad(lambda logits: log_probs_of(logits, symbols).sum())(logits)
     want = jax.grad(lambda logits: jax.nn.log_softmax(logits)[symbols, symbols].sum())(logits)
     assert_close(got, want, 1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 5, 10, 12, 31])
+def test_every_vocabulary_has_blocks_enough(count):
+    for size in (*range(1000, 1400), 2003, 10_007, 32_000):
+        found = jax.eval_shape(lambda logits: likeliest(logits, count), jax.ShapeDtypeStruct((2, size), jnp.float32))
+        assert found.symbols.shape == (2, count)
+    logits = np.random.default_rng(0).normal(size=(3, 1143)).astype(np.float32)
+    np.testing.assert_array_equal(likeliest(jnp.asarray(logits), count).symbols, np.argsort(-logits, axis=1)[:, :count])

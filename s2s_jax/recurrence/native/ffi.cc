@@ -14,7 +14,7 @@ namespace s2s {
 namespace {
 
 // A thread costs more than it brings for fewer operations a step.
-constexpr double kWorthAThread = 1e5;
+constexpr double kWorthAThread = 7.5e4;
 
 template <typename Buffer>
 float* floats(const Buffer& buffer) {
