@@ -1,6 +1,6 @@
 """How sure a score of some texts is: the same score of samples that are drawn from them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -43,3 +43,21 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of what stands behind the first value: its percentiles 2.5 and 97.5."""
     low, high = np.percentile(values[1:], [2.5, 97.5])
     return float(low), float(high)
+
+
+def length_groups(lengths: Sequence[int], count: int = 5) -> dict[str, np.ndarray]:
+    """{"3 to 5": which texts}, `count` groups of about as many texts, those of one length together, the shortest first.
+
+    Raises:
+      ValueError: all lengths are the same.
+    """
+    values = np.asarray(lengths)
+    parts = np.array_split(np.sort(values), min(count, len(values)))
+    tops = sorted({int(part[-1]) for part in parts})
+    if len(tops) < 2:
+        raise ValueError(f"test: expected sources of different lengths, got none but of {tops[0]} symbols")
+    groups, least = {}, int(values.min())
+    for top in tops:
+        groups[f"{least} to {top}" if least < top else str(top)] = np.flatnonzero((values >= least) & (values <= top))
+        least = top + 1
+    return groups

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from s2s_jax.data.vocabulary import END, PAD, START
 
@@ -112,13 +111,16 @@ class Translator(torch.nn.Module):
         symbols = torch.full((B,), START, device=device)
         for t in range(T):
             logits, state = self.step(memory, state, symbols)
-            gains = functional.log_softmax(logits, dim=1)
-            gains[:, self.banned] = float("-inf")
-            width, V = log_probs.shape[1], gains.shape[1]
-            totals = gains.view(len(at), width, V).add_(log_probs[:, :, None]).view(len(at), width * V)
+            normaliser = logits.logsumexp(1)
+            logits[:, self.banned] = float("-inf")
+            # Of one hypothesis K that do not end and the end can be among the 2K best.
+            width = log_probs.shape[1]
+            values, likely = logits.topk(2 * K if width == 1 else K + 1)
+            totals = (values - normaliser[:, None]).view(len(at), width, -1).add_(log_probs[:, :, None]).view(len(at), -1)
             totals, index = totals.topk(2 * K)
             first = torch.arange(0, len(symbols), width, device=device)[:, None]
-            parents, chosen = first + index.div(V, rounding_mode="floor"), index % V
+            parents = first + index.div(values.shape[1], rounding_mode="floor")
+            chosen = likely.view(len(at), -1).gather(1, index)
             ends = chosen == END
             ended = ends[:, :K]
             if ended.any():

@@ -17,11 +17,12 @@ _SPLITS = ("train", "validation", "test")
 def reversed_integers(split: Split, count: int | None = None, *, longest: int = 20, seed: int = 0) -> Pairs:
     """1 to `longest` integers from 0 to 49, and the same from the last to the first: "7 41 3" and "3 41 7".
 
-    Lengths are uniform. JoeyNMT's tutorial (Kreutzer et al. 2019, arXiv 1907.12484) has 50,000, 1,000 and 1,000 pairs, which is
-    what comes without a `count`. No source stands in two splits.
+    JoeyNMT's tutorial (Kreutzer et al. 2019, arXiv 1907.12484) has 50,000, 1,000 and 1,000 pairs, which is what comes without a
+    `count`, or as many of validation and test as differ. Lengths are drawn evenly. No source stands in two splits, nor twice in
+    validation or test, so that of the shortest, of which there are few, there are fewer.
 
     Raises:
-      ValueError: no such split, or a number below 1.
+      ValueError: no such split, a number below 1, or a `count` of validation or test texts that there are not.
     """
 
     def draw(rng: np.random.Generator) -> tuple[str, str]:
@@ -34,10 +35,10 @@ def reversed_integers(split: Split, count: int | None = None, *, longest: int = 
 def copied_digits(split: Split, count: int | None = None, *, longest: int = 10, seed: int = 0) -> Pairs:
     """1 to `longest` digits, and the same: Sockeye's system test of copying (10,000 pairs, 1,000 for the other splits).
 
-    Lengths are uniform. No source stands in two splits. Hieber et al. 2017, arXiv 1712.05690.
+    Lengths are as of `reversed_integers`, and so is what a source stands in. Hieber et al. 2017, arXiv 1712.05690.
 
     Raises:
-      ValueError: no such split, or a number below 1.
+      ValueError: as of `reversed_integers`.
     """
     return _digits("copied-digits", split, count, longest, seed, list)
 
@@ -74,7 +75,7 @@ def _pairs(
 ) -> Pairs:
     if split not in _SPLITS:
         raise ValueError(f"split: expected one of {', '.join(_SPLITS)}, got {split!r}")
-    place = _SPLITS.index(split)
+    place, asked = _SPLITS.index(split), count
     count = counts[place] if count is None else count
     for argument, number in (("count", count), ("longest", longest)):
         if number < 1:
@@ -82,10 +83,16 @@ def _pairs(
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
     rng = np.random.default_rng((seed, place))
-    sources, targets = [], []
-    while len(sources) < count:
+    sources, targets, seen = [], [], set()
+    for _ in range(100 * count):
         source, target = draw(rng)
-        if split_of(source) == split:
+        if split_of(source) == split and source not in seen:
             sources.append(source)
             targets.append(target)
-    return Pairs(name, split, sources, targets, None, Report({split: count}))
+            if split != "train":
+                seen.add(source)
+            if len(sources) == count:
+                break
+    if len(sources) < (1 if asked is None else asked):
+        raise ValueError(f"count: expected fewer of at most {longest} symbols, found {len(sources)} that differ, got {count}")
+    return Pairs(name, split, sources, targets, None, Report({split: len(sources)}))

@@ -43,7 +43,18 @@ def test_sizes_are_those_of_the_published_tasks():
     assert len(reversed_integers("validation").sources) == len(reversed_integers("test").sources) == 1_000
     for task in (copied_digits, sorted_digits):
         assert [len(task(split).sources) for split in ("train", "validation", "test")] == [10_000, 1_000, 1_000]
-    assert max(len(source.split()) for source in copied_digits("test", longest=3).sources) == 3
+    assert max(len(source.split()) for source in copied_digits("test", 50, longest=3).sources) == 3
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_scored_differs_text_by_text(task):
+    for split in ("validation", "test"):
+        sources = task(split).sources
+        assert len(set(sources)) == len(sources) == 1_000
+    few = task("test", longest=1)
+    assert 0 < len(few.sources) == len(set(few.sources)) == few.report.examples["test"] < 20
+    with pytest.raises(ValueError, match=r"count: expected fewer of at most 1 symbols, found [0-9]+ that differ, got 50"):
+        task("test", 50, longest=1)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -15,10 +15,10 @@ from experiments.long_inputs import (
     MODELS,
     Config,
     build_model,
-    judged,
-    length_groups,
     widths,
 )
+from s2s_jax.bootstrap import length_groups
+from s2s_jax.claims import judged
 from s2s_jax.data.datasets.report import Report
 from s2s_jax.data.pair_sets import PairBatches
 from s2s_jax.data.parallel import Pairs

@@ -89,12 +89,10 @@ def load(
       FileNotFoundError: nothing that can be read in `data_dir`.
       ValueError: a file that is not what it should be, by file and line; no such split, option or data set.
     """
-    given = data_dir or os.environ.get("S2S_DATA_DIR")
-    for place in (Path(given) / name, Path(given)) if given else ():
-        if splits_of(place):
-            if options:
-                raise ValueError(f"options: expected none for saved arrays, got {sorted(options)}")
-            return SavedArrays(name, place, split)
+    if place := _find_arrays(name, data_dir):
+        if options:
+            raise ValueError(f"options: expected none for saved arrays, got {sorted(options)}")
+        return SavedArrays(name, place, split)
     folder = _find_folder(name, data_dir)
     if folder is None:
         return _from_catalogue(name, split, cache_dir, options)
@@ -121,9 +119,12 @@ def in_folder(name: str, data_dir: str | Path | None = None) -> bool:
     Raises:
       FileNotFoundError: as `load` does.
     """
+    return _find_arrays(name, data_dir) is None and _find_folder(name, data_dir) is not None
+
+
+def _find_arrays(name: str, data_dir: str | Path | None) -> Path | None:
     given = data_dir or os.environ.get("S2S_DATA_DIR")
-    arrays = given and any(splits_of(place) for place in (Path(given) / name, Path(given)))
-    return not arrays and _find_folder(name, data_dir) is not None
+    return next((place for place in (Path(given) / name, Path(given)) if splits_of(place)), None) if given else None
 
 
 def _find_folder(name: str, data_dir: str | Path | None) -> Path | None:
