@@ -103,7 +103,9 @@ def test_rows_that_are_done_leave_the_batch_and_change_nothing(monkeypatch):
         sizes.add(len(tokens))
         return script_step(params, context, state, tokens)
 
-    for options in ({}, *(options for options in OPTIONS if {"coverage_beta", "min_length", "prefixes"} & set(options))):
+    of_rows = {"coverage_beta", "min_length", "prefixes", "banned_prefixes"}
+    left_out = {"max_length": np.array([0, 7, 3, 5, 0]), "time": T}
+    for options in ({}, left_out, *(options for options in OPTIONS if of_rows & set(options))):
         text = script(B, T, V, seed=3)
         options = {"n_best": 3, **options}
         assert_same(search(text, step=step, attention=weights_of, **options), text, slow(text, **options))
