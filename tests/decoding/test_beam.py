@@ -105,7 +105,14 @@ def test_rows_that_are_done_leave_the_batch_and_change_nothing(monkeypatch):
 
     of_rows = {"coverage_beta", "min_length", "prefixes", "banned_prefixes"}
     left_out = {"max_length": np.array([0, 7, 3, 5, 0]), "time": T}
-    for options in ({}, left_out, *(options for options in OPTIONS if of_rows & set(options))):
+    # The last rows go on by themselves, and must still know what they have said.
+    last = {
+        "no_repeat_ngram_size": 1,
+        "min_length": np.array([0, 0, 0, 4, 4]),
+        "max_length": np.array([1, 2, 1, 7, 7]),
+        "time": T,
+    }
+    for options in ({}, left_out, last, *(options for options in OPTIONS if of_rows & set(options))):
         text = script(B, T, V, seed=3)
         options = {"n_best": 3, **options}
         assert_same(search(text, step=step, attention=weights_of, **options), text, slow(text, **options))
