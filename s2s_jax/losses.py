@@ -1,11 +1,16 @@
-"""Losses as sums and counts; see `s2s_jax.metrics.Mean`."""
+"""Losses: cross entropy as sum and count, see `s2s_jax.metrics.Mean`; CTC row by row."""
+
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from s2s_jax.masks import check_ids
+from s2s_jax.decoding.ctc.frames import check_frames
+from s2s_jax.decoding.ctc.labels import check_labels, ctc_frames
+from s2s_jax.masks import check_ids, length_mask
 from s2s_jax.metrics import Mean, mean_over
 
 
@@ -41,3 +46,59 @@ def cross_entropy(
         of_all = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)  # -log softmax, its mean over the vocabulary
         loss = (1 - label_smoothing) * loss + label_smoothing * of_all
     return mean_over(loss, mask)
+
+
+class CTCNats(NamedTuple):
+    """-log p(label | frames) of each row [B], and whether its label fits its frames; `mean_over(*nats)` takes those that do."""
+
+    nats: Float[Array, " B"]
+    fits: Bool[Array, " B"]
+
+
+def ctc_loss(
+    logits: Float[Array, "B T V"],
+    lengths: Int[Array, " B"],
+    labels: Int[Array, "B N"],
+    label_lengths: Int[Array, " B"],
+    *,
+    blank: int = 0,
+    unfit: Literal["raise", "drop", "infinite"] = "raise",
+) -> CTCNats:
+    """The negative log of the probability of all alignments that read as the label, by `optax.ctc_loss`, in float32 at least.
+
+    An alignment says a symbol or the blank at each frame; it is read by joining equal neighbours, then leaving the blanks out
+    (Graves et al. 2006, section 3). So a label of N symbols of which R repeat the one before needs N + R frames, and an empty
+    one fits any number, none included.
+
+    Args:
+      logits, lengths: frames [B, T, V] before the softmax, and how many of each row are valid. What stands in the padding
+        reaches nothing.
+      labels, label_lengths: symbols [B, N] without blanks, and how many of each row are valid.
+      blank: the symbol that says nothing.
+      unfit: what is done where a label does not fit its frames. "raise" (lengths that are traced cannot be looked at: their
+        loss is then infinite); "drop", the row's loss is 0 and it is not counted; "infinite". No such row has a gradient.
+        `ctc_frames` tells beforehand which rows these are.
+
+    Raises:
+      TypeError: lengths or labels that are not integers.
+      ValueError: shapes that do not match, concrete lengths out of range, concrete labels outside the vocabulary or equal to
+        the blank, an unknown `unfit`, or a label that does not fit.
+    """
+    if unfit not in ("raise", "drop", "infinite"):
+        raise ValueError(f"unfit: expected raise, drop or infinite, got {unfit!r}")
+    logits, mask = check_frames(logits, lengths, blank)
+    batch_size, time, vocabulary_size = logits.shape
+    labels, label_lengths = check_labels(labels, label_lengths, batch_size, vocabulary_size, blank)
+    fits = ctc_frames(labels, label_lengths) <= jnp.sum(mask, axis=1)
+    if unfit == "raise" and not isinstance(fits, jax.core.Tracer) and not np.all(fits):
+        rows = np.flatnonzero(~np.asarray(fits)).tolist()
+        raise ValueError(f"labels: expected that each fits its frames, got rows that do not: {rows}; see `unfit`")
+    if not time:  # only empty labels fit
+        nats = jnp.zeros(batch_size, logits.dtype)
+    else:
+        # Rows that do not fit are given an empty label, so that theirs is a loss with finite derivatives.
+        paddings = ~length_mask(jnp.where(fits, label_lengths, 0), labels.shape[1])
+        invalid, paddings = (~mask).astype(logits.dtype), paddings.astype(logits.dtype)
+        # What stands for log 0 is far below any true value; its default, -1e5, is not.
+        nats = optax.ctc_loss(logits, invalid, labels, paddings, blank_id=blank, log_epsilon=-1e30)
+    return CTCNats(jnp.where(fits, nats, 0.0 if unfit == "drop" else jnp.inf), fits)
