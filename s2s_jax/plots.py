@@ -1,6 +1,7 @@
 """Figures. Each function returns a matplotlib figure; the caller saves it."""
 
 import itertools
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -141,6 +142,45 @@ def images(
     return figure
 
 
+def read_line(
+    picture: Any, symbols: Sequence[str], spans: Sequence[tuple[float, float]], confidences: Sequence[float], *, title: str
+) -> Any:
+    """A picture of a line [H, W], dark where it is high, and over it each symbol with the columns it was read from.
+
+    Args:
+      picture: values [H, W].
+      symbols: characters, in any script; a space is shown as an open box.
+      spans: first column of each, and the one behind its last.
+      confidences: of each, 0 to 1: from red to green.
+      title: over the figure.
+    """
+    height, width = picture.shape
+    figure, (above, below) = _subplots(2, 1, (max(6.0, width / 60), 3.0), sharex=True, height_ratios=(1.3, 1))
+    above, below = above[0], below[0]
+    below.imshow(picture, cmap="gray_r", aspect="auto", interpolation="nearest", extent=(0, width, height, 0))
+    fonts, known = _fonts_for("".join(symbols))
+    colors = _color_map("RdYlGn")
+    for number, (symbol, (start, end), confidence) in enumerate(zip(symbols, spans, confidences, strict=True)):
+        row = number % 3  # side by side they would overlap
+        above.barh(row, end - start, left=start, height=0.3, color=colors(confidence))
+        shown = "\u2423" if symbol == " " else f"\u25cc{symbol}" if unicodedata.combining(symbol) else symbol
+        above.text(
+            (start + end) / 2,
+            row - 0.25,
+            _literal(shown, known | {"\u2423", "\u25cc"}),
+            ha="center",
+            fontfamily=fonts,
+            fontsize=9,
+        )
+        below.axvline((start + end) / 2, color="tab:blue", linewidth=0.4, alpha=0.5)
+    above.set(ylim=(2.6, -0.9), yticks=[], title=title)
+    below.set(yticks=[], xlabel="column of the picture")
+    above.spines[["top", "right", "left"]].set_visible(False)
+    scale = _scalar_mappable(colors)
+    figure.colorbar(scale, ax=[above, below], label="confidence", shrink=0.8)
+    return figure
+
+
 def heatmap(
     values: Any, rows: Sequence[str], columns: Sequence[str], *, xlabel: str, ylabel: str, title: str, label: str = "weight"
 ) -> Any:
@@ -210,6 +250,19 @@ def _quiet(*axes: Any) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)
+
+
+def _color_map(name: str) -> Any:
+    import matplotlib
+
+    return matplotlib.colormaps[name]
+
+
+def _scalar_mappable(colors: Any) -> Any:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    return ScalarMappable(Normalize(0, 1), colors)
 
 
 def _percent() -> Any:

@@ -1,6 +1,9 @@
-"""Scores of texts against references: BLEU, chrF, exact match, each with the signature that says how it was counted."""
+"""Scores of texts against references, each with a signature that says how it was counted: BLEU, chrF, error rates."""
 
 import importlib.metadata
+import itertools
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -120,6 +123,80 @@ def exact_match_counts(hypotheses: Sequence[str], references: Sequence[str]) -> 
     right = [normalized(ours) == normalized(theirs) for ours, theirs in zip(hypotheses, references, strict=True)]
     counts = np.stack([np.array(right, np.int64), np.ones(len(right), np.int64)], axis=1)
     return TextCounts(counts, lambda sums: sums[..., 0] / sums[..., 1], "exact match of whole texts|form:NFC")
+
+
+def character_error_rate(hypotheses: Sequence[str], references: Sequence[str], *, spaces: bool = True) -> TextScore:
+    """CER: the fewest insertions, deletions and substitutions of characters, over the characters of all references.
+
+    In Unicode's form NFD, so that a letter and the mark over it are two characters; without the spaces of both sides if
+    `spaces` is False. May be above 1; nan where the references have no characters.
+
+    Raises:
+      ValueError: no text, or another number of references.
+    """
+    edits, value, signature = character_edits(hypotheses, references, spaces=spaces)
+    return TextScore(float(value(edits.sum(0))), signature)
+
+
+def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
+    """WER: the fewest insertions, deletions and substitutions of words, between white space, over those of all references.
+
+    Raises:
+      ValueError: no text, or another number of references.
+    """
+    of_texts, signature = _edits(hypotheses, references, str.split)
+    return TextScore(float(_rate(_counts(of_texts).sum(0))), f"WER|words:between white space|{signature}")
+
+
+def character_edits(hypotheses: Sequence[str], references: Sequence[str], *, spaces: bool = True) -> TextCounts:
+    """`character_error_rate` as counts: edits, and characters of the reference.
+
+    Raises:
+      ValueError: no text, or another number of references.
+    """
+    of_texts, signature = _edits(hypotheses, references, list if spaces else lambda text: list("".join(text.split())))
+    return TextCounts(_counts(of_texts), _rate, f"CER|spaces:{'yes' if spaces else 'no'}|{signature}")
+
+
+def confusions(hypotheses: Sequence[str], references: Sequence[str]) -> Counter[tuple[str, str]]:
+    """{(character of a reference, what was read): how often}, "" for one that is missing or too many.
+
+    Of several alignments with the fewest edits jiwer takes one.
+
+    Raises:
+      ValueError: no text, or another number of references.
+    """
+    of_texts, _ = _edits(hypotheses, references, list)
+    return Counter(pair for edited, _ in of_texts for pair in edited)
+
+
+def _edits(
+    hypotheses: Sequence[str], references: Sequence[str], cut: Callable[[str], list[str]]
+) -> tuple[list[tuple[list[tuple[str, str]], int]], str]:
+    """Of each text its edits, (part of the reference, part of the hypothesis), and of how many parts the reference is."""
+    _check(hypotheses, references)
+    import jiwer
+
+    ours, theirs = ([cut(unicodedata.normalize("NFD", text)) for text in texts] for texts in (hypotheses, references))
+    as_they_are = jiwer.Compose([])
+    alignments = jiwer.process_words(theirs, ours, as_they_are, as_they_are).alignments  # type: ignore[arg-type]
+    found = []
+    for said, wanted, chunks in zip(ours, theirs, alignments, strict=True):
+        pairs = []
+        for chunk in chunks:
+            if chunk.type != "equal":
+                parts = wanted[chunk.ref_start_idx : chunk.ref_end_idx], said[chunk.hyp_start_idx : chunk.hyp_end_idx]
+                pairs += itertools.zip_longest(*parts, fillvalue="")
+        found.append((pairs, len(wanted)))
+    return found, f"form:NFD|Levenshtein distance by jiwer {importlib.metadata.version('jiwer')}"
+
+
+def _counts(of_texts: Sequence[tuple[list[tuple[str, str]], int]]) -> np.ndarray:
+    return np.array([(len(pairs), parts) for pairs, parts in of_texts], np.int64)
+
+
+def _rate(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], np.nan)
 
 
 def _lowercased(hypotheses: Sequence[str], references: Sequence[str], language: str) -> tuple[Any, list[str], list[str], str]:

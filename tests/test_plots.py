@@ -158,3 +158,15 @@ def test_a_heat_map_knows_any_script_or_says_the_number():
     assert axes.get_yticklabels()[0].get_text() == "U+F0000"
     assert axes.get_xticklabels()[0].get_text() in ("漢", "U+6F22")
     assert axes.get_xticklabels()[1].get_text() == "שלום"
+
+
+def test_a_line_as_it_was_read():
+    picture = np.random.default_rng(0).random((32, 200))
+    spans, sure = [(0, 20), (20, 60), (60, 70), (150, 200)], [1.0, 0.5, 0.0, 0.9]
+    figure = plots.read_line(picture, ["ſ", " ", "\u0301", "$"], spans, sure, title="Title")
+    above = figure.axes[0]
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in above.patches]
+    assert bars == spans
+    assert [text.get_text() for text in above.texts] == ["ſ", "\u2423", "\u25cc\u0301", r"\$"]
+    assert len({bar.get_facecolor() for bar in above.patches}) == 4
+    drawn(figure)

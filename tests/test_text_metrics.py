@@ -12,9 +12,13 @@ from s2s_jax.text_metrics import (
     bleu_cased,
     bleu_lowercased_tokens,
     bleu_lowercased_tokens_counts,
+    character_edits,
+    character_error_rate,
     chrf,
+    confusions,
     exact_match_counts,
     exact_match_of_texts,
+    word_error_rate,
 )
 
 HYPOTHESES = ["The cat sat on the mat.", "A man isn't riding a “bike”.", "Zwei"]
@@ -112,3 +116,35 @@ def test_bad_input_is_named(metric):
         metric(["a"], "a")
     with pytest.raises(ValueError, match=r"language: expected one of .*, got 'tlh'"):
         bleu_lowercased_tokens(["a"], ["a"], "tlh")
+
+
+def distance(ours, theirs):
+    """Levenshtein's, by its recursion."""
+    row = list(range(len(ours) + 1))
+    for place, wanted in enumerate(theirs, start=1):
+        before, row[0] = row[0], place
+        for other, said in enumerate(ours, start=1):
+            before, row[other] = row[other], min(row[other] + 1, row[other - 1] + 1, before + (said != wanted))
+    return row[-1]
+
+
+READ = ["kitten", " b", "", "xyz", "e\u0301a", "a c d"]
+SAID = ["sitting", "b ", "ab", "", "éa", "a  b d"]
+
+
+def test_error_rates_are_edits_over_what_is_said():
+    edits = character_edits(READ, SAID)
+    wanted = ["sitting", "b ", "ab", "", "e\u0301a", "a  b d"]
+    assert edits.counts.tolist() == [[distance(a, b), len(b)] for a, b in zip(READ, wanted, strict=True)]
+    assert character_error_rate(READ, SAID).value == pytest.approx(13 / 20)
+    assert character_error_rate(READ, SAID, spaces=False).value == pytest.approx(9 / 16)
+    assert word_error_rate(READ, SAID).value == pytest.approx((1 + 0 + 1 + 1 + 0 + 1) / 7)
+    assert math.isnan(character_error_rate(["a"], [""]).value)
+    assert "NFD" in edits.signature
+
+
+def test_confusions_add_up_to_the_edits():
+    found = confusions(READ, SAID)
+    assert sum(found.values()) == 13
+    assert found["s", "k"] == found["i", "e"] == found["g", ""] == 1
+    assert found["", "x"] == 1

@@ -1,6 +1,10 @@
 """Flax NNX layers."""
 
 from s2s_jax.layers.attention import Attention as Attention
+from s2s_jax.layers.convolution import PICTURE_STAGES as PICTURE_STAGES
+from s2s_jax.layers.convolution import TEXT_LINE_STAGES as TEXT_LINE_STAGES
+from s2s_jax.layers.convolution import Backbone as Backbone
+from s2s_jax.layers.convolution import Stage as Stage
 from s2s_jax.layers.recurrent import GRU as GRU
 from s2s_jax.layers.recurrent import LSTM as LSTM
 from s2s_jax.layers.recurrent import RNN as RNN

@@ -4,6 +4,9 @@ from s2s_jax.models.attention_decoder import AttentionDecoder as AttentionDecode
 from s2s_jax.models.bridge import Bridge as Bridge
 from s2s_jax.models.classifier import SequenceClassifier as SequenceClassifier
 from s2s_jax.models.classifier import TextClassifier as TextClassifier
+from s2s_jax.models.crnn import CRNN as CRNN
+from s2s_jax.models.crnn import ColumnEncoder as ColumnEncoder
+from s2s_jax.models.crnn import PictureToText as PictureToText
 from s2s_jax.models.decoders import AutoregressiveDecoder as AutoregressiveDecoder
 from s2s_jax.models.decoders import RepeatVectorDecoder as RepeatVectorDecoder
 from s2s_jax.models.encoder import Encoder as Encoder

@@ -1,0 +1,407 @@
+"""A network learns to read lines of writing: convolutions, a recurrent stack along the columns, then CTC or a decoder.
+
+    python -m experiments.handwriting                                      drawn number words, without data: minutes
+    python -m experiments.handwriting --dataset froc_mss --data-dir FOLDER   manuscripts, where FOLDER holds froc_mss
+    python -m experiments.handwriting --dataset mnist_lines --data-dir FOLDER   lines of digits, where FOLDER holds mnist
+    python -m experiments.handwriting --dataset NAME --data-dir FOLDER     a folder NAME of your own: manifest.tsv and pictures
+    python -m experiments.handwriting predict line.png                     with the run of the same --name; draws what it read
+
+Published on froc_mss, same split, no language model: CER 7.83 % (test) and 8.11 % (validation), Kraken (sources below).
+CER: insertions, deletions and substitutions over the characters of the references of the whole split, Unicode's form NFD,
+spaces counted; `cer_without_spaces` beside it. `cer` is read greedily; `cer_beam` by beam search, with a character n-gram model
+of the training texts where `--language-weight` is above 0. WER: the same of words between white space.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from s2s_jax import cells, plots
+from s2s_jax.bootstrap import bootstrap, interval, length_groups
+from s2s_jax.data.augmentation import augmented_lines
+from s2s_jax.data.text_lines import (
+    EncodedLines,
+    LineBatches,
+    TextLines,
+    describe,
+    digit_lines,
+    drawn_lines,
+    fit_characters,
+    load_lines,
+    read_picture,
+)
+from s2s_jax.data.vocabulary import END, PAD, START, Characters
+from s2s_jax.decoding.ctc import ctc_frames
+from s2s_jax.decoding.lexicon import make_lexicon
+from s2s_jax.decoding.ngrams import fit_ngrams
+from s2s_jax.layers import Backbone
+from s2s_jax.losses import cross_entropy, ctc_loss
+from s2s_jax.masks import length_mask, shift_right
+from s2s_jax.metrics import Mean, mean_over
+from s2s_jax.models.crnn import CRNN, ColumnEncoder, PictureToText
+from s2s_jax.models.line_reader import LineRead, LineReader, as_ink
+from s2s_jax.text_metrics import character_edits, character_error_rate, confusions, word_error_rate
+from s2s_jax.training import checkpoint
+from s2s_jax.training.command import main
+from s2s_jax.training.loop import make_measure
+from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
+from s2s_jax.training.run import Run
+from s2s_jax.training.state import count_parameters
+
+_KRAKEN = {"how": "Kraken, CNN + BLSTM + CTC, default settings, same split", "source": "README of Jean-Baptiste-Camps/FROC-MSS"}
+_LAIA = {"how": "CRNN, best validation CER of 40 epochs", "source": "PyLaia benchmarks/basic.log"}
+PUBLISHED = {
+    "froc_mss": [
+        {"metric": "cer", "value": 0.0783, **_KRAKEN},
+        {"metric": "cer_without_spaces", "value": 0.0692, **_KRAKEN},
+        {"metric": "cer_validation", "value": 0.0811, **_KRAKEN},
+        {"metric": "cer_without_spaces_validation", "value": 0.0703, **_KRAKEN},
+    ],
+    "mnist_lines": [{"metric": "cer_validation", "value": 0.014, **_LAIA}],
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a trained model reads."""
+
+    beam_size: int = 1
+    """Texts that are followed besides the greedy reading; 1 for that alone."""
+    language_weight: float = 0.0
+    """What a character n-gram model of the training texts counts in the search; 0 for none."""
+    language_bonus: float = 0.0
+    """What each character adds to a text's score."""
+    language_order: int = 6
+    """The longest n-gram."""
+    lexicon: bool = False
+    """Whether only words of the training texts are read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored(Reading):
+    """What `evaluate` scores."""
+
+    split: Literal["test", "validation"] = "test"
+    """Validation and test, or the validation split alone, which leaves the test unread."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Reading, TrainingConfig):
+    steps: int = 600
+    dataset: str = "drawn"
+    """drawn; mnist_lines; or a folder with a manifest.tsv, such as froc_mss."""
+    text_column: str = "text"
+    """Of the manifest: what the lines say."""
+    height: int = 32
+    """Rows that all pictures are scaled to."""
+    colour: bool = False
+    """Read three channels instead of grey."""
+    model: Literal["crnn", "attention"] = "crnn"
+    """CTC over frames, or a decoder with attention that says one symbol after the other."""
+    backbone: Literal["vgg", "residual"] = "vgg"
+    """Convolutions, plain or with residual links."""
+    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    """Recurrent cell."""
+    hidden_features: int = 128
+    """Width of the state, of each direction."""
+    num_layers: int = 2
+    """Recurrent layers."""
+    embedding_features: int = 32
+    """Of the decoder with attention: width of the embedded symbols."""
+    dropout: float = 0.2
+    """On columns, between layers, on their outputs."""
+    augment: float = 1.0
+    """How strongly training pictures are changed; 0 for not at all."""
+    columns: int = 4000
+    """Rows of a batch times the columns of its widest picture, at most."""
+    shapes: int = 10
+    """Shapes of batches."""
+    unknown_symbols: Literal["error", "count"] = "error"
+    """Characters of validation and test that the training texts lack: stop, or count them (they then count as errors)."""
+    unfit_labels: Literal["error", "drop"] = "error"
+    """Training texts that need more frames than their picture has: stop, or leave them out and name them."""
+    learning_rate: float = 2e-3
+    evaluate_every: int = 200
+
+    may_be_zero: ClassVar[tuple[str, ...]] = TrainingConfig.may_be_zero
+    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Scored,), "predict": (Reading,)}
+    fractions: ClassVar[tuple[str, ...]] = ("cer",)
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.colour else 1
+
+
+def load_split(config: Config, split: Literal["train", "validation", "test"]) -> TextLines:
+    if config.dataset == "drawn":
+        return drawn_lines(split, height=config.height)
+    if config.dataset == "mnist_lines":
+        if config.data_dir is None:
+            raise ValueError("data_dir: expected a folder that holds mnist, got none")
+        folder = config.data_dir / "mnist"
+        return digit_lines(split, folder if folder.is_dir() else config.data_dir, height=config.height)
+    return load_lines(config.dataset, split, config.height, config.channels, config.data_dir, config.text_column)
+
+
+def build_model(config: Config, characters: Characters) -> CRNN | PictureToText:
+    rngs = nnx.Rngs(config.seed)
+    backbone = Backbone(config.channels, residual=config.backbone == "residual", dropout=config.dropout / 2, rngs=rngs)
+    stack: dict[str, Any] = {
+        "cell": {"rnn": cells.rnn, "lstm": cells.lstm, "gru": cells.gru}[config.cell],
+        "num_layers": config.num_layers,
+        "dropout": config.dropout,
+        "rngs": rngs,
+    }
+    if config.model == "crnn":
+        return CRNN(backbone, config.height, config.hidden_features, len(characters), **stack)
+    encoder = ColumnEncoder(backbone, config.height, config.hidden_features, **stack)
+    options: dict[str, Any] = {"input_feeding": True, "dropout": config.dropout, "rngs": rngs}
+    return PictureToText(encoder, len(characters), config.embedding_features, **options)
+
+
+def loss(config: Config, model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+    key_augment, key_model = jax.random.split(key)
+    ink, widths = as_ink(batch["picture"]), batch["picture_lengths"]
+    if config.augment:
+        ink, widths = augmented_lines(ink, widths, key_augment, strength=config.augment)
+    metrics = nats_of(model, {**batch, "ink": ink, "widths": widths}, training=True, key=key_model)
+    nats = metrics["loss"]
+    return nats.total / jnp.maximum(nats.count, 1), metrics
+
+
+def measure(model: Any, batch: Any) -> dict[str, Mean]:
+    return nats_of(model, {**batch, "ink": as_ink(batch["picture"]), "widths": batch["picture_lengths"]})
+
+
+def nats_of(model: Any, batch: Any, **how: Any) -> dict[str, Mean]:
+    """Nats per symbol, end symbols included where there are any; of CTC also the share of lines that do not fit."""
+    labels, lengths = batch["label"], batch["label_lengths"]
+    if isinstance(model, CRNN):
+        logits, frames = model(batch["ink"], batch["widths"], **how)
+        nats, fits = ctc_loss(logits, frames, labels, lengths, blank=PAD, unfit="drop")
+        symbols = jnp.sum(jnp.where(fits, lengths, 0))
+        return {"loss": Mean(jnp.sum(nats), symbols.astype(nats.dtype)), "unfit": mean_over(~fits, batch["mask"])}
+    logits = model(batch["ink"], batch["widths"], shift_right(labels, START), **how)
+    return {"loss": cross_entropy(logits, labels, length_mask(lengths, labels.shape[1]))}
+
+
+def train(run: Run[Config]) -> None:
+    config = run.config
+    lines = {split: load_split(config, split) for split in ("train", "validation", "test")}
+    training = lines["train"]
+    if origin(config) == "generated":
+        run.say("No data set named: trains on drawn number words, whose figures say nothing about handwriting.")
+    run.trained_on(training.name, origin(config), training.fingerprint)
+    characters = fit_characters(training)
+    model = build_model(config, characters)
+    encoded = {split: encode(config, model, of_split, characters) for split, of_split in lines.items()}
+    for split, of_split in lines.items():
+        run.say(describe(of_split))
+        tell(run, encoded[split])
+    if run.writes:
+        save(run, characters, training)
+    batches = LineBatches(encoded["train"], columns=config.columns, shapes=config.shapes)
+    measure_over = make_measure(measure)
+    validated = batches.in_order(encoded["validation"])
+
+    def evaluated(model: Any) -> dict[str, float]:
+        texts = [read.text for read in LineReader(model, characters)(validated)]
+        return {**measure_over(model, validated), "cer": character_error_rate(texts, lines["validation"].texts).value}
+
+    trained = train_by_recipe(
+        run, build_model(config, characters), functools.partial(loss, config), batches.shuffled(config.seed), evaluated
+    )
+    report(run, trained.model, characters, lines, batches, encoded)
+
+
+def origin(config: Config) -> Literal["real", "generated"]:
+    return "generated" if config.dataset == "drawn" else "real"
+
+
+def encode(config: Config, model: CRNN | PictureToText, lines: TextLines, characters: Characters) -> EncodedLines:
+    """Lines as numbers. Training lines may be left out where CTC cannot say them; lines to be scored never are."""
+    ctc, training = isinstance(model, CRNN), lines.split == "train"
+
+    def fits(width: int, label: np.ndarray) -> bool:
+        _, frames = model.encoder.backbone.reduced(config.height, width)
+        return bool(ctc_frames(jnp.asarray(label)[None], jnp.array([len(label)]))[0] <= frames)
+
+    encoded = EncodedLines(
+        lines,
+        characters,
+        unknown=config.unknown_symbols,
+        label_end=() if ctc else (END,),
+        keep=fits if ctc and training else None,
+    )
+    if encoded.dropped and config.unfit_labels == "error":
+        expected = "texts that fit the frames of their pictures"
+        raise ValueError(f"unfit_labels: expected {expected}, got {len(encoded.dropped)} that do not: {encoded.dropped[:5]}")
+    return encoded
+
+
+def tell(run: Run[Config], lines: EncodedLines) -> None:
+    if lines.unknown:
+        told = ", ".join(f"{character!r} {count}" for character, count in lines.unknown.most_common())
+        run.say(f"{lines.split}: characters that the training texts lack, which will count as errors: {told}")
+    if lines.dropped:
+        run.say(f"{lines.split}: left out, as their texts do not fit their frames: {', '.join(lines.dropped)}")
+
+
+def save(run: Run[Config], characters: Characters, training: TextLines) -> None:
+    """What `predict` needs besides the weights: the alphabet, and the texts of language model and lexicon."""
+    (run.folder / "alphabet.txt").write_text(characters.alphabet, encoding="utf-8")
+    (run.folder / "training_texts.txt").write_text("".join(f"{text}\n" for text in training.texts), encoding="utf-8")
+
+
+def build_reader(run: Run[Config], model: CRNN | PictureToText, characters: Characters) -> LineReader:
+    """With the language model and the lexicon that are asked for, of the training texts in the run's folder."""
+    config, options = run.config, {}
+    texts = (run.folder / "training_texts.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    if config.language_weight:
+        numbers = map(characters.encode, texts)
+        options["ngrams"] = fit_ngrams(numbers, len(characters), order=config.language_order, end=PAD)
+        options |= {"weight": config.language_weight, "bonus": config.language_bonus}
+    if config.lexicon:
+        words = sorted({word for text in texts for word in text.split(" ") if word})
+        space = characters.encode(" ") if " " in characters.alphabet else []
+        options["lexicon"] = make_lexicon(map(characters.encode, words), len(characters), separators=space)
+    if options and config.beam_size == 1:
+        raise ValueError("beam_size: expected more than 1 with a language model or a lexicon, got 1")
+    return LineReader(model, characters, **options)
+
+
+def report(
+    run: Run[Config],
+    model: CRNN | PictureToText,
+    characters: Characters,
+    lines: Mapping[str, TextLines],
+    batches: LineBatches,
+    encoded: Mapping[str, EncodedLines],
+) -> None:
+    """Reads the splits, scores them, draws the figures, and writes result.json."""
+    config, reader, measure_over = run.config, build_reader(run, model, characters), make_measure(measure)
+    metrics: dict[str, float] = {}
+    signatures: dict[str, str] = {}
+    beams: dict[str, int | None] = {"": None}
+    if config.beam_size > 1:
+        beams["_beam"] = config.beam_size
+    scored = {"_validation": "validation", **({"": "test"} if "test" in lines else {})}
+    for suffix, split in scored.items():
+        in_order, references = batches.in_order(encoded[split]), lines[split].texts
+        values = {"loss": measure_over(model, in_order)["loss"]}
+        for how, beam_size in beams.items():
+            read = reader(in_order, beam_size)
+            texts = [line.text for line in read]
+            scores = {
+                "cer": character_error_rate(texts, references),
+                "cer_without_spaces": character_error_rate(texts, references, spaces=False),
+                "wer": word_error_rate(texts, references),
+            }
+            values |= {f"{name}{how}": score.value for name, score in scores.items()}
+            signatures |= {name: score.signature for name, score in scores.items()}
+            if run.writes and not run.changed:
+                path = run.folder / f"read_{split}{how}.txt"
+                path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+            if split == [*scored.values()][-1] and not how and not run.changed:
+                draw(run, lines[split], read)
+        metrics |= {f"{name}{suffix}": value for name, value in values.items()}
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
+        run.say(f"\n{split}, {len(references)} lines ({origin(config)}): {told}")
+    last = [*scored.values()][-1]
+    plan = batches.shuffled(config.seed)
+    usage = plan.usage()
+    result = run.finish(
+        split=f"{last}, all {len(lines[last].texts)}",
+        metrics=metrics,
+        published=PUBLISHED.get(config.dataset, []),
+        examples_per_step=len(encoded["train"]) / plan.steps_per_epoch,
+        reads_test="test" in lines,
+        parameters=count_parameters(model),
+        details={
+            "signatures": signatures,
+            "alphabet": len(characters.alphabet),
+            "padding": round(usage.padding, 4),
+            "batch_shapes": len(usage.shapes),
+            "unknown": {split: dict(of_split.unknown) for split, of_split in encoded.items()},
+            "dropped": encoded["train"].dropped,
+        },
+    )
+    path = "evaluation.json is" if run.changed else "Figures, weights and result.json are"
+    run.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {run.folder}.")
+
+
+def draw(run: Run[Config], lines: TextLines, read: Sequence[LineRead]) -> None:
+    """Learning curve, CER by length, the most frequent confusions, and the first line as it was read."""
+    config, texts = run.config, [line.text for line in read]
+    title = f"{lines.name}, {config.model}"
+    run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, title))
+    groups = length_groups([len(text) for text in lines.texts])
+    values = bootstrap({"cer": character_edits(texts, lines.texts)}, groups)
+    by_group = [values["cer", group] for group in groups]
+    figure = plots.lines(
+        {"CER": [float(value[0]) for value in by_group]},
+        {"CER": [interval(value) for value in by_group]},
+        list(groups),
+        xlabel="characters of the line",
+        ylabel="CER, with 95 % interval over lines",
+        title=f"{title}: {lines.split}, {len(texts)} lines",
+        fractions=True,
+    )
+    run.figure("cer_by_length", figure)
+    most = confusions(texts, lines.texts).most_common(15)
+    told = "\n".join(f"  {count:5d}  {wanted or '(nothing)'} read as {said or '(nothing)'}" for (wanted, said), count in most)
+    run.say(f"The most frequent confusions in {lines.split}:\n{told}")
+    run.figure("line", drawn_line(lines.pictures[0], read[0], lines.ids[0]))
+
+
+def drawn_line(picture: np.ndarray, read: LineRead, name: str) -> Any:
+    return plots.read_line(picture.mean(-1).T, list(read.text), read.spans, read.confidences, title=name)
+
+
+def load(run: Run[Config]) -> tuple[CRNN | PictureToText, Characters]:
+    characters = Characters((run.folder / "alphabet.txt").read_text(encoding="utf-8"))
+    model = build_model(run.config, characters)
+    checkpoint.load_weights(run.weights, model)
+    return model, characters
+
+
+def evaluate(run: Run[Config]) -> None:
+    config = run.config
+    splits = ("train", "validation", "test") if run.flags.split == "test" else ("train", "validation")
+    lines = {split: load_split(config, split) for split in splits}
+    run.trained_on(lines["train"].name, origin(config), lines["train"].fingerprint)
+    model, characters = load(run)
+    encoded = {split: encode(config, model, of_split, characters) for split, of_split in lines.items()}
+    batches = LineBatches(encoded["train"], columns=config.columns, shapes=config.shapes)
+    report(run, model, characters, lines, batches, encoded)
+
+
+def predict(run: Run[Config], inputs: list[str]) -> None:
+    """Reads pictures of lines, dark on light; prints text and confidence, and draws what was read where."""
+    if not inputs:
+        raise ValueError("expected at least one picture of a line")
+    config = run.config
+    model, characters = load(run)
+    reader = build_reader(run, model, characters)
+    for number, name in enumerate(inputs):
+        try:
+            picture = read_picture(Path(name).read_bytes(), config.height, config.channels)
+        except OSError as error:
+            raise ValueError(f"{name}: expected a picture, got {error}") from error
+        line = TextLines("input", "input", [picture], [""], [name])
+        plan = LineBatches(EncodedLines(line, characters), columns=len(picture), shapes=1)
+        (read,) = reader(plan.in_order(EncodedLines(line, characters)), config.beam_size if config.beam_size > 1 else None)
+        sure = float(np.mean(read.confidences)) if read.confidences else 1.0
+        print(f"{name}: {read.text}  (mean confidence {sure:.1%}, least {min(read.confidences, default=1.0):.1%})")
+        print(f"  drawn in {run.figure(f'read_{number}', drawn_line(picture, read, name))}")
+
+
+if __name__ == "__main__":
+    main("handwriting", Config, train=train, evaluate=evaluate, predict=predict)

@@ -1,0 +1,174 @@
+"""From batches of pictures of lines to texts, by CTC or with a decoder, and where each symbol stands."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from s2s_jax.data.pipeline import Batches
+from s2s_jax.data.vocabulary import END, PAD, START, Characters
+from s2s_jax.decoding import beam_search
+from s2s_jax.decoding.ctc import Language, ctc_align, ctc_beam_search, ctc_greedy
+from s2s_jax.decoding.lexicon import Lexicon
+from s2s_jax.decoding.ngrams import NGrams, ngram_step
+from s2s_jax.models.crnn import CRNN, PictureToText
+from s2s_jax.models.seq2seq import decoder_step
+
+
+class LineRead(NamedTuple):
+    """What was read of a line.
+
+    Attributes:
+      text: characters.
+      confidences: of each, 0 to 1.
+      spans: first column of the picture that each was read from, and the one behind the last.
+      log_prob: of the alignment that was read, of the text by beam search, or of the decoder's symbols.
+      finished: whether a decoder has said its end symbol.
+    """
+
+    text: str
+    confidences: list[float]
+    spans: list[tuple[int, int]]
+    log_prob: float
+    finished: bool = True
+
+
+class LineReader:
+    """Reads the pictures of `LineBatches` with a `CRNN`, whose blank is the padding symbol, or a `PictureToText`.
+
+    Args:
+      model: what reads; its weights are those at this time.
+      characters: its alphabet.
+      ngrams, weight, bonus: a language model over the same symbols, ended by the padding symbol, and what it counts; of a
+        `CRNN` read by beam search.
+      lexicon: the words that beam search may read; of a `CRNN` too.
+
+    Raises:
+      ValueError: a language model or a lexicon for a `PictureToText`.
+    """
+
+    def __init__(
+        self,
+        model: CRNN | PictureToText,
+        characters: Characters,
+        *,
+        ngrams: NGrams | None = None,
+        weight: float = 1.0,
+        bonus: float = 0.0,
+        lexicon: Lexicon | None = None,
+    ):
+        self._ctc = isinstance(model, CRNN)
+        if not self._ctc and (ngrams is not None or lexicon is not None):
+            raise ValueError("ngrams, lexicon: expected none with a decoder, whose symbols do not stand for frames")
+        self._model, self._characters = model, characters
+        self._ngrams, self._weight, self._bonus, self._lexicon = ngrams, weight, bonus, lexicon
+        self._parts = nnx.split(model)
+
+    def __call__(self, batches: Batches, beam_size: int | None = None) -> list[LineRead]:
+        """What the lines of a plan say, in the order of its source.
+
+        Args:
+          batches: in order, with the fields of `EncodedLines`.
+          beam_size: None reads a `CRNN` greedily, and follows one text of a `PictureToText`.
+        """
+        found: dict[int, LineRead] = {}
+        for step in range(batches.steps_per_epoch):
+            batch = batches(step)
+            rows = batch["picture"], batch["picture_lengths"]
+            read = self._by_frames(*rows, beam_size) if self._ctc else self._by_decoder(*rows, beam_size or 1)
+            found |= {int(number): one for number, one in zip(batches.ids(step), read, strict=True) if number >= 0}
+        return [found[number] for number in sorted(found)]
+
+    def _by_frames(self, pictures: np.ndarray, widths: np.ndarray, beam_size: int | None) -> list[LineRead]:
+        if beam_size is None:
+            read = _greedy(*self._parts, pictures, widths)
+            return self._lines(pictures, read.tokens, read.lengths, read.confidences, read.starts, read.ends, read.log_probs)
+        logits, frames = _frames(*self._parts, pictures, widths)
+        language = None
+        if self._ngrams is not None:
+            first = jnp.zeros(len(logits), jnp.int32)
+            language = Language(ngram_step, self._ngrams, first, weight=self._weight, bonus=self._bonus)
+        options: dict[str, Any] = {"blank": PAD, "pad": PAD, "language": language, "lexicon": self._lexicon}
+        best = ctc_beam_search(logits, frames, beam_size=beam_size, **options)
+        tokens, lengths = best.tokens[:, 0], best.lengths[:, 0]
+        where = _aligned(logits, frames, tokens, lengths)
+        return self._lines(pictures, tokens, lengths, where.confidences, where.starts, where.ends, best.log_probs[:, 0])
+
+    def _by_decoder(self, pictures: np.ndarray, widths: np.ndarray, beam_size: int) -> list[LineRead]:
+        (context, state), frames = _started(*self._parts, pictures, widths)
+        step, params = decoder_step(self._model)
+        # Not more symbols than frames, as of CTC; and no more steps for all rows than for the longest.
+        limits = jnp.maximum(frames, 1)
+        found = beam_search(
+            *(step, params, context, state),
+            start=START,
+            end=END,
+            pad=PAD,
+            max_length=limits,
+            time=max(1, self._frames_of(pictures.shape[1])),
+            beam_size=beam_size,
+            attention=_weights_of,
+        )
+        best = jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), found)
+        places = best.attention.argmax(-1)
+        read = self._lines(
+            *(pictures, best.tokens, best.lengths - best.finished, np.exp(best.token_log_probs)),
+            *(places, places + 1, best.log_probs),
+        )
+        return [one._replace(finished=bool(finished)) for one, finished in zip(read, best.finished, strict=True)]
+
+    def _frames_of(self, columns: int) -> int:
+        return int(self._model.encoder.backbone.reduced(0, columns)[1])
+
+    def _lines(
+        self,
+        pictures: np.ndarray,
+        tokens: Int[Array, "B N"],
+        lengths: Int[Array, " B"],
+        confidences: Float[Array, "B N"],
+        starts: Int[Array, "B N"],
+        ends: Int[Array, "B N"],
+        log_probs: Float[Array, " B"],
+    ) -> list[LineRead]:
+        per_frame = pictures.shape[1] // max(1, self._frames_of(pictures.shape[1]))
+        arrays = map(np.asarray, (tokens, lengths, confidences, starts, ends, log_probs))
+        found = []
+        for said, length, sure, first, last, log_prob in zip(*arrays, strict=True):
+            # Start and end are symbols to the network like others, but stand in no label.
+            kept = np.flatnonzero((np.arange(len(said)) < length) & (said > END))
+            spans = [(int(first[n]) * per_frame, int(last[n]) * per_frame) for n in kept]
+            found.append(LineRead(self._characters.decode(said[kept]), sure[kept].tolist(), spans, float(log_prob)))
+        return found
+
+
+def as_ink(pictures: Any) -> Float[Array, "B H W C"]:
+    """Pictures uint8 [B, W, H, C], as `EncodedLines` has them, as numbers from 0, paper, to 1."""
+    return jnp.swapaxes(pictures, 1, 2).astype(jnp.float32) / 255
+
+
+def _weights_of(aux: Any) -> Any:
+    return aux
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _frames(graphdef: nnx.GraphDef, state: nnx.State, pictures: Any, widths: Any) -> Any:
+    return nnx.merge(graphdef, state)(as_ink(pictures), widths)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _greedy(graphdef: nnx.GraphDef, state: nnx.State, pictures: Any, widths: Any) -> Any:
+    return ctc_greedy(*_frames(graphdef, state, pictures, widths), blank=PAD, pad=PAD)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _started(graphdef: nnx.GraphDef, state: nnx.State, pictures: Any, widths: Any) -> Any:
+    model = nnx.merge(graphdef, state)
+    _, frames = model.encoder.backbone.reduced(0, jnp.asarray(widths))
+    return model.start(as_ink(pictures), widths), frames
+
+
+_aligned = jax.jit(functools.partial(ctc_align, blank=PAD))

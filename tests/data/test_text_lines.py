@@ -1,0 +1,220 @@
+"""Lines of text as pictures: read, put together, drawn; as numbers and in batches; changed by chance."""
+
+import io
+import unicodedata
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2s_jax.data import text_lines
+from s2s_jax.data.augmentation import augmented_lines
+from s2s_jax.data.images import LabelledImages
+from s2s_jax.data.text_lines import (
+    EncodedLines,
+    LineBatches,
+    TextLines,
+    describe,
+    digit_lines,
+    drawn_lines,
+    fit_characters,
+    load_lines,
+    read_picture,
+)
+from s2s_jax.data.vocabulary import Characters
+
+
+def encoded(values, mode="L", kind="png"):
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(values, np.uint8), mode).save(file, kind)
+    return file.getvalue()
+
+
+def test_a_picture_is_read_column_by_column_and_ink_is_high():
+    values = np.random.default_rng(0).integers(256, size=(4, 7))
+    picture = read_picture(encoded(values), 4)
+    assert picture.shape == (7, 4, 1)
+    np.testing.assert_array_equal(picture[..., 0].T, 255 - values)
+
+
+@pytest.mark.parametrize(("size", "height", "width"), [((8, 20), 4, 10), ((3, 20), 6, 40), ((50, 2), 5, 1)])
+def test_height_is_as_asked_and_proportions_stay(size, height, width):
+    picture = read_picture(encoded(np.full(size, 55)), height)
+    assert picture.shape == (width, height, 1)
+    assert (picture == 200).all()
+
+
+def test_colours_and_what_is_see_through():
+    colours = np.zeros((2, 3, 4))
+    colours[..., 0], colours[..., 3] = 255, 255
+    colours[0, 0, 3] = 0
+    picture = read_picture(encoded(colours, "RGBA"), 2, channels=3)
+    assert picture.shape == (3, 2, 3)
+    assert picture[1, 0].tolist() == [0, 255, 255]
+    assert picture[0, 0].tolist() == [0, 0, 0]  # paper
+    grey = read_picture(encoded(colours, "RGBA"), 2)
+    assert grey[1, 0, 0] == 255 - round(0.299 * 255)
+    with pytest.raises(ValueError, match="channels: expected 1 or 3, got 2"):
+        read_picture(encoded(colours, "RGBA"), 2, channels=2)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = tmp_path / "written"
+    place.mkdir()
+    rows = ["split\tfile\ttext"]
+    for split, texts in {"train": ["é a", "ba"], "val": ["b"], "test": ["aé"]}.items():
+        with zipfile.ZipFile(place / f"{split}.zip", "w") as archive:
+            for number, text in enumerate(texts):
+                archive.writestr(f"{split}{number}.png", encoded(np.full((6, 9 + number), 10 * number + len(split))))
+                rows.append(f"{split}\t{split}{number}.png\t{text}")
+    (place / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_a_folder_with_a_manifest(folder):
+    lines = load_lines("written", "train", 6, data_dir=folder)
+    assert lines.texts == [unicodedata.normalize("NFD", "é a"), "ba"]
+    assert lines.ids == ["train0.png", "train1.png"]
+    assert [picture.shape for picture in lines.pictures] == [(9, 6, 1), (10, 6, 1)]
+    assert lines.fingerprint
+    assert load_lines("written", "validation", 6, data_dir=folder).texts == ["b"]
+    with pytest.raises(ValueError, match="text: expected a column of written, which has .*, got 'words'"):
+        load_lines("written", "test", 6, data_dir=folder, text="words")
+    assert describe(lines) == "train: 2 lines, 9 to 10 columns, 2 to 4 characters"
+
+
+def numbered(folder, split):
+    """Digit n has value 10 n + 1 in all its pixels, and of the last 5,000 of training 10 n + 3, of test 10 n + 5."""
+    count = {"train": 6000, "test": 50}[split]
+    labels = np.arange(count) % 10
+    values = 10 * labels + (5 if split == "test" else 1)
+    values[-5000:] += 2 if split == "train" else 0
+    return LabelledImages(np.broadcast_to(values[:, None, None], (count, 28, 28)).astype(np.uint8), labels.astype(np.int32))
+
+
+@pytest.mark.parametrize(("split", "last"), [("train", 1), ("validation", 3), ("test", 5)])
+def test_lines_of_digits_are_of_their_own_pictures(monkeypatch, split, last):
+    monkeypatch.setattr(text_lines, "load_mnist", numbered)
+    lines = digit_lines(split, "anywhere", count=20)
+    again = digit_lines(split, "anywhere", count=20)
+    assert lines.texts == again.texts
+    for picture, text in zip(lines.pictures, lines.texts, strict=True):
+        assert 3 <= len(text) <= 10
+        assert picture.shape[1:] == (32, 1)
+        assert {int(value) for value in np.unique(picture)} <= {0, *(10 * int(digit) + last for digit in text)}
+        # The first and the last digit stand whole.
+        assert (picture[:28].max() - last) % 10 == 0
+        assert picture[-1].max() in (0, 10 * int(text[-1]) + last)
+    assert len({len(text) for text in lines.texts}) > 3
+
+
+def test_drawn_lines_say_what_they_show():
+    splits = {split: drawn_lines(split, count=30) for split in ("train", "validation", "test")}
+    texts = [set(lines.texts) for lines in splits.values()]
+    assert not (texts[0] & texts[1] | texts[0] & texts[2] | texts[1] & texts[2])
+    for lines in splits.values():
+        assert all(picture.shape[1:] == (32, 1) and picture.dtype == np.uint8 for picture in lines.pictures)
+        # Longer texts are wider.
+        assert np.corrcoef([len(t) for t in lines.texts], [len(p) for p in lines.pictures])[0, 1] > 0.8
+    np.testing.assert_array_equal(drawn_lines("test", count=3).pictures[2], drawn_lines("test", count=3).pictures[2])
+
+
+LINES = TextLines("made", "test", [np.full((w, 4, 1), w, np.uint8) for w in (9, 5, 7)], ["ab", "ba?", ""], ["x", "y", "z"])
+
+
+def test_symbols_that_the_alphabet_lacks():
+    with pytest.raises(ValueError, match=r"made, y: expected characters of the alphabet, got '\?' \(U\+003F\) in 'ba\?'"):
+        EncodedLines(LINES, Characters("ab"))
+    lines = EncodedLines(LINES, Characters("ab"), unknown="count", label_end=[2])
+    assert dict(lines.unknown) == {"?": 1}
+    assert [lines[n]["label"].tolist() for n in range(3)] == [[3, 4, 2], [4, 3, 2], [2]]
+    assert lines.lengths["picture"].tolist() == [9, 5, 7]
+
+
+def test_lines_that_are_not_kept_are_named():
+    lines = EncodedLines(LINES, Characters("ab?"), keep=lambda width, label: width - len(label) > 3)
+    assert lines.dropped == ["y"]
+    assert [len(lines[n]["picture"]) for n in range(len(lines))] == [9, 7]
+
+
+def test_batches_hold_pictures_and_labels_with_their_lengths():
+    training = EncodedLines(drawn_lines("train", count=60), fit_characters(drawn_lines("train")))
+    batches = LineBatches(training, columns=2000, shapes=4)
+    plan = batches.shuffled(0)
+    assert len(plan.usage().shapes) <= 4
+    seen = []
+    for step in range(plan.steps_per_epoch):
+        batch = plan(step)
+        assert batch["picture"].shape[0] * max(batch["picture"].shape[1], batch["label"].shape[1]) <= 2000
+        for row, number in enumerate(plan.ids(step)):
+            if number < 0:
+                assert not batch["picture_lengths"][row]
+                continue
+            seen.append(number)
+            width, length = batch["picture_lengths"][row], batch["label_lengths"][row]
+            np.testing.assert_array_equal(batch["picture"][row, :width], training[number]["picture"])
+            assert not batch["picture"][row, width:].any()
+            np.testing.assert_array_equal(batch["label"][row, :length], training[number]["label"])
+    assert sorted(seen) == list(range(60))
+    # One wider than any of training has a batch of its own shape.
+    wide = TextLines("wide", "test", [np.ones((2500, 32, 1), np.uint8)], ["one"], ["w"])
+    (batch,) = batches.in_order(EncodedLines(wide, fit_characters(drawn_lines("train"))))
+    assert batch["picture"].shape[:2] == (1, 2500)
+
+
+# Changed by chance ---------------------------------------------------------------------------------------------------------
+
+WIDTHS = np.array([90, 40, 1, 0, 120])
+
+
+def ink(seed=0, channels=1):
+    return jax.random.uniform(jax.random.key(seed), (5, 16, 120, channels))
+
+
+def test_changes_depend_on_the_key_alone():
+    x, key = ink(), jax.random.key(0)
+    first, widths = augmented_lines(x, WIDTHS, key)
+    again, _ = jax.jit(augmented_lines)(x, WIDTHS, key)
+    np.testing.assert_allclose(first, again, atol=1e-4)
+    other, _ = augmented_lines(x, WIDTHS, jax.random.key(1))
+    assert np.abs(np.asarray(first) - np.asarray(other)).max() > 0.1
+    assert first.shape == x.shape
+    assert np.asarray(first).min() >= 0
+    assert np.asarray(first).max() <= 1
+    assert widths.dtype == jnp.int32
+    assert (np.abs(np.asarray(widths) - WIDTHS) <= 0.15 * WIDTHS + 1).all()
+    assert widths[4] <= 120
+    assert widths[3] == 0
+
+
+def test_rows_are_changed_each_in_its_own_way():
+    x = jnp.broadcast_to(ink()[:1], (5, 16, 120, 1))
+    changed, _ = augmented_lines(x, np.full(5, 100), jax.random.key(0))
+    assert len({np.asarray(row).tobytes() for row in changed}) == 5
+
+
+def test_nothing_stands_behind_the_new_widths_and_nothing_comes_from_behind_the_old():
+    mask = (np.arange(120) < WIDTHS[:, None])[:, None, :, None]
+    want, widths = augmented_lines(jnp.where(mask, ink(), 0), WIDTHS, jax.random.key(2))
+    got, _ = augmented_lines(jnp.where(mask, ink(), jnp.nan), WIDTHS, jax.random.key(2))
+    np.testing.assert_array_equal(got, want)
+    assert not np.any(np.where((np.arange(120) < np.asarray(widths)[:, None])[:, None, :, None], 0, got))
+
+
+def test_a_strength_of_zero_changes_nothing():
+    mask = (np.arange(120) < WIDTHS[:, None])[:, None, :, None]
+    got, widths = augmented_lines(ink(), WIDTHS, jax.random.key(0), strength=0.0)
+    np.testing.assert_array_equal(widths, WIDTHS)
+    np.testing.assert_allclose(got, np.where(mask, ink(), 0), atol=1e-5)
+
+
+def test_channels_are_moved_together():
+    x = jnp.broadcast_to(ink(), (5, 16, 120, 1)).repeat(3, axis=-1)
+    got, _ = augmented_lines(x, WIDTHS, jax.random.key(0), strength=1.0)
+    spread = np.asarray(got).max(-1) - np.asarray(got).min(-1)
+    assert spread.max() < 0.5  # noise alone

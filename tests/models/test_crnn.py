@@ -1,0 +1,152 @@
+"""Columns as a sequence: padding, streaming into CTC and a decoder, training, and reading batches of lines."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from s2s_jax import cells
+from s2s_jax.data.text_lines import EncodedLines, LineBatches, TextLines
+from s2s_jax.data.vocabulary import END, PAD, START, Characters
+from s2s_jax.decoding import greedy
+from s2s_jax.decoding.ctc import ctc_greedy
+from s2s_jax.decoding.lexicon import make_lexicon
+from s2s_jax.decoding.ngrams import fit_ngrams
+from s2s_jax.layers import Backbone, Stage
+from s2s_jax.models import CRNN, ColumnEncoder, PictureToText, decoder_step
+from s2s_jax.models.line_reader import LineReader, as_ink
+from tests.samples import assert_close
+
+STAGES = (Stage(3, 1, (2, 2)), Stage(4, 1, (2, 2)))
+WIDTHS = np.array([37, 22, 9, 3, 0])
+ALPHABET = Characters("abc")
+
+
+def backbone():
+    return Backbone(1, STAGES, rngs=nnx.Rngs(0))
+
+
+def crnn(cell=cells.lstm):
+    return CRNN(backbone(), 8, 6, len(ALPHABET), cell=cell, rngs=nnx.Rngs(1))
+
+
+def with_decoder(**options):
+    encoder = ColumnEncoder(backbone(), 8, 6, rngs=nnx.Rngs(1))
+    return PictureToText(encoder, len(ALPHABET), 5, rngs=nnx.Rngs(2), **options)
+
+
+def pictures(width=37):
+    return np.random.default_rng(0).random((5, 8, width, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru], ids=["lstm", "gru"])
+def test_a_padded_line_gives_the_logits_of_the_line_alone(cell):
+    model, x = crnn(cell), pictures()
+    padded = np.where((np.arange(37) < WIDTHS[:, None])[:, None, :, None], x, np.nan)
+    logits, lengths = model(padded, WIDTHS)
+    np.testing.assert_array_equal(lengths, WIDTHS // 4)
+    for row, width in enumerate(WIDTHS):
+        if lengths[row]:
+            alone, _ = model(x[row : row + 1, :, :width])
+            assert_close(logits[row, : lengths[row]], alone[0], 1e-5)
+
+
+def test_columns_keep_their_place():
+    # What changes in the last columns of a picture changes the frames there most; a frame is a column of all rows.
+    model = crnn()
+    jacobian = jax.jacobian(lambda x: model.encoder.backbone(x).features[0].sum((0, 2)))(pictures()[:1])
+    for frame in range(9):
+        seen = np.flatnonzero(np.any(np.asarray(jacobian[frame, 0]) != 0, axis=(0, 2)))
+        assert 4 * frame - 3 <= seen.min()
+        assert seen.max() <= 4 * frame + 6
+
+
+@pytest.mark.parametrize("input_feeding", [False, True])
+def test_the_decoder_reads_a_padded_line_as_the_line_alone(input_feeding):
+    model, x = with_decoder(input_feeding=input_feeding), pictures()
+    inputs = np.array([[START, 3, 4], [START, 4, 4], [START, 5, 3], [START, 3, 3], [START, 4, 5]])
+    padded = np.where((np.arange(37) < WIDTHS[:, None])[:, None, :, None], x, np.inf)
+    logits = model(padded, WIDTHS, inputs)
+    assert np.isfinite(logits).all()
+    for row, width in enumerate(WIDTHS[:3]):
+        assert_close(logits[row], model(x[row : row + 1, :, :width], None, inputs[row : row + 1])[0], 1e-5)
+
+
+def test_training_moves_statistics_and_draws_dropout_by_the_key():
+    model, x = CRNN(backbone(), 8, 6, len(ALPHABET), dropout=0.5, rngs=nnx.Rngs(1)), pictures()
+    before = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.BatchStat))]
+    once = model(x, WIDTHS, training=True, key=jax.random.key(0)).logits
+    assert any(
+        np.any(a != np.asarray(b)) for a, b in zip(before, jax.tree.leaves(nnx.state(model, nnx.BatchStat)), strict=True)
+    )
+    again = model(x, WIDTHS, training=True, key=jax.random.key(0)).logits
+    np.testing.assert_array_equal(once, again)
+    assert np.any(np.asarray(once) != np.asarray(model(x, WIDTHS, training=True, key=jax.random.key(1)).logits))
+
+
+def lines():
+    rng = np.random.default_rng(3)
+    widths = [37, 12, 22, 9, 4, 3]
+    made = [(255 * rng.random((width, 8, 1))).astype(np.uint8) for width in widths]
+    return EncodedLines(TextLines("made", "test", made, ["abc"] * 6, list("uvwxyz")), ALPHABET)
+
+
+def in_batches(source):
+    return LineBatches(source, columns=50, shapes=3).in_order(source)
+
+
+def alone(model, picture):
+    return model(as_ink(picture[None]))
+
+
+def test_lines_are_read_in_the_order_of_the_source():
+    model, source = crnn(), lines()
+    read = LineReader(model, ALPHABET)(in_batches(source))
+    for number, line in enumerate(read):
+        logits, lengths = alone(model, source[number]["picture"])
+        want = ctc_greedy(logits, lengths)
+        said = np.asarray(want.tokens[0, : int(want.lengths[0])])
+        kept = said > END
+        assert line.text == ALPHABET.decode(said[kept])
+        assert line.log_prob == pytest.approx(float(want.log_probs[0]), rel=1e-4, abs=1e-4)
+        assert line.confidences == pytest.approx(np.asarray(want.confidences[0, : len(said)])[kept].tolist(), rel=1e-4)
+        starts, ends = (np.asarray(leaf[0, : len(said)])[kept] * 4 for leaf in (want.starts, want.ends))
+        assert line.spans == list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def test_beam_search_with_a_language_model_and_a_lexicon():
+    model, source = crnn(), lines()
+    ngrams = fit_ngrams([ALPHABET.encode("abca")], len(ALPHABET), order=3, end=PAD)
+    lexicon = make_lexicon([ALPHABET.encode("ab"), ALPHABET.encode("c")], len(ALPHABET))
+    plain = LineReader(model, ALPHABET)(in_batches(source), beam_size=8)
+    fused = LineReader(model, ALPHABET, ngrams=ngrams, weight=5.0, bonus=4.0)(in_batches(source), beam_size=8)
+    assert [line.text for line in fused] != [line.text for line in plain]
+    words = LineReader(model, ALPHABET, lexicon=lexicon)(in_batches(source), beam_size=8)
+    assert {line.text for line in words} <= {"", "ab", "c"}
+    assert all(len(line.text) == len(line.spans) == len(line.confidences) for line in itertools.chain(plain, fused, words))
+    with pytest.raises(ValueError, match="ngrams, lexicon: expected none with a decoder"):
+        LineReader(with_decoder(), ALPHABET, ngrams=ngrams)
+
+
+def test_a_decoder_reads_as_its_greedy_search_does():
+    model, source = with_decoder(), lines()
+    read = LineReader(model, ALPHABET)(in_batches(source))
+    step, params = decoder_step(model)
+    for number, line in enumerate(read):
+        picture = source[number]["picture"]
+        context, state = model.start(as_ink(picture[None]))
+        limit = max(1, len(picture) // 4)
+        want = greedy(step, params, context, state, start=START, end=END, max_length=limit)
+        assert line.text == ALPHABET.decode(np.asarray(want.tokens[0]))
+        assert line.finished == bool(want.finished[0])
+        assert line.log_prob == pytest.approx(float(want.scores[0]), rel=1e-4, abs=1e-4)
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match="height: expected one of which rows are left"):
+        ColumnEncoder(backbone(), 3, 6, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"pictures: expected \[B, 8, W, 1\]"):
+        crnn()(jnp.ones((1, 9, 20, 1)))
