@@ -95,14 +95,9 @@ def beam_search(
         symbols outside the vocabulary, an empty banned prefix, shapes that do not match, a context or
         state without an axis of rows, or a coverage penalty without `attention`. Traced lengths above T are clipped.
     """
-    batch_size = checks.batch_size_of(state)
-    for leaf in jax.tree.leaves(context):
-        if not np.ndim(leaf) or np.shape(leaf)[0] != batch_size:
-            raise ValueError(
-                f"context: expected arrays [{batch_size}, ...], got {np.shape(leaf)}; what rows share is for params"
-            )
+    batch_size = checks.check_rows(context, state)
     time, limits = checks.check_limits(max_length, time, batch_size)
-    symbols, output = checks.check_step(step, params, context, state, start, end, time, pad)
+    symbols, output = checks.check_step(step, params, context, state, batch_size, start, end, time, pad)
     vocabulary_size = output.logits.shape[-1]
     beam_size, n_best, no_repeat = map(operator.index, (beam_size, n_best, no_repeat_ngram_size))
     if beam_size < 1:

@@ -24,19 +24,35 @@ class Symbols(NamedTuple):
     dtype: Any  # of the scores
 
 
-def batch_size_of(state: State) -> int:
+def check_rows(context: Context, state: State) -> int:
+    """B, the leading axis that every leaf of state and context must have."""
     leaves = jax.tree.leaves(state)
     if not leaves:
         raise ValueError("state: expected arrays with a leading batch axis, got none")
-    return leaves[0].shape[0]
+    rows = np.shape(leaves[0])[:1]  # of a scalar none, which is then the first to be refused
+    for name, tree, hint in (("state", state, ""), ("context", context, "; what rows share is for params")):
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            shape = np.shape(leaf)
+            if not shape or shape[:1] != rows:
+                expected = f"[{rows[0] if rows else 'B'}, ...]"
+                raise ValueError(f"{name}{jax.tree_util.keystr(path)}: expected {expected}, got {shape}{hint}")
+    return rows[0]
 
 
 def check_step(
-    step: DecoderStep, params: Params, context: Context, state: State, start: int, end: int, time: int, pad: int
+    step: DecoderStep,
+    params: Params,
+    context: Context,
+    state: State,
+    batch_size: int,
+    start: int,
+    end: int,
+    time: int,
+    pad: int,
 ) -> tuple[Symbols, DecoderOutput]:
     """What is fixed when the search is compiled, and the shapes that a step gives."""
     start, end, pad = map(operator.index, (start, end, pad))
-    first = jax.ShapeDtypeStruct((batch_size_of(state),), jnp.int32)
+    first = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     output = DecoderOutput(*jax.eval_shape(step, params, context, state, first))
     vocabulary_size = output.logits.shape[-1]
     for name, symbol in (("start", start), ("end", end)):

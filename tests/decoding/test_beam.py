@@ -472,8 +472,3 @@ print(found.tokens[:, 0].tolist(), found.scores.dtype)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split("\n")[0] == f"{[[2, 1, 3, 3]] * 3} float64"
-
-
-def test_what_rows_share_is_no_context():
-    with pytest.raises(ValueError, match=r"context: expected arrays \[1, ...\], got \(\)"):
-        beam_search(script_step, None, jnp.float32(2), jnp.zeros((1, 1)), beam_size=2, start=START, end=END, max_length=3)
