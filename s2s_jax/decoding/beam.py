@@ -84,7 +84,8 @@ def beam_search(
       banned: symbols that are never said.
       banned_prefixes: lists of symbols with none of which a hypothesis may begin.
       prefixes, prefix_lengths: [B, P], and how many of each row are valid (None for all): with these symbols every hypothesis
-        of the row begins, also where another rule bans them. Their log probabilities count.
+        of the row begins, also where another rule bans them. Their log probabilities count. Where symbols or
+        lengths are traced, a prefix that goes on behind an end symbol or behind `max_length` is cut off there.
 
     Returns:
       `Hypotheses`. A hypothesis to which the model gives NaN, or nothing but -inf, goes on no further and is not returned.
@@ -92,8 +93,9 @@ def beam_search(
     Raises:
       ValueError: numbers out of range (`beam_size` and `n_best` below 1, `n_best` above K, `max_length` below 1, `min_length`
         above T, negative or not finite `alpha` and `coverage_beta` as far as they are concrete), an unknown length penalty,
-        symbols outside the vocabulary, an empty banned prefix, shapes that do not match, a context or
-        state without an axis of rows, or a coverage penalty without `attention`. Traced lengths above T are clipped.
+        symbols outside the vocabulary, an empty banned prefix, a prefix that goes on behind `max_length` (in a row that is not
+        left out) or behind an end symbol, as far as they are concrete, shapes that do not match, a context or state without
+        an axis of rows, or a coverage penalty without `attention`. Traced lengths above T are clipped.
     """
     batch_size = checks.check_rows(context, state)
     time, limits = checks.check_limits(max_length, time, batch_size)
@@ -125,7 +127,7 @@ def beam_search(
         checks.check_banned(banned, vocabulary_size, symbols.end, shortest),
         shortest,
         checks.check_banned_prefixes(banned_prefixes, vocabulary_size),
-        checks.check_prefixes(prefixes, prefix_lengths, batch_size, vocabulary_size),
+        checks.check_prefixes(prefixes, prefix_lengths, batch_size, vocabulary_size, symbols.end, max_length),
     )
     fixed = _Fixed(symbols, beam_size, n_best, length_penalty, no_repeat, attention)
     coverage = None if coverage_beta is None else _CoverageOptions(jnp.asarray(coverage_beta, symbols.dtype), source_mask)

@@ -123,7 +123,9 @@ def check_banned_prefixes(banned: Sequence[Sequence[int]], vocabulary_size: int)
     return Prefixes(jnp.asarray(symbols), jnp.asarray(lengths))
 
 
-def check_prefixes(prefixes: Any, lengths: Any, batch_size: int, vocabulary_size: int) -> Prefixes | None:
+def check_prefixes(
+    prefixes: Any, lengths: Any, batch_size: int, vocabulary_size: int, end: int, max_length: int | Array
+) -> Prefixes | None:
     if prefixes is None:
         if lengths is not None:
             raise ValueError("prefix_lengths: expected None without prefixes")
@@ -133,10 +135,32 @@ def check_prefixes(prefixes: Any, lengths: Any, batch_size: int, vocabulary_size
     if prefixes.ndim != 2 or prefixes.shape[0] != batch_size:
         raise ValueError(f"prefixes: expected [{batch_size}, P], got {prefixes.shape}")
     most = prefixes.shape[1]
-    lengths = jnp.full(batch_size, most, jnp.int32) if lengths is None else lengths
-    lengths = check_lengths(lengths, batch_size, most, "prefix_lengths")
+    given = np.full(batch_size, most) if lengths is None else lengths
+    lengths = check_lengths(given, batch_size, most, "prefix_lengths")
     if not most:
         return None
     mask = length_mask(lengths, most)
-    check_ids(prefixes, vocabulary_size, "prefixes", mask)
+    known = _known(given)
+    check_ids(prefixes, vocabulary_size, "prefixes", mask if known is None else np.arange(most) < known[:, None])
+    if known is not None:
+        _check_room(_known(prefixes), known, end, _known(max_length))
     return Prefixes(jnp.where(mask, jnp.asarray(prefixes), 0).astype(jnp.int32), lengths)
+
+
+def _known(values: Any) -> np.ndarray | None:
+    """None where they are traced. What is computed of them under `jax.jit` is traced even if they are not."""
+    return None if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)) else np.asarray(values)
+
+
+def _check_room(prefixes: np.ndarray | None, lengths: np.ndarray, end: int, limits: np.ndarray | None) -> None:
+    """Raises where a search would stop inside of a prefix."""
+    if limits is not None:
+        limits = np.broadcast_to(limits, lengths.shape)
+        lengths = np.where(limits > 0, lengths, 0)  # a row that is left out says nothing
+        for row in np.flatnonzero(lengths > limits)[:1]:
+            came = f"{lengths[row]} in row {row}"
+            raise ValueError(f"prefixes: expected at most as many symbols as max_length, {limits[row]}, got {came}")
+    if prefixes is not None:
+        for row, t in np.argwhere((prefixes == end) & (np.arange(prefixes.shape[1]) < lengths[:, None] - 1))[:1]:
+            came = f"it as symbol {t + 1} of {lengths[row]} in row {row}"
+            raise ValueError(f"prefixes: expected the end symbol {end} nowhere but last, got {came}")

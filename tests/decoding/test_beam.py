@@ -445,11 +445,52 @@ def test_weights_of_any_shape_come_back_as_a_tree():
             "prefix_lengths: expected values from 0 to T = 1",
         ),
         ({"prefix_lengths": [1] * 5}, "prefix_lengths: expected None without prefixes"),
+        (
+            {"prefixes": np.full((5, 5), 3), "max_length": 3},
+            "prefixes: expected at most as many symbols as max_length, 3, got 5 in row 0",
+        ),
+        (
+            {"prefixes": np.full((5, 4), 3), "prefix_lengths": [0, 3, 1, 4, 4], "max_length": np.array([0, 3, 4, 2, 1])},
+            "prefixes: expected at most as many symbols as max_length, 2, got 4 in row 3",
+        ),
+        (
+            {
+                "prefixes": np.array([[3, 4, END], [END, 3, 3], [3, END, 5], [3, 3, 3], [3, 3, 3]]),
+                "prefix_lengths": [3, 1, 3, 3, 3],
+            },
+            "prefixes: expected the end symbol 2 nowhere but last, got it as symbol 2 of 3 in row 2",
+        ),
     ],
 )
 def test_bad_input_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         search(script(B, T, V), **options)
+
+
+def test_prefixes_are_checked_as_far_as_they_are_known():
+    """Inside of `jax.jit` too; of traced ones, what comes behind the limit or an end symbol is cut off."""
+    text = script(B, T, V)
+    long, past_end, whole = np.full((B, 5), 3), np.array([[3, END, 5]] * B), np.full(B, 3)
+    for options, message in (
+        ({"prefixes": long, "max_length": 3}, "at most as many symbols as max_length, 3, got 5 in row 0"),
+        ({"prefixes": past_end}, "the end symbol 2 nowhere but last, got it as symbol 2 of 3 in row 0"),
+        ({"prefixes": past_end + 4 * (past_end == 5)}, "ids from 0 to 5, got 9"),
+    ):
+        with pytest.raises(ValueError, match=f"prefixes: expected {message}"):
+            jax.jit(lambda options=options: search(text, **options))()
+    with pytest.raises(ValueError, match="max_length, 3, got 5 in row 0"):  # their number is known
+        jax.jit(lambda prefixes: search(text, prefixes=prefixes, max_length=3))(long)
+    for traced, known, want in (
+        ({"prefixes": past_end}, {}, [3, END]),
+        ({"prefix_lengths": whole}, {"prefixes": past_end}, [3, END]),
+        ({"prefix_lengths": whole + 2}, {"prefixes": long, "max_length": 3}, [3, 3, 3]),
+        ({"max_length": whole - 1}, {"prefixes": long, "time": T}, [3, 3]),
+    ):
+        found = jax.jit(lambda traced, known=known: search(text, **traced, **known))(traced)
+        assert texts(found) == [want]
+    left_out = search(text, prefixes=np.array([[END, END], *[[3, 3]] * (B - 1)]), max_length=np.array([0, 2, 3, 4, 5]))
+    assert texts(left_out) == [[]]
+    assert texts(left_out, 1) == [[3, 3]]
 
 
 def test_a_traced_limit_needs_to_be_told_the_time():
