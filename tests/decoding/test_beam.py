@@ -313,6 +313,35 @@ def test_a_hypothesis_of_nan_neither_wins_nor_runs_for_ever(bad):
     assert steps_taken(nothing)[0] == 1
 
 
+def test_nor_does_one_of_nan_weights_with_a_coverage_penalty():
+    how = {"n_best": 3, "coverage_beta": 0.3}
+    for seed in range(4):
+        text = script(B, T, V, seed=seed)
+        mute, blind = text.logits.copy(), text.weights.copy()
+        mute[:, 2, 3:], blind[:, 2, 3:, 1] = np.nan, np.nan  # after these symbols at the third step
+        mute[0, 0], blind[0, 0, :, 1] = np.nan, np.nan  # from the beginning
+        with np.errstate(invalid="ignore"):
+            expected = slow(text._replace(logits=mute), **how)
+        found = search(text._replace(weights=blind), attention=weights_of, **how)
+        assert_same(found, text, expected)
+        assert found.scores[0].tolist() == found.log_probs[0].tolist() == [-np.inf] * 3
+        unseen = np.tile([True, False, True, True], (B, 1))  # where the NaN stands
+        assert_same(
+            search(text._replace(weights=blind), source_mask=unseen, **how, attention=weights_of)._replace(attention=None),
+            text,
+            slow(text, source_mask=unseen, **how),
+        )
+    assert steps_taken(text._replace(weights=np.full_like(text.weights, np.nan)), attention=weights_of, **how)[0] == 1
+
+
+def test_a_penalty_of_nan_leaves_nothing():
+    """A traced one, as nobody can look at it."""
+    text = script(B, T, V)
+    # To the power of NaN a length of 1 is 1, but nothing ends here.
+    found = jax.jit(lambda alpha: search(text, n_best=2, banned=[END], length_penalty="average", alpha=alpha))(np.nan)
+    assert_same(found, text, [[]] * B)
+
+
 # Shapes, dtypes, transformations ---------------------------------------------------------------------------------------------
 
 
@@ -424,6 +453,7 @@ def test_weights_of_any_shape_come_back_as_a_tree():
         ({"coverage_beta": 0.1}, "attention: expected a function of aux with coverage_beta, got None"),
         ({"coverage_beta": -0.1, "attention": weights_of}, "coverage_beta: expected a number from 0, got -0.1"),
         ({"coverage_beta": 0.1, "attention": lambda aux: aux["weights"].sum(1)}, r"attention: expected weights \[5, S\]"),
+        ({"coverage_beta": 0.1, "attention": lambda aux: aux}, r"with coverage_beta, got \{'weights': \(5, 4\)\}"),
         ({"attention": lambda aux: aux["weights"].sum(0)}, r"attention: expected arrays \[5, \.\.\.\], got \[\(4,\)\]"),
         (
             {"coverage_beta": 0.1, "attention": weights_of, "source_mask": np.ones((5, 3), bool)},
@@ -513,3 +543,18 @@ print(found.tokens[:, 0].tolist(), found.scores.dtype)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split("\n")[0] == f"{[[2, 1, 3, 3]] * 3} float64"
+
+
+@pytest.mark.parametrize("widths", [("float32", "float64"), ("float64", "float32"), ("float32", "bfloat16")])
+def test_weights_may_be_wider_or_narrower_than_logits(float64, widths):
+    text, how = script(B, T, V), {"n_best": 3, "coverage_beta": 0.3}
+
+    def step(*arguments):
+        state, logits, aux = script_step(*arguments)
+        return DecoderOutput(state, logits.astype(widths[0]), {"weights": aux["weights"].astype(widths[1])})
+
+    found = search(text, step=step, attention=weights_of, **how)
+    assert (found.scores.dtype, found.attention.dtype) == widths
+    if widths[1] == "bfloat16":
+        text = text._replace(weights=np.asarray(jnp.asarray(text.weights, "bfloat16").astype("float32")))
+    assert_same(found._replace(attention=None), text, slow(text, **how))
