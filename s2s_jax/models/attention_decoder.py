@@ -46,7 +46,8 @@ class AttentionDecoder(nnx.Module):
 
     It gives the weights alpha [B, T, S] as `aux`. Without input feeding nothing but the recurrence goes step by step: the
     attention and the output layer take all target steps at once. With it, `dropout` draws one mask for all steps where it acts
-    between layers; on embeddings and before the output layer, which stay outside of the loop, one for each position, as without.
+    between layers; on embeddings and before the output layer, which stay outside of the loop, it still draws one for each
+    position.
 
     Args:
       vocabulary_size, embedding_features, hidden_features: V, E, H.
