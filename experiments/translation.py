@@ -96,6 +96,8 @@ class Config(PairFlags, TrainingConfig):
     """Read the source twice."""
     dropout: float = 0.1
     """On embeddings, between layers, on what the attention reads and before the output layer."""
+    input_dropout: float = 0.0
+    """On what each layer reads, one mask for all steps."""
     recurrent_dropout: float = 0.0
     """On the state, one mask for all steps."""
     label_smoothing: float = 0.0
@@ -139,6 +141,7 @@ def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
         shared_embeddings=config.joint,
         tied_embeddings=config.tied_embeddings,
         dropout=config.dropout,
+        input_dropout=config.input_dropout,
         recurrent_dropout=config.recurrent_dropout,
         rngs=nnx.Rngs(config.seed),
         **options,

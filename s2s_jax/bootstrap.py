@@ -48,6 +48,10 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def length_groups(lengths: Sequence[int], count: int = 5) -> dict[str, np.ndarray]:
     """{"3 to 5": which texts}, `count` groups of about as many texts, those of one length together, the shortest first.
 
+    Args:
+      lengths: of each text; of the sources, say.
+      count: how many groups at most.
+
     Raises:
       ValueError: all lengths are the same.
     """
@@ -55,7 +59,7 @@ def length_groups(lengths: Sequence[int], count: int = 5) -> dict[str, np.ndarra
     parts = np.array_split(np.sort(values), min(count, len(values)))
     tops = sorted({int(part[-1]) for part in parts})
     if len(tops) < 2:
-        raise ValueError(f"test: expected sources of different lengths, got none but of {tops[0]} symbols")
+        raise ValueError(f"lengths: expected different ones, got none but {tops[0]}")
     groups, least = {}, int(values.min())
     for top in tops:
         groups[f"{least} to {top}" if least < top else str(top)] = np.flatnonzero((values >= least) & (values <= top))

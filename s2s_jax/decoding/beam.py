@@ -84,25 +84,23 @@ def beam_search(
       banned: symbols that are never said.
       banned_prefixes: lists of symbols with none of which a hypothesis may begin.
       prefixes, prefix_lengths: [B, P], and how many of each row are valid (None for all): with these symbols every hypothesis
-        of the row begins, also where another rule bans them. Their log probabilities count.
+        of the row begins, also where another rule bans them. Their log probabilities count. Where symbols or
+        lengths are traced, a prefix that goes on behind an end symbol or behind `max_length` is cut off there.
 
     Returns:
-      `Hypotheses`. A hypothesis to which the model gives NaN, or nothing but -inf, goes on no further and is not returned.
+      `Hypotheses`. A hypothesis to which the model gives NaN, or nothing but -inf, goes on no further and is not returned;
+      with a coverage penalty this holds for NaN among its attention weights too.
 
     Raises:
       ValueError: numbers out of range (`beam_size` and `n_best` below 1, `n_best` above K, `max_length` below 1, `min_length`
         above T, negative or not finite `alpha` and `coverage_beta` as far as they are concrete), an unknown length penalty,
-        symbols outside the vocabulary, an empty banned prefix, shapes that do not match, a context or
-        state without an axis of rows, or a coverage penalty without `attention`. Traced lengths above T are clipped.
+        symbols outside the vocabulary, an empty banned prefix, a prefix that goes on behind `max_length` (in a row that is not
+        left out) or behind an end symbol, as far as they are concrete, shapes that do not match, a context or state without
+        an axis of rows, or a coverage penalty without `attention`. Traced lengths above T are clipped.
     """
-    batch_size = checks.batch_size_of(state)
-    for leaf in jax.tree.leaves(context):
-        if not np.ndim(leaf) or np.shape(leaf)[0] != batch_size:
-            raise ValueError(
-                f"context: expected arrays [{batch_size}, ...], got {np.shape(leaf)}; what rows share is for params"
-            )
+    batch_size = checks.check_rows(context, state)
     time, limits = checks.check_limits(max_length, time, batch_size)
-    symbols, output = checks.check_step(step, params, context, state, start, end, time, pad)
+    symbols, output = checks.check_step(step, params, context, state, batch_size, start, end, time, pad)
     vocabulary_size = output.logits.shape[-1]
     beam_size, n_best, no_repeat = map(operator.index, (beam_size, n_best, no_repeat_ngram_size))
     if beam_size < 1:
@@ -130,7 +128,7 @@ def beam_search(
         checks.check_banned(banned, vocabulary_size, symbols.end, shortest),
         shortest,
         checks.check_banned_prefixes(banned_prefixes, vocabulary_size),
-        checks.check_prefixes(prefixes, prefix_lengths, batch_size, vocabulary_size),
+        checks.check_prefixes(prefixes, prefix_lengths, batch_size, vocabulary_size, symbols.end, max_length),
     )
     fixed = _Fixed(symbols, beam_size, n_best, length_penalty, no_repeat, attention)
     coverage = None if coverage_beta is None else _CoverageOptions(jnp.asarray(coverage_beta, symbols.dtype), source_mask)
@@ -139,14 +137,12 @@ def beam_search(
 
 
 def _check_coverage(weights: Any, source_mask: Any, batch_size: int) -> None:
-    leaves = jax.tree.leaves(weights)
-    if len(leaves) != 1 or leaves[0].ndim != 2:
-        raise ValueError(
-            f"attention: expected weights [{batch_size}, S] with coverage_beta, got {[leaf.shape for leaf in leaves]}"
-        )
-    if source_mask is not None and (source_mask.shape != leaves[0].shape or source_mask.dtype != np.bool_):
+    if not isinstance(weights, jax.ShapeDtypeStruct) or weights.ndim != 2:
+        shapes = jax.tree.map(lambda leaf: leaf.shape, weights)
+        raise ValueError(f"attention: expected weights [{batch_size}, S] with coverage_beta, got {shapes}")
+    if source_mask is not None and (source_mask.shape != weights.shape or source_mask.dtype != np.bool_):
         came = f"{source_mask.dtype} {source_mask.shape}"
-        raise ValueError(f"source_mask: expected bool {leaves[0].shape}, as the attention weights are, got {came}")
+        raise ValueError(f"source_mask: expected bool {weights.shape}, as the attention weights are, got {came}")
 
 
 class _Fixed(NamedTuple):
@@ -240,7 +236,7 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
     # What was cut off, best first, stands behind what has ended.
     scores = _penalised(beam.log_probs, given.limits[:, None], fixed, given)
     scores = scores if beam.coverage is None else scores + beam.coverage.penalties
-    scores = jnp.where(beam.log_probs > -jnp.inf, scores, -jnp.inf)
+    scores = jnp.where((beam.log_probs == -jnp.inf) | jnp.isnan(scores), -jnp.inf, scores)
     last = jnp.maximum(given.limits - 1, 0)
     history = beam.history
     cut = Ends(
@@ -249,7 +245,7 @@ def _search(step: DecoderStep, params: Params, context: Context, state: State, f
         jnp.broadcast_to(given.limits[:, None], (B, K)),
         *(leaf[last, jnp.arange(B)] for leaf in (history.symbols, history.token_log_probs, history.parents)),
     )
-    cut = take(cut, jax.lax.top_k(jnp.where(jnp.isnan(scores), -jnp.inf, scores), fixed.n_best)[1])
+    cut = take(cut, jax.lax.top_k(scores, fixed.n_best)[1])
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), beam.finished, cut)
     place, ended = jnp.arange(fixed.n_best), jnp.minimum(beam.counts, fixed.n_best)[:, None]
     found = take(both, jnp.where(place < ended, place, fixed.n_best + place - ended))
@@ -311,15 +307,16 @@ def _proceed(
             weights = jax.tree.map(by_row, fixed.attention(aux))
         coverage = beam.coverage
         if coverage is not None and given.coverage is not None:
-            sums = coverage.sums + weights
+            sums = coverage.sums + weights.astype(symbols.dtype)
             mask = given.coverage.source_mask
             penalties = coverage_penalty(sums, given.coverage.beta, None if mask is None else mask[:, None])
             coverage = _Coverage(sums, penalties)
 
-        # The best of the beam, 2K of them. What is NaN is behind all others.
+        # The best of the beam, 2K of them. What is NaN, or was read with weights that are, goes on no further.
         width = gains.shape[-1]
-        totals = (beam.log_probs[:, :, None] + gains).reshape(B, K * width)
-        totals, index = jax.lax.top_k(jnp.where(jnp.isnan(totals), -jnp.inf, totals), min(2 * K, K * width))
+        totals = beam.log_probs[:, :, None] + gains
+        nan = jnp.isnan(totals) if coverage is None else jnp.isnan(totals) | jnp.isnan(coverage.penalties)[:, :, None]
+        totals, index = jax.lax.top_k(jnp.where(nan, -jnp.inf, totals).reshape(B, K * width), min(2 * K, K * width))
         parents, chosen = index // width, jnp.take_along_axis(chosen.reshape(B, K * width), index, axis=1)
         gains = jnp.take_along_axis(gains.reshape(B, K * width), index, axis=1)
         ends = chosen == symbols.end

@@ -24,19 +24,35 @@ class Symbols(NamedTuple):
     dtype: Any  # of the scores
 
 
-def batch_size_of(state: State) -> int:
+def check_rows(context: Context, state: State) -> int:
+    """B, the leading axis that every leaf of state and context must have."""
     leaves = jax.tree.leaves(state)
     if not leaves:
         raise ValueError("state: expected arrays with a leading batch axis, got none")
-    return leaves[0].shape[0]
+    rows = np.shape(leaves[0])[:1]  # of a scalar none, which is then the first to be refused
+    for name, tree, hint in (("state", state, ""), ("context", context, "; what rows share is for params")):
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            shape = np.shape(leaf)
+            if not shape or shape[:1] != rows:
+                expected = f"[{rows[0] if rows else 'B'}, ...]"
+                raise ValueError(f"{name}{jax.tree_util.keystr(path)}: expected {expected}, got {shape}{hint}")
+    return rows[0]
 
 
 def check_step(
-    step: DecoderStep, params: Params, context: Context, state: State, start: int, end: int, time: int, pad: int
+    step: DecoderStep,
+    params: Params,
+    context: Context,
+    state: State,
+    batch_size: int,
+    start: int,
+    end: int,
+    time: int,
+    pad: int,
 ) -> tuple[Symbols, DecoderOutput]:
     """What is fixed when the search is compiled, and the shapes that a step gives."""
     start, end, pad = map(operator.index, (start, end, pad))
-    first = jax.ShapeDtypeStruct((batch_size_of(state),), jnp.int32)
+    first = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     output = DecoderOutput(*jax.eval_shape(step, params, context, state, first))
     vocabulary_size = output.logits.shape[-1]
     for name, symbol in (("start", start), ("end", end)):
@@ -107,7 +123,9 @@ def check_banned_prefixes(banned: Sequence[Sequence[int]], vocabulary_size: int)
     return Prefixes(jnp.asarray(symbols), jnp.asarray(lengths))
 
 
-def check_prefixes(prefixes: Any, lengths: Any, batch_size: int, vocabulary_size: int) -> Prefixes | None:
+def check_prefixes(
+    prefixes: Any, lengths: Any, batch_size: int, vocabulary_size: int, end: int, max_length: int | Array
+) -> Prefixes | None:
     if prefixes is None:
         if lengths is not None:
             raise ValueError("prefix_lengths: expected None without prefixes")
@@ -117,10 +135,32 @@ def check_prefixes(prefixes: Any, lengths: Any, batch_size: int, vocabulary_size
     if prefixes.ndim != 2 or prefixes.shape[0] != batch_size:
         raise ValueError(f"prefixes: expected [{batch_size}, P], got {prefixes.shape}")
     most = prefixes.shape[1]
-    lengths = jnp.full(batch_size, most, jnp.int32) if lengths is None else lengths
-    lengths = check_lengths(lengths, batch_size, most, "prefix_lengths")
+    given = np.full(batch_size, most) if lengths is None else lengths
+    lengths = check_lengths(given, batch_size, most, "prefix_lengths")
     if not most:
         return None
     mask = length_mask(lengths, most)
-    check_ids(prefixes, vocabulary_size, "prefixes", mask)
+    known = _known(given)
+    check_ids(prefixes, vocabulary_size, "prefixes", mask if known is None else np.arange(most) < known[:, None])
+    if known is not None:
+        _check_room(_known(prefixes), known, end, _known(max_length))
     return Prefixes(jnp.where(mask, jnp.asarray(prefixes), 0).astype(jnp.int32), lengths)
+
+
+def _known(values: Any) -> np.ndarray | None:
+    """None where they are traced. What is computed of them under `jax.jit` is traced even if they are not."""
+    return None if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)) else np.asarray(values)
+
+
+def _check_room(prefixes: np.ndarray | None, lengths: np.ndarray, end: int, limits: np.ndarray | None) -> None:
+    """Raises where a search would stop inside of a prefix."""
+    if limits is not None:
+        limits = np.broadcast_to(limits, lengths.shape)
+        lengths = np.where(limits > 0, lengths, 0)  # a row that is left out says nothing
+        for row in np.flatnonzero(lengths > limits)[:1]:
+            came = f"{lengths[row]} in row {row}"
+            raise ValueError(f"prefixes: expected at most as many symbols as max_length, {limits[row]}, got {came}")
+    if prefixes is not None:
+        for row, t in np.argwhere((prefixes == end) & (np.arange(prefixes.shape[1]) < lengths[:, None] - 1))[:1]:
+            came = f"it as symbol {t + 1} of {lengths[row]} in row {row}"
+            raise ValueError(f"prefixes: expected the end symbol {end} nowhere but last, got {came}")

@@ -47,14 +47,14 @@ def score_reference(
 
     Raises:
       ValueError: shapes that do not match, concrete symbols outside the vocabulary, concrete lengths outside 0..T, a state
-        without arrays. Traced lengths are clipped.
+        without arrays, a context or state without an axis of rows. Traced lengths are clipped.
       TypeError: tokens or lengths that are not integers.
     """
-    batch_size = checks.batch_size_of(state)
+    batch_size = checks.check_rows(context, state)
     if jnp.ndim(tokens) != 2 or jnp.shape(tokens)[0] != batch_size:
         raise ValueError(f"tokens: expected [{batch_size}, T], got {jnp.shape(tokens)}")
     time = jnp.shape(tokens)[1]
-    symbols, output = checks.check_step(step, params, context, state, start, start, time, 0)
+    symbols, output = checks.check_step(step, params, context, state, batch_size, start, start, time, 0)
     lengths = jnp.full(batch_size, time, jnp.int32) if lengths is None else check_lengths(lengths, batch_size, time)
     check_ids(tokens, output.logits.shape[-1], "tokens", length_mask(lengths, time))
     return _score(step, params, context, state, jnp.asarray(tokens), lengths, symbols, attention)

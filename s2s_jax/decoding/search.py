@@ -46,7 +46,7 @@ def greedy(
     Args:
       step: `(params, context, state, tokens) -> (state, logits, aux)`; see `s2s_jax.DecoderStep`. Made once, not anew for
         each call: it is compiled for this very function.
-      params, context, state: what `step` takes; leaves of `state` have a leading batch axis.
+      params, context, state: what `step` takes; leaves of `context` and `state` have a leading batch axis.
       start, end, pad: symbols.
       max_length: steps at most, end symbol included.
       min_length: the end symbol is not said before step `min_length`; it counts the end symbol. One for each row too.
@@ -56,8 +56,8 @@ def greedy(
     `beam_search` with a beam of 1, which finds the same.
 
     Raises:
-      ValueError: `max_length` below 1, `min_length` above it, a state without arrays, a symbol outside the vocabulary, or all
-        symbols banned.
+      ValueError: `max_length` below 1, `min_length` above it, a state without arrays, a context or state without an axis of
+        rows, a symbol outside the vocabulary, or all symbols banned.
     """
     symbols, _, allowed = _checked(step, params, context, state, (start, end, max_length, pad), min_length, banned)
     return _unfold(step, params, context, state, None, allowed, symbols, None)
@@ -126,8 +126,8 @@ def _checked(
     """What is fixed when the search is compiled, the size of the vocabulary, and what is not to be said."""
     start, end, max_length, pad = options
     max_length = checks.check_max_length(max_length)
-    batch_size = checks.batch_size_of(state)
-    symbols, output = checks.check_step(step, params, context, state, start, end, max_length, pad)
+    batch_size = checks.check_rows(context, state)
+    symbols, output = checks.check_step(step, params, context, state, batch_size, start, end, max_length, pad)
     shortest = checks.check_min_length(min_length, batch_size, max_length)
     vocabulary_size = output.logits.shape[-1]
     allowed = Constraints(checks.check_banned(banned, vocabulary_size, symbols.end, shortest), shortest)

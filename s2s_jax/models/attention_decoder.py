@@ -45,7 +45,9 @@ class AttentionDecoder(nnx.Module):
         logits_t = W_s a_t + b
 
     It gives the weights alpha [B, T, S] as `aux`. Without input feeding nothing but the recurrence goes step by step: the
-    attention and the output layer take all target steps at once. With it, dropout masks are constant in time.
+    attention and the output layer take all target steps at once. With it, `dropout` draws one mask for all steps where it acts
+    between layers; on embeddings and before the output layer, which stay outside of the loop, it still draws one for each
+    position.
 
     Args:
       vocabulary_size, embedding_features, hidden_features: V, E, H.
@@ -57,8 +59,8 @@ class AttentionDecoder(nnx.Module):
       embedding: that of the encoder, to share its table; None for its own.
       tied_embeddings: the table of the embedding is the output matrix too (Press & Wolf, arXiv 1608.05859). a_t is as wide
         as the embedding then, else H.
-      options: cell, num_layers, residual, dropout, recurrent_dropout: see `Recurrent`. `dropout` also acts on embeddings, on
-        what goes from the layers below to those above, and before the output layer.
+      options: cell, num_layers, residual, dropout, input_dropout, recurrent_dropout: see `Recurrent`. `dropout` also acts on
+        embeddings, on what goes from the layers below to those above, and before the output layer.
       rngs: key `params` draws the parameters.
 
     Raises:

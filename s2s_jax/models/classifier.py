@@ -85,7 +85,8 @@ class TextClassifier(nnx.Module):
       vocabulary_size, embedding_features, hidden_features, classes: V, E, H and the number of labels.
       pooling: "last" or "mean"; see `SequenceClassifier`.
       rngs: key `params` draws the parameters.
-      options: cell, num_layers, dropout, recurrent_dropout: see `Encoder`; `dropout` also acts on what is pooled.
+      options: cell, num_layers, residual, dropout, input_dropout, recurrent_dropout: see `Encoder`; `dropout` also acts on
+        what is pooled.
 
     Raises:
       ValueError: an unknown pooling, or a size that is not positive.

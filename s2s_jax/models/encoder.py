@@ -29,7 +29,7 @@ class Encoder(nnx.Module):
     Args:
       vocabulary_size, embedding_features, hidden_features: V, E, H.
       cell: of every layer.
-      num_layers, dropout, recurrent_dropout: see `Recurrent`; `dropout` is also that of the embeddings.
+      num_layers, dropout, input_dropout, recurrent_dropout: see `Recurrent`; `dropout` is also that of the embeddings.
       bidirectional: both directions; the final states of both are then summed up in the decoder's initial state.
       merge: of both directions' outputs, "sum" or another of `Recurrent`; an attention reads more in "concat".
       residual: see `Recurrent`.
@@ -56,6 +56,7 @@ class Encoder(nnx.Module):
         reverse_source: bool = False,
         double_source: bool = False,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         output_dropout: float = 0.0,
         rngs: nnx.Rngs,
@@ -78,6 +79,7 @@ class Encoder(nnx.Module):
             merge=merge,
             residual=residual,
             dropout=dropout if num_layers > 1 else 0.0,
+            input_dropout=input_dropout,
             recurrent_dropout=recurrent_dropout,
             rngs=rngs,
         )
@@ -117,6 +119,7 @@ class StackOptions(TypedDict, total=False):
     num_layers: int
     residual: bool
     dropout: float
+    input_dropout: float
     recurrent_dropout: float
 
 

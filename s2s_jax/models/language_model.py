@@ -27,7 +27,8 @@ class LanguageModel(nnx.Module):
     Args:
       vocabulary_size, embedding_features, hidden_features: V, E, H.
       rngs: key `params` draws the parameters.
-      options: cell, num_layers, dropout, recurrent_dropout: see `Encoder`; `dropout` also acts before the output layer.
+      options: cell, num_layers, residual, dropout, input_dropout, recurrent_dropout: see `Encoder`; `dropout` also acts
+        before the output layer.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class Seq2Seq(nnx.Module):
       source_vocabulary_size, target_vocabulary_size: numbers of symbols, special ones included.
       embedding_features, hidden_features: E and H of both sides.
       decoder: "autoregressive", "repeat_vector" or "attention".
-      cell, num_layers, residual, dropout, recurrent_dropout: of both sides.
+      cell, num_layers, residual, dropout, input_dropout, recurrent_dropout: of both sides; see `Encoder`.
       bidirectional, reverse_source, double_source: of the encoder.
       bridge: what the decoder starts from; see `Bridge`. The repeat-vector decoder reads the last state instead.
       attention, input_feeding, query_layer: of the decoder with attention; see `AttentionDecoder`.
@@ -66,6 +66,7 @@ class Seq2Seq(nnx.Module):
         shared_embeddings: bool = False,
         tied_embeddings: bool = False,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
@@ -91,6 +92,7 @@ class Seq2Seq(nnx.Module):
             "num_layers": num_layers,
             "residual": residual,
             "dropout": dropout,
+            "input_dropout": input_dropout,
             "recurrent_dropout": recurrent_dropout,
             "rngs": rngs,
         }

@@ -313,6 +313,35 @@ def test_a_hypothesis_of_nan_neither_wins_nor_runs_for_ever(bad):
     assert steps_taken(nothing)[0] == 1
 
 
+def test_nor_does_one_of_nan_weights_with_a_coverage_penalty():
+    how = {"n_best": 3, "coverage_beta": 0.3}
+    for seed in range(4):
+        text = script(B, T, V, seed=seed)
+        mute, blind = text.logits.copy(), text.weights.copy()
+        mute[:, 2, 3:], blind[:, 2, 3:, 1] = np.nan, np.nan  # after these symbols at the third step
+        mute[0, 0], blind[0, 0, :, 1] = np.nan, np.nan  # from the beginning
+        with np.errstate(invalid="ignore"):
+            expected = slow(text._replace(logits=mute), **how)
+        found = search(text._replace(weights=blind), attention=weights_of, **how)
+        assert_same(found, text, expected)
+        assert found.scores[0].tolist() == found.log_probs[0].tolist() == [-np.inf] * 3
+        unseen = np.tile([True, False, True, True], (B, 1))  # where the NaN stands
+        assert_same(
+            search(text._replace(weights=blind), source_mask=unseen, **how, attention=weights_of)._replace(attention=None),
+            text,
+            slow(text, source_mask=unseen, **how),
+        )
+    assert steps_taken(text._replace(weights=np.full_like(text.weights, np.nan)), attention=weights_of, **how)[0] == 1
+
+
+def test_a_penalty_of_nan_leaves_nothing():
+    """A traced one, as nobody can look at it."""
+    text = script(B, T, V)
+    # To the power of NaN a length of 1 is 1, but nothing ends here.
+    found = jax.jit(lambda alpha: search(text, n_best=2, banned=[END], length_penalty="average", alpha=alpha))(np.nan)
+    assert_same(found, text, [[]] * B)
+
+
 # Shapes, dtypes, transformations ---------------------------------------------------------------------------------------------
 
 
@@ -424,6 +453,7 @@ def test_weights_of_any_shape_come_back_as_a_tree():
         ({"coverage_beta": 0.1}, "attention: expected a function of aux with coverage_beta, got None"),
         ({"coverage_beta": -0.1, "attention": weights_of}, "coverage_beta: expected a number from 0, got -0.1"),
         ({"coverage_beta": 0.1, "attention": lambda aux: aux["weights"].sum(1)}, r"attention: expected weights \[5, S\]"),
+        ({"coverage_beta": 0.1, "attention": lambda aux: aux}, r"with coverage_beta, got \{'weights': \(5, 4\)\}"),
         ({"attention": lambda aux: aux["weights"].sum(0)}, r"attention: expected arrays \[5, \.\.\.\], got \[\(4,\)\]"),
         (
             {"coverage_beta": 0.1, "attention": weights_of, "source_mask": np.ones((5, 3), bool)},
@@ -445,11 +475,52 @@ def test_weights_of_any_shape_come_back_as_a_tree():
             "prefix_lengths: expected values from 0 to T = 1",
         ),
         ({"prefix_lengths": [1] * 5}, "prefix_lengths: expected None without prefixes"),
+        (
+            {"prefixes": np.full((5, 5), 3), "max_length": 3},
+            "prefixes: expected at most as many symbols as max_length, 3, got 5 in row 0",
+        ),
+        (
+            {"prefixes": np.full((5, 4), 3), "prefix_lengths": [0, 3, 1, 4, 4], "max_length": np.array([0, 3, 4, 2, 1])},
+            "prefixes: expected at most as many symbols as max_length, 2, got 4 in row 3",
+        ),
+        (
+            {
+                "prefixes": np.array([[3, 4, END], [END, 3, 3], [3, END, 5], [3, 3, 3], [3, 3, 3]]),
+                "prefix_lengths": [3, 1, 3, 3, 3],
+            },
+            "prefixes: expected the end symbol 2 nowhere but last, got it as symbol 2 of 3 in row 2",
+        ),
     ],
 )
 def test_bad_input_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         search(script(B, T, V), **options)
+
+
+def test_prefixes_are_checked_as_far_as_they_are_known():
+    """Inside of `jax.jit` too; of traced ones, what comes behind the limit or an end symbol is cut off."""
+    text = script(B, T, V)
+    long, past_end, whole = np.full((B, 5), 3), np.array([[3, END, 5]] * B), np.full(B, 3)
+    for options, message in (
+        ({"prefixes": long, "max_length": 3}, "at most as many symbols as max_length, 3, got 5 in row 0"),
+        ({"prefixes": past_end}, "the end symbol 2 nowhere but last, got it as symbol 2 of 3 in row 0"),
+        ({"prefixes": past_end + 4 * (past_end == 5)}, "ids from 0 to 5, got 9"),
+    ):
+        with pytest.raises(ValueError, match=f"prefixes: expected {message}"):
+            jax.jit(lambda options=options: search(text, **options))()
+    with pytest.raises(ValueError, match="max_length, 3, got 5 in row 0"):  # their number is known
+        jax.jit(lambda prefixes: search(text, prefixes=prefixes, max_length=3))(long)
+    for traced, known, want in (
+        ({"prefixes": past_end}, {}, [3, END]),
+        ({"prefix_lengths": whole}, {"prefixes": past_end}, [3, END]),
+        ({"prefix_lengths": whole + 2}, {"prefixes": long, "max_length": 3}, [3, 3, 3]),
+        ({"max_length": whole - 1}, {"prefixes": long, "time": T}, [3, 3]),
+    ):
+        found = jax.jit(lambda traced, known=known: search(text, **traced, **known))(traced)
+        assert texts(found) == [want]
+    left_out = search(text, prefixes=np.array([[END, END], *[[3, 3]] * (B - 1)]), max_length=np.array([0, 2, 3, 4, 5]))
+    assert texts(left_out) == [[]]
+    assert texts(left_out, 1) == [[3, 3]]
 
 
 def test_a_traced_limit_needs_to_be_told_the_time():
@@ -474,6 +545,16 @@ print(found.tokens[:, 0].tolist(), found.scores.dtype)
     assert done.stdout.split("\n")[0] == f"{[[2, 1, 3, 3]] * 3} float64"
 
 
-def test_what_rows_share_is_no_context():
-    with pytest.raises(ValueError, match=r"context: expected arrays \[1, ...\], got \(\)"):
-        beam_search(script_step, None, jnp.float32(2), jnp.zeros((1, 1)), beam_size=2, start=START, end=END, max_length=3)
+@pytest.mark.parametrize("widths", [("float32", "float64"), ("float64", "float32"), ("float32", "bfloat16")])
+def test_weights_may_be_wider_or_narrower_than_logits(float64, widths):
+    text, how = script(B, T, V), {"n_best": 3, "coverage_beta": 0.3}
+
+    def step(*arguments):
+        state, logits, aux = script_step(*arguments)
+        return DecoderOutput(state, logits.astype(widths[0]), {"weights": aux["weights"].astype(widths[1])})
+
+    found = search(text, step=step, attention=weights_of, **how)
+    assert (found.scores.dtype, found.attention.dtype) == widths
+    if widths[1] == "bfloat16":
+        text = text._replace(weights=np.asarray(jnp.asarray(text.weights, "bfloat16").astype("float32")))
+    assert_same(found._replace(attention=None), text, slow(text, **how))

@@ -61,7 +61,6 @@ def test_gradients_of_a_score_are_those_of_the_sum_of_its_log_softmax():
         return score(text._replace(logits=logits), tokens, lengths).log_probs.sum()
 
     def by_hand(logits):
-        logs = jax.nn.log_softmax(logits + 0.0)
         total = 0.0
         for row, length in enumerate([3, 2]):
             words = [-1, START, *np.asarray(tokens)[row].tolist()]

@@ -1,13 +1,14 @@
 """Greedy search and sampling on decoders whose logits are written down, against enumeration."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2s_jax.decoding import greedy, sample
+from s2s_jax.decoding import beam_search, greedy, sample, score_reference
 from s2s_jax.decoding import search as search_module
 from s2s_jax.types import DecoderOutput
 from tests.samples import assert_close
@@ -192,6 +193,41 @@ def test_scores_of_half_precision_logits_add_up_in_float32():
 def test_bad_input_is_named(state, options, message):
     with pytest.raises(ValueError, match=message):
         greedy(markov_step, jnp.zeros((V, V)), None, state, **{"start": START, "end": END, "max_length": 4, **options})
+
+
+def entry(name, context, state):
+    """One of the four ways to run a step, on a step that reads neither context nor state."""
+
+    def step(params, context, state, tokens):
+        return DecoderOutput(state, jnp.zeros((len(tokens), V)), ())
+
+    how = {"start": START, "end": END, "max_length": 3}
+    return {
+        "greedy": lambda: greedy(step, None, context, state, **how),
+        "sample": lambda: sample(step, None, context, state, jax.random.key(0), **how),
+        "beam_search": lambda: beam_search(step, None, context, state, beam_size=2, **how),
+        "score_reference": lambda: score_reference(step, None, context, state, np.full((3, 2), END), start=START),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", ["greedy", "sample", "beam_search", "score_reference"])
+def test_every_leaf_of_state_and_context_has_an_axis_of_the_same_rows(name):
+    rows, others, scalar = np.zeros((3, 1)), np.zeros((7, 1)), np.float32(2)
+    keys = jax.random.split(jax.random.key(0), 3)
+    entry(name, {"memory": rows, "keys": keys, "none": None}, (rows, np.zeros(3), keys))
+    shared = "; what rows share is for params"
+    for context, state, message in (
+        (None, (), "state: expected arrays with a leading batch axis, got none"),
+        (None, scalar, "state: expected [B, ...], got ()"),
+        (None, (scalar, rows), "state[0]: expected [B, ...], got ()"),
+        (None, (rows, np.zeros((2, 1))), "state[1]: expected [3, ...], got (2, 1)"),
+        (None, {"h": rows, "steps": 0}, "state['steps']: expected [3, ...], got ()"),
+        (others, rows, f"context: expected [3, ...], got (7, 1){shared}"),
+        (scalar, rows, f"context: expected [3, ...], got (){shared}"),
+        ({"keys": rows, "values": others}, rows, f"context['values']: expected [3, ...], got (7, 1){shared}"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            entry(name, context, state)
 
 
 @pytest.mark.parametrize("min_length", [0, 3, 4, np.array([4, 0, 2, 3, 1, 4])])

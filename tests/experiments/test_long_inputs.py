@@ -198,7 +198,7 @@ def test_groups_hold_about_as_many_texts_each_and_keep_a_length_together():
     }
     assert {name: len(numbers) for name, numbers in length_groups([3] * 9 + [7], 5).items()} == {"3": 9, "4 to 7": 1}
     assert list(length_groups([1, 2], 5)) == ["1", "2"]
-    with pytest.raises(ValueError, match="expected sources of different lengths, got none but of 3 symbols"):
+    with pytest.raises(ValueError, match="lengths: expected different ones, got none but 3"):
         length_groups([3, 3, 3])
 
 

@@ -6,9 +6,11 @@ import json
 import shutil
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import translation
 from experiments.translation import Config
@@ -73,6 +75,14 @@ def test_a_run_leaves_all_its_files(finished):
     texts = (folder / "translations_test.txt").read_text().splitlines()
     references = read(folder, "test_target")
     assert result["metrics"]["exact_match"] == np.mean([a == b for a, b in zip(texts, references, strict=True)])
+
+
+def test_rates_of_dropout_reach_both_sides():
+    tokenizers: Any = SimpleNamespace(source=range(9), target=range(9))
+    rates = {"dropout": 0.2, "input_dropout": 0.3, "recurrent_dropout": 0.4}
+    model = nnx.eval_shape(lambda: translation.build_model(Config(num_layers=2, joint=False, **rates), tokenizers))
+    for stack in (model.encoder.recurrent, model.decoder.below):
+        assert {name: getattr(stack, name) for name in rates} == rates
 
 
 def read(folder, name):

@@ -23,10 +23,12 @@ from tests.samples import (
     assert_equal,
     cast,
     fill_padding,
+    inputs_cell,
     ragged_lengths,
     random_like,
     random_state,
     rows,
+    spying_cell,
     weighted_sum,
 )
 
@@ -191,17 +193,6 @@ def test_padding_reaches_nothing(kind):
 # Dropout -----------------------------------------------------------------------------------------------------------------
 
 
-def spying_cell(shown):
-    """A cell that does nothing but show `shown(input, context)`, in which the masks can be seen."""
-    return Cell(
-        lambda key, in_features, hidden_features: cells.RNNParams(jnp.eye(in_features), jnp.eye(hidden_features), None),
-        lambda params, batch_size, dtype: jnp.zeros((batch_size, params.u.shape[0]), dtype),
-        lambda params, x: x,
-        lambda params, state, z, context: (state, shown(z, context)),
-    )
-
-
-inputs_cell = spying_cell(lambda z, context: z)
 context_cell = spying_cell(lambda z, context: context if context is not None else jnp.zeros((z.shape[0], H)))
 
 

@@ -12,10 +12,12 @@ from s2s_jax import attention as attentions
 from s2s_jax import cells
 from s2s_jax.decoding import greedy
 from s2s_jax.models import Seq2Seq, decoder_step
+from s2s_jax.models.attention_decoder import AttentionDecoder
+from s2s_jax.models.encoder import Encoded
 from s2s_jax.training.checkpoint import named_variables
 from s2s_jax.training.state import count_parameters
 from tests import oracles
-from tests.samples import assert_close, random_like
+from tests.samples import assert_close, inputs_cell, random_like
 
 B, S, T, V, E, H = 4, 5, 6, 7, 3, 6
 PAD, START, END = 0, 1, 2
@@ -214,6 +216,67 @@ def test_dropout_is_seeded_and_off_without_a_key():
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 1e-3
     assert_close(model(SOURCE, LENGTHS, INPUTS), forward(drawn(num_layers=2, input_feeding=True)).logits, 1e-5)
+
+
+def shown(query_layer, **rates):
+    """Which values masks of dropout have left, with input feeding and a cell that only hands its inputs on.
+
+    Returned are those of the queries, [embeddings; a_t-1], and those of the logits, as they are from the third step on. Half of
+    a_t is 1 whatever was dropped; in the other half stands what the top layer hands on of the first half of a_t-1.
+    """
+    rows, F = 20, 16
+    options = {"input_feeding": True, "query_layer": query_layer, "cell": inputs_cell, "num_layers": 2, **rates}
+    decoder = AttentionDecoder(F, F, F, memory_features=2 * F, attention=attentions.dot, rngs=nnx.Rngs(0), **options)
+    decoder.embedding.embedding[...] = jnp.ones((F, F))
+    decoder.output.kernel[...] = jnp.eye(F)
+    half = np.arange(F // 2)
+    kernel = jnp.zeros(decoder.combine.kernel.shape).at[-2 * F :, half].set(10)  # the context, whose values have a sum of 1
+    decoder.combine.kernel[...] = kernel.at[F + half, F // 2 + half].set(10)
+    memory = jnp.broadcast_to(jnp.eye(2 * F), (rows, 2 * F, 2 * F))
+    context, state = decoder.start(Encoded(memory, decoder.initial_states(rows, jnp.float32), None))
+    _, logits, weights = decoder(context, state, jnp.zeros((rows, 20), int), key=jax.random.key(0))
+    # Weights are the softmax of the query: the least are those of its zeros.
+    queries = np.asarray(weights > weights.min(axis=-1, keepdims=True))
+    return (
+        queries[:, 2:, :F],
+        queries[:, 2:, F : F + F // 2],
+        np.asarray(logits != 0)[:, 2:, half],
+        np.asarray(logits != 0)[:, 2:, F // 2 :],
+    )
+
+
+def is_constant(kept):
+    return np.all(kept == kept[:, :1])
+
+
+def is_half(kept):
+    return abs(np.mean(kept) - 0.5) < 5 * np.sqrt(0.25 / kept.size)
+
+
+def test_with_input_feeding_dropout_between_layers_has_one_mask_for_all_steps_and_others_one_for_each():
+    embeddings, between, output, _ = shown("last", dropout=0.5)
+    assert is_constant(between)
+    assert is_half(between[:, 0])
+    for drawn_anew in (embeddings, output):
+        assert np.any(drawn_anew[:, 1:] != drawn_anew[:, :-1], axis=(0, 2)).all()
+    assert is_half(output)
+    # Where the first layer makes the query, nothing but the mask of embeddings is in it, and that between is in the logits.
+    embeddings, fed, output, both = shown("first", dropout=0.5)
+    assert fed.all()
+    assert is_half(embeddings)
+    assert is_half(output)
+    assert not is_constant(embeddings)
+    assert not is_constant(output)
+    assert is_half(both.any(axis=1))  # the others are dropped at every step
+
+
+@pytest.mark.parametrize("query_layer", ["last", "first"])
+def test_input_dropout_has_one_mask_for_all_steps(query_layer):
+    embeddings, fed, output, of_top = shown(query_layer, input_dropout=0.5)
+    for kept in (embeddings, fed, of_top):
+        assert is_constant(kept)
+        assert 0.1 < np.mean(kept[:, 0]) < 0.6
+    assert output.all()
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,36 @@ def test_loss_and_accuracy_are_those_of_one_pair_and_symbol_after_the_other(mode
     assert logged["loss"].value() == pytest.approx(np.mean(nats), rel=1e-5)
 
 
-def test_options_of_the_loss_change_it(model):
-    plain, smoothed, own = (
-        float(pair_loss(model, batch(0), jax.random.key(0), **options)[0])
-        for options in ({}, {"label_smoothing": 0.5}, {"teacher_forcing": 0.0})
-    )
-    assert len({plain, smoothed, own}) == 3
+def log_probs_of(model, source, read):
+    """Log probabilities [T, V] of one pair, in float64."""
+    logits = np.asarray(model(source[None], None, np.array([read]))[0], np.float64)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def test_label_smoothing_spreads_its_share_over_all_symbols(model):
+    """-sum_v q_v log p_v with q = 0.7 onehot + 0.3 / V (Szegedy et al., arXiv 1512.00567, section 7)."""
+    nats = []
+    for source, target, length in zip(SOURCE, TARGET, LENGTHS, strict=True):
+        wanted = 0.7 * np.eye(9)[target[:length]] + 0.3 / 9
+        nats += (-wanted * log_probs_of(model, source[:length], [START, *target[: length - 1]])).sum(-1).tolist()
+    value, logged = pair_loss(model, batch(8), jax.random.key(0), label_smoothing=0.3)
+    assert_close(value, np.mean(nats), 1e-5)
+    assert logged["loss"].value() == pytest.approx(np.mean(nats), rel=1e-5)
+    assert abs(value - measure_pairs(model, batch(8))["loss"].value()) > 1e-4  # validation is without it
+
+
+def test_without_teacher_forcing_the_model_reads_its_own_symbols(model):
+    """The truth is what is asked for, and never read."""
+    nats, own = [], []
+    for source, target, length in zip(SOURCE, TARGET, LENGTHS, strict=True):
+        read = [START]
+        for symbol in target[:length]:
+            log_probs = log_probs_of(model, source[:length], read)[-1]
+            nats.append(-log_probs[symbol])
+            read.append(log_probs.argmax())
+        own += [(read[place + 1], symbol) for place, symbol in enumerate(target[: length - 1])]
+    assert any(said != symbol for said, symbol in own)
+    value, logged = pair_loss(model, batch(8), jax.random.key(0), teacher_forcing=0.0)
+    assert_close(value, np.mean(nats), 1e-5)
+    assert logged["loss"].value() == pytest.approx(np.mean(nats), rel=1e-5)
+    assert abs(value - pair_loss(model, batch(8), jax.random.key(0))[0]) > 1e-4

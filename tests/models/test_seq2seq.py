@@ -17,7 +17,7 @@ from s2s_jax.models.seq2seq import AutoregressiveDecoder
 from s2s_jax.training.checkpoint import named_variables
 from s2s_jax.training.state import count_parameters
 from tests import oracles
-from tests.samples import CELLS, TOLERANCE, assert_close, cast, random_like
+from tests.samples import CELLS, TOLERANCE, assert_close, cast, inputs_cell, random_like
 
 B, S, T, V, E, H = 4, 5, 6, 7, 3, 6
 PAD, START, END = 0, 1, 2
@@ -243,11 +243,35 @@ def test_a_key_turns_dropout_on(decoder):
     assert_close(forced(plain, 1.0), logits_of(plain), 1e-6)
 
 
+@pytest.mark.parametrize("decoder", ["autoregressive", "repeat_vector"])
+def test_input_dropout_is_one_mask_for_all_steps_on_both_sides(decoder):
+    """What ones become where the cell only hands them on; each of two layers drops half of them."""
+    options = {"decoder": decoder, "cell": inputs_cell, "num_layers": 2, "input_dropout": 0.5}
+    model = Seq2Seq(30, 30, embedding_features=30, hidden_features=30, rngs=nnx.Rngs(0), **options)
+    model.encoder.embedding.embedding[...] = jnp.ones((30, 30))
+    model.decoder.output.kernel[...] = jnp.eye(30)
+    context = jnp.ones((20, 30))
+    if decoder == "autoregressive":
+        context, model.decoder.embedding.embedding[...] = None, jnp.ones((30, 30))
+    symbols, state = jnp.zeros((20, 15), int), model.decoder.initial_states(20, jnp.float32)
+    for part in (
+        lambda key: model.encoder(symbols, key=key).outputs,
+        lambda key: model.decoder(context, state, symbols, key=key).logits,
+    ):
+        assert np.all(np.asarray(part(None)) == 1)
+        seen = np.asarray(part(jax.random.key(0)))
+        assert set(np.unique(seen)) == {0, 4}
+        assert np.all(seen == seen[:, :1])
+        assert len({tuple(row) for row in seen[:, 0]}) == 20
+        assert abs(np.mean(seen[:, 0] > 0) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 600)
+
+
 @pytest.mark.parametrize(
     ("options", "call", "message"),
     [
         ({"decoder": "other"}, {}, "decoder: expected one of autoregressive, repeat_vector, attention, got 'other'"),
         ({"dropout": 1.0}, {}, "rate: expected a rate in|dropout: expected a rate in"),
+        ({"input_dropout": -0.1}, {}, "input_dropout: expected a rate in"),
         ({"num_layers": 0}, {}, "num_layers: expected a positive number, got 0"),
         ({}, {"teacher_forcing": 1.5}, "teacher_forcing: expected a probability, got 1.5"),
         ({}, {"teacher_forcing": -0.1}, "teacher_forcing: expected a probability, got -0.1"),
