@@ -80,12 +80,12 @@ class Backbone(nnx.Module):
         self.dropout = Dropout(dropout)
         self.stages = nnx.List([])
         for stage in stages:
-            blocks = nnx.List([])
+            blocks: list[nnx.Module] = []
             for _ in range(stage.blocks):
                 make = _Residual if residual else _Convolution
                 blocks.append(make(in_features, stage.features, rngs=rngs))
                 in_features = stage.features
-            self.stages.append(blocks)
+            self.stages.append(nnx.List(blocks))
 
     def reduced(self, rows: int, columns: Int[Array, "..."] | int) -> tuple[int, Int[Array, "..."] | int]:
         """How many rows and columns are left of a picture of so many; of NumPy's arrays too."""

@@ -83,7 +83,7 @@ def test_a_folder_with_a_manifest(folder):
     assert [picture.shape for picture in lines.pictures] == [(9, 6, 1), (10, 6, 1)]
     assert lines.fingerprint
     assert load_lines("written", "validation", 6, data_dir=folder).texts == ["b"]
-    with pytest.raises(ValueError, match="text: expected a column of written, which has .*, got 'words'"):
+    with pytest.raises(ValueError, match=r"text: expected a column of written, which has .*, got 'words'"):
         load_lines("written", "test", 6, data_dir=folder, text="words")
     assert describe(lines) == "train: 2 lines, 9 to 10 columns, 2 to 4 characters"
 

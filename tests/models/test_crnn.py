@@ -77,11 +77,10 @@ def test_the_decoder_reads_a_padded_line_as_the_line_alone(input_feeding):
 
 def test_training_moves_statistics_and_draws_dropout_by_the_key():
     model, x = CRNN(backbone(), 8, 6, len(ALPHABET), dropout=0.5, rngs=nnx.Rngs(1)), pictures()
-    before = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.BatchStat))]
+    before = jax.tree.map(np.asarray, jax.tree.leaves(nnx.state(model, nnx.BatchStat)))
     once = model(x, WIDTHS, training=True, key=jax.random.key(0)).logits
-    assert any(
-        np.any(a != np.asarray(b)) for a, b in zip(before, jax.tree.leaves(nnx.state(model, nnx.BatchStat)), strict=True)
-    )
+    after = jax.tree.leaves(nnx.state(model, nnx.BatchStat))
+    assert all(np.any(a != np.asarray(b)) for a, b in zip(before, after, strict=True))
     again = model(x, WIDTHS, training=True, key=jax.random.key(0)).logits
     np.testing.assert_array_equal(once, again)
     assert np.any(np.asarray(once) != np.asarray(model(x, WIDTHS, training=True, key=jax.random.key(1)).logits))
