@@ -53,6 +53,18 @@ def bleu_cased(hypotheses: Sequence[str], references: Sequence[str]) -> TextScor
     return TextScore(value, str(bleu.get_signature()))
 
 
+def bleu_cased_counts(hypotheses: Sequence[str], references: Sequence[str]) -> TextCounts:
+    """`bleu_cased` as counts: right and all n-grams for n of 1 to 4, and the lengths c and r.
+
+    Raises:
+      ValueError: as of `bleu_cased`.
+    """
+    _check(hypotheses, references)
+    from sacrebleu.metrics.bleu import BLEU
+
+    return _bleu_counts(BLEU(), hypotheses, references)
+
+
 def bleu_lowercased_tokens(hypotheses: Sequence[str], references: Sequence[str], language: str) -> TextScore:
     """BLEU of a corpus, 0 to 100, as the Multi30k tasks count it: of lower-cased words cut by Moses' rules, on both sides.
 
@@ -76,14 +88,7 @@ def bleu_lowercased_tokens_counts(hypotheses: Sequence[str], references: Sequenc
     """
     _check(hypotheses, references)
     bleu, ours, theirs, before = _lowercased(hypotheses, references, language)
-    of_texts = [bleu.corpus_score([text], [[reference]]) for text, reference in zip(ours, theirs, strict=True)]
-    counts = np.array([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in of_texts], np.int64)
-
-    def of_sums(sums: np.ndarray) -> float:
-        right, every, (length, length_of_references) = sums[:4].tolist(), sums[4:8].tolist(), sums[8:].tolist()
-        return bleu.compute_bleu(right, every, length, length_of_references, smooth_method="exp").score
-
-    return TextCounts(counts, lambda sums: np.apply_along_axis(of_sums, -1, sums), f"{bleu.get_signature()}|{before}")
+    return _bleu_counts(bleu, ours, theirs, f"|{before}")
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
@@ -120,6 +125,17 @@ def exact_match_counts(hypotheses: Sequence[str], references: Sequence[str]) -> 
     right = [normalized(ours) == normalized(theirs) for ours, theirs in zip(hypotheses, references, strict=True)]
     counts = np.stack([np.array(right, np.int64), np.ones(len(right), np.int64)], axis=1)
     return TextCounts(counts, lambda sums: sums[..., 0] / sums[..., 1], "exact match of whole texts|form:NFC")
+
+
+def _bleu_counts(bleu: Any, ours: Sequence[str], theirs: Sequence[str], before: str = "") -> TextCounts:
+    of_texts = [bleu.corpus_score([text], [[reference]]) for text, reference in zip(ours, theirs, strict=True)]
+    counts = np.array([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in of_texts], np.int64)
+
+    def of_sums(sums: np.ndarray) -> float:
+        right, every, (length, length_of_references) = sums[:4].tolist(), sums[4:8].tolist(), sums[8:].tolist()
+        return bleu.compute_bleu(right, every, length, length_of_references, smooth_method="exp").score
+
+    return TextCounts(counts, lambda sums: np.apply_along_axis(of_sums, -1, sums), f"{bleu.get_signature()}{before}")
 
 
 def _lowercased(hypotheses: Sequence[str], references: Sequence[str], language: str) -> tuple[Any, list[str], list[str], str]:
