@@ -9,30 +9,40 @@
 Sub-words are of the training split only, and are kept in the run.
 
 BLEU is 0 to 100 and comes twice. `bleu_lowercased_tokens`: both sides normalised, lower-cased and cut into words by Moses'
-rules, as the Multi30k tasks count it. `bleu_cased`: sacrebleu's own, on texts as people write them. Exact match: share of texts
-that are their reference. Loss: nats per symbol of the reference, end symbol included, given those before; perplexity: its
-exponential. Beam search unless `--beam-size 1`.
+rules, as the Multi30k tasks count it. `bleu_cased`: sacrebleu's own, on texts as people write them. Exact match: share of
+texts that are their reference. Loss: nats per symbol of the reference, end symbol included, given those before; perplexity:
+its exponential.
+
+Beam search unless `--beam-size 1`. `evaluate` and `predict` take the flags of the search again, and `--ensemble NAME ...`,
+further runs whose probabilities are averaged with those of the run (it comes behind the texts of `predict`). A result that is
+not of the run's own flags goes to evaluation.json.
 """
 
 import dataclasses
 import functools
 import json
 import math
+import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from flax import nnx
 
 from s2s_jax import attention as attentions
 from s2s_jax import cells, plots
-from s2s_jax.data.pair_sets import TOYS, PairBatches, PairFlags, fit, load_split, load_tests
+from s2s_jax.data.datasets.text_files import read_lines, read_stream
+from s2s_jax.data.pair_sets import PATHS, PairBatches, PairFlags, PairPaths, fit, load_split, load_tests, target_of_rules
+from s2s_jax.data.parallel import Pairs
+from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.tokenizers import Tokenizers, load_tokenizers
+from s2s_jax.data.vocabulary import normalized
 from s2s_jax.models.pair_loss import measure_pairs, pair_loss
 from s2s_jax.models.seq2seq import Seq2Seq
 from s2s_jax.models.translator import Search, Translation, Translator
-from s2s_jax.text_metrics import bleu_cased, bleu_lowercased_tokens, chrf, exact_match_of_texts
+from s2s_jax.text_metrics import TextScore, bleu_cased, bleu_lowercased_tokens, chrf, exact_match_of_texts
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.loop import make_measure
@@ -43,17 +53,23 @@ from s2s_jax.training.state import count_parameters
 _LIUM = {"how": "GRU with attention, joint BPE 10k, single run", "source": "README of lium-lst/wmt17-mmt"}
 _BENTREVETT = "bentrevett/pytorch-seq2seq, notebook {}; spaCy tokens, greedy"
 _MAXIMUS = "README of maximus-21/Neural-Machine-Translation; greedy, scoring not said"
-# By source and target: metric and value.
-PUBLISHED = {
-    ("en", "de"): [
+_SOCKEYE = {"how": "at most, in its system test", "source": "Sockeye 1.18"}
+# By data set, source and target: metric and value.
+PUBLISHED: dict[tuple[str, str | None, str | None], list[dict[str, Any]]] = {
+    ("reverse", None, None): [
+        {"metric": "bleu_cased", "value": 95.42, "how": "BLEU, not exact match", "source": "tutorial of JoeyNMT"}
+    ],
+    ("copy", None, None): [{"metric": "perplexity", "value": 1.03, **_SOCKEYE}],
+    ("sort", None, None): [{"metric": "perplexity", "value": 1.03, **_SOCKEYE}],
+    ("multi30k", "en", "de"): [
         {"metric": "bleu_lowercased_tokens", "value": 39.00, **_LIUM},
         {"metric": "bleu_lowercased_tokens_test_2017_flickr", "value": 31.25, **_LIUM},
     ],
-    ("en", "fr"): [
+    ("multi30k", "en", "fr"): [
         {"metric": "bleu_lowercased_tokens", "value": 59.02, **_LIUM},
         {"metric": "bleu_lowercased_tokens_test_2017_flickr", "value": 51.93, **_LIUM},
     ],
-    ("de", "en"): [
+    ("multi30k", "de", "en"): [
         {"metric": "bleu_lowercased_tokens", "value": value, "how": how, "source": source}
         for value, how, source in (
             (13.76, "LSTM of two layers, no attention", _BENTREVETT.format(1)),
@@ -65,10 +81,27 @@ PUBLISHED = {
 }
 
 
+HEADS = 4  # of --attention multi_head
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(PairFlags, TrainingConfig):
+class Ensemble:
+    ensemble: tuple[str, ...] = ()
+    """Further finished runs with the same symbols; it is searched by the mean of all probabilities."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored(Ensemble):
+    split: Literal["test", "validation"] = "test"
+    """Score validation and test, or validation alone, which leaves the test unread."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(PairFlags, Search, TrainingConfig):
     steps: int = 1200
-    attention: Literal["general", "dot", "scaled_dot", "concat", "additive", "multi_head", "coverage", "none"] = "general"
+    attention: Literal["general", "dot", "scaled_dot", "concat", "additive", "multi_head", "coverage", "location", "none"] = (
+        "general"
+    )
     """Score of the attention."""
     input_feeding: bool = False
     """Whether the attentional vector is read with the next symbol."""
@@ -104,28 +137,35 @@ class Config(PairFlags, TrainingConfig):
     """Share of the probability that is spread over all symbols."""
     teacher_forcing: float = 1.0
     """Probability of reading the true symbol before in training."""
-    beam_size: int = 5
-    """Hypotheses that are followed."""
-    alpha: float = 1.0
-    """Scores are log probabilities over length to this power."""
+    n_best: int = 3
+    """Best translations that `predict` tells, no more than are followed."""
     learning_rate: float = 3e-3
     evaluate_every: int = 400
 
-    may_be_zero: ClassVar[tuple[str, ...]] = (*TrainingConfig.may_be_zero, "alpha")
+    may_be_zero: ClassVar[tuple[str, ...]] = (*TrainingConfig.may_be_zero, "no_repeat_ngram_size", "max_extra")
+    places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, *PATHS)
+    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {
+        "evaluate": (Scored, Search, PairPaths),
+        "predict": (Ensemble, Search),
+    }
     fractions: ClassVar[tuple[str, ...]] = ("token_accuracy",)
 
 
 def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
     options: dict[str, Any] = {}
     if config.attention != "none":
-        made = {**attentions.ATTENTIONS, "coverage": attentions.make_additive(coverage=True)}
-        made["multi_head"] = attentions.make_multi_head(4)
-        options = {
-            "decoder": "attention",
-            "attention": made[config.attention],
-            "input_feeding": config.input_feeding,
-            "query_layer": config.query_layer,
+        if config.attention == "multi_head" and config.hidden_features % HEADS:
+            expected = f"a multiple of the {HEADS} heads of --attention multi_head"
+            raise ValueError(f"hidden_features: expected {expected}, got {config.hidden_features}")
+        made = {
+            **attentions.ATTENTIONS,
+            "multi_head": attentions.make_multi_head(HEADS),
+            "coverage": attentions.make_additive(coverage=True),
+            "location": attentions.make_additive(location_filters=10),
         }
+        options = {"decoder": "attention", "attention": made[config.attention]}
+        if config.attention in ("dot", "scaled_dot"):
+            options["merge"] = "sum"  # these ask for a memory as wide as the query
     return Seq2Seq(
         len(tokenizers.source),
         len(tokenizers.target),
@@ -138,6 +178,8 @@ def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
         reverse_source=config.reverse_source,
         double_source=config.double_source,
         bridge=config.bridge,
+        input_feeding=config.input_feeding,
+        query_layer=config.query_layer,
         shared_embeddings=config.joint,
         tied_embeddings=config.tied_embeddings,
         dropout=config.dropout,
@@ -148,72 +190,126 @@ def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
     )
 
 
+class Split(NamedTuple):
+    """What is scored: texts, and the same as numbers."""
+
+    pairs: Pairs
+    in_order: Batches
+
+
+def splits_of(config: Config, batches: PairBatches, which: str = "test") -> dict[str, Split]:
+    """The validation split, and where `which` says so the test splits, by what is put behind the names of their metrics."""
+    found = {"_validation": load_split(config, "validation", config.data_dir)}
+    if which == "test":
+        found |= load_tests(config, config.data_dir)
+    return {suffix: Split(pairs, batches.in_order(pairs)) for suffix, pairs in found.items()}
+
+
 def train(run: Run[Config]) -> None:
     config = run.config
-    training, validation = (load_split(config, split, config.data_dir) for split in ("train", "validation"))
+    training = load_split(config, "train", config.data_dir)
     if config.dataset == "numbers":
         run.say("No data set named: trains on number words, whose figures say nothing about real sentences.")
+    if why := target_of_rules(config)[1]:
+        run.say(f"No bleu_lowercased_tokens: {why}.")
     run.trained_on(training.name, config.origin, training.fingerprint)
+    tokenizers = fit(config, training)
+    batches = PairBatches(config, tokenizers, training)
+    splits = splits_of(config, batches)  # those of the test too: what is wrong with them is an error now, and not at the end
+    validation, validated = splits["_validation"]
     for pairs in (training, validation):
         run.say(f"{pairs.split}: {pairs.report}")
-    tokenizers = fit(config, training)
-    tokenizers.save(run.folder)
-    batches = PairBatches(config, tokenizers, training)
+    model = build_model(config, tokenizers)
+    if run.writes:
+        tokenizers.save(run.folder)
     measure_over = make_measure(measure_pairs)
-    validated = batches.in_order(validation)
     trained = train_by_recipe(
         run,
-        build_model(config, tokenizers),
+        model,
         functools.partial(pair_loss, teacher_forcing=config.teacher_forcing, label_smoothing=config.label_smoothing),
         batches.shuffled(config.seed),
         lambda model: measure_over(model, validated),
     )
-    report(run, trained.model, tokenizers, batches)
+    report(run, [trained.model], tokenizers, batches, splits)
 
 
-def report(run: Run[Config], model: Seq2Seq, tokenizers: Tokenizers, batches: PairBatches) -> None:
-    """Translates validation and test splits, scores them, draws the figures, and writes result.json."""
+def report(
+    run: Run[Config],
+    models: Sequence[Seq2Seq],
+    tokenizers: Tokenizers,
+    batches: PairBatches,
+    splits: Mapping[str, Split],
+) -> None:
+    """Translates the splits, scores them, draws the figures, and writes result.json.
+
+    With flags that are not the run's own it draws nothing and keeps no translations. Of several models it tells no loss.
+    """
     config = run.config
-    translator, metrics, signatures = Translator(model, tokenizers), {}, {}
-    splits = {"_validation": load_split(config, "validation", config.data_dir), **load_tests(config, config.data_dir)}
+    translator, metrics, signatures = Translator(models, tokenizers), {}, {}
+    counts: dict[str, dict[str, int]] = {}
     measure_over = make_measure(measure_pairs)
-    for suffix, pairs in splits.items():
-        found = [first(best) for best in translator(pairs.sources, search_of(config))]
+    for suffix, (pairs, in_order) in splits.items():
+        found = [first(best) for best in translator(pairs.sources, search_of(config, 1), attention=False)]
         texts = [translation.text for translation in found]
-        scores = {"chrf": chrf(texts, pairs.targets)}
-        if config.dataset != "numbers":  # single words in German, which have no four in a row
-            scores["bleu_cased"] = bleu_cased(texts, pairs.targets)
-        if config.dataset not in (*TOYS, "numbers"):
-            scores["bleu_lowercased_tokens"] = bleu_lowercased_tokens(texts, pairs.targets, config.target)
-        scores["exact_match"] = exact_match_of_texts(texts, pairs.targets)
-        forced = measure_over(model, batches.in_order(pairs))
+        scores = scores_of(config, texts, pairs.targets)
         values = {name: score.value for name, score in scores.items()}
-        values |= {"loss": forced["loss"], "perplexity": math.exp(forced["loss"])}
+        if len(models) == 1:
+            loss = measure_over(models[0], in_order)["loss"]
+            values |= {"loss": loss, "perplexity": math.exp(loss)}
         metrics |= {f"{name}{suffix}": value for name, value in values.items()}
         signatures |= {name: score.signature for name, score in scores.items()}
+        cut_off = sum(bool(one.pieces) and not one.finished for one in found)
+        counts[pairs.split] = {"texts": len(texts), "cut_off": cut_off, "empty": texts.count("")}
         told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
         run.say(f"\n{pairs.split}, {len(texts)} texts ({config.origin}), beam {config.beam_size}: {told}")
-        (run.folder / f"translations_{pairs.split}.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+        run.say(f"Cut off at the length limit: {cut_off}; empty: {texts.count('')}.")
+        if run.writes and not run.changed:
+            path = run.folder / f"translations_{pairs.split}.txt"
+            path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
         if suffix == "":
             told = [f"{s}\n  {t}\n  {r}" for s, t, r in zip(pairs.sources[:3], texts[:3], pairs.targets[:3], strict=True)]
             run.say("Source, translation and reference:\n" + "\n".join(told))
-            draw(run, next((one for one in found if 4 <= len(one.pieces) <= 25), found[0]))
+            if not run.changed:
+                chosen = next((number for number, one in enumerate(found) if 4 <= len(one.pieces) <= 25), 0)
+                draw(run, first(translator([pairs.sources[chosen]], search_of(config, 1))[0]))
     run.say("\n" + "\n".join(f"{name}: {signature}" for name, signature in signatures.items()))
-    tested = [pairs for suffix, pairs in splits.items() if suffix != "_validation"]
+    scored = [pairs for suffix, (pairs, _) in splits.items() if suffix != "_validation" or len(splits) == 1]
+    plan = batches.shuffled(config.seed)
+    usage = plan.usage()
     result = run.finish(
-        split=", ".join(f"{pairs.split}, all {len(pairs.sources)}" for pairs in tested),
+        split=", ".join(f"{pairs.split}, all {len(pairs.sources)}" for pairs in scored),
         metrics=metrics,
-        published=PUBLISHED.get((config.source, config.target), []) if config.dataset == "multi30k" else [],
-        examples_per_step=len(batches.training) / batches.shuffled(config.seed).steps_per_epoch,
-        parameters=count_parameters(model),
+        published=PUBLISHED.get((config.dataset, *config.languages), []) if config.longest is None else [],
+        examples_per_step=len(batches.training) / plan.steps_per_epoch,
+        reads_test=len(splits) > 1,
+        parameters=sum(map(count_parameters, models)),
+        details={
+            "signatures": signatures,
+            "vocabularies": {side: len(tokenizer) for side, tokenizer in tokenizers._asdict().items()},
+            "padding": round(usage.padding, 4),
+            "batch_shapes": len(usage.shapes),
+            "translations": counts,
+            "fingerprints": {pairs.split: pairs.fingerprint for pairs, _ in splits.values()},
+        },
     )
-    run.say(
-        f"{result['seconds']:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}."
-    )
+    path = "evaluation.json is" if run.changed else "Figures, weights and result.json are"
+    run.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {run.folder}.")
 
 
-def search_of(config: Config, n_best: int = 1) -> Search:
-    return Search(beam_size=config.beam_size, n_best=min(n_best, config.beam_size), alpha=config.alpha)
+def scores_of(config: Config, texts: Sequence[str], references: Sequence[str]) -> dict[str, TextScore]:
+    scores = {"chrf": chrf(texts, references)}
+    if config.dataset != "numbers":  # single words in German, which have no four in a row
+        scores["bleu_cased"] = bleu_cased(texts, references)
+    language, _ = target_of_rules(config)
+    if language is not None:
+        scores["bleu_lowercased_tokens"] = bleu_lowercased_tokens(texts, references, language)
+    return {**scores, "exact_match": exact_match_of_texts(texts, references)}
+
+
+def search_of(config: Config, n_best: int) -> Search:
+    options: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(Search)}
+    options["n_best"] = min(n_best, config.beam_size)
+    return Search(**options)
 
 
 def first(best: list[Translation]) -> Translation:
@@ -223,7 +319,7 @@ def first(best: list[Translation]) -> Translation:
 
 def draw(run: Run[Config], translation: Translation) -> None:
     config = run.config
-    title = f"{config.dataset}, {config.source} to {config.target}"
+    title = ", ".join([config.dataset, *([] if None in config.languages else ["{} to {}".format(*config.languages)])])
     run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, title))
     if translation.weights is not None:
         run.figure("attention", attention_map(translation))
@@ -240,56 +336,85 @@ def attention_map(translation: Translation) -> Any:
     )
 
 
-def load(run: Run[Config]) -> tuple[Seq2Seq, Tokenizers]:
-    tokenizers = load_tokenizers(run.folder)
-    model = build_model(run.config, tokenizers)
-    checkpoint.load_weights(run.weights, model)
-    return model, tokenizers
+def load(run: Run[Config]) -> tuple[list[Seq2Seq], Tokenizers]:
+    """The model of the run, and those of its ensemble behind it.
+
+    Raises:
+      ValueError: another run of other symbols.
+    """
+    tokenizers, models = load_tokenizers(run.folder), []
+    others = [Run.finished(run.task, Config, name, run.config.runs_dir) for name in run.flags.ensemble]
+    for one in (run, *others):
+        for side in Tokenizers._fields:
+            file = f"{side}_tokenizer.json"
+            if (one.folder / file).read_bytes() != (run.folder / file).read_bytes():
+                raise ValueError(f"ensemble: expected runs with the {file} of {run.folder}, got another in {one.folder}")
+        models.append(build_model(one.config, tokenizers))
+        checkpoint.load_weights(one.weights, models[-1])
+    return models, tokenizers
 
 
 def evaluate(run: Run[Config]) -> None:
     training = load_split(run.config, "train", run.config.data_dir)
     run.trained_on(training.name, run.config.origin, training.fingerprint)
-    model, tokenizers = load(run)
-    report(run, model, tokenizers, PairBatches(run.config, tokenizers, training))
+    models, tokenizers = load(run)
+    batches = PairBatches(run.config, tokenizers, training)
+    report(run, models, tokenizers, batches, splits_of(run.config, batches, run.flags.split))
+
+
+def texts_of(inputs: Sequence[str]) -> list[str]:
+    """Each input, or each line of a file, or of standard input for "-"; read as the lines that are trained on are.
+
+    Raises:
+      ValueError: bytes that are not UTF-8, by file and line; a damaged .gz or .xz file.
+    """
+    texts: list[str] = []
+    for text in inputs:
+        if text == "-":
+            texts += read_stream(sys.stdin.buffer, "standard input")
+        elif os.path.isfile(text):  # Path.is_file raises an error where a text is too long for a name
+            texts += read_lines(Path(text))
+        else:
+            texts.append(text)
+    return [normalized(text).strip() for text in texts]
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:
     """Translates each input, or each line of a file, or of standard input for "-"; the weights go to a figure and to JSON."""
     if not inputs:
         raise ValueError('expected at least one text, a file, or "-" for standard input')
-    texts: list[str] = []
-    for text in inputs:
-        if text == "-":
-            texts += [line.rstrip("\n") for line in sys.stdin]
-        elif Path(text).is_file():
-            texts += Path(text).read_text(encoding="utf-8").splitlines()
-        else:
-            texts.append(text)
-    model, tokenizers = load(run)
+    texts = texts_of(inputs)
+    models, tokenizers = load(run)
     alignments = []
-    for number, (text, best) in enumerate(
-        zip(texts, Translator(model, tokenizers)(texts, search_of(run.config, n_best=3)), strict=True)
-    ):
+    found = Translator(models, tokenizers)(texts, search_of(run.config, run.config.n_best))
+    for text, best in zip(texts, found, strict=True):
         print(text)
         for translation in best:
             cut = "" if translation.finished else "  (cut off)"
             print(f"  {translation.score:8.3f}  {translation.text}{cut}")
-        if best and best[0].weights is not None:
-            alignments.append(
-                {
-                    "source": best[0].source_pieces,
-                    "translation": best[0].pieces,
-                    "log_probabilities": [round(float(value), 5) for value in best[0].log_probs],
-                    "weights": np.round(best[0].weights, 5).tolist(),
-                }
-            )
-            if number == 0:
-                run.figure("attention_of_prediction", attention_map(best[0]))
-    if alignments:
-        path = run.folder / "alignments.json"
-        path.write_text(json.dumps(alignments, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        print(f"The weights of the best are in {path}, those of the first text in figures/attention_of_prediction.png.")
+        alignments.append(alignment(text, first(best)))
+    if not texts:
+        return
+    path = run.folder / "alignments.json"
+    path.write_text(json.dumps(alignments, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    told = f"The best, symbol by symbol, are in {path}"
+    best = first(found[0])
+    if best.weights is not None:
+        run.figure("attention_of_prediction", attention_map(best))
+        told += ", the weights of the first text in figures/attention_of_prediction.png"
+    print(f"{told}.")
+
+
+def alignment(text: str, best: Translation) -> dict[str, Any]:
+    """What alignments.json says of a text; where nothing was found the score is null, and without attention the weights are."""
+    return {
+        "text": text,
+        "score": round(best.score, 5) if math.isfinite(best.score) else None,
+        "source": best.source_pieces,
+        "translation": best.pieces,
+        "log_probabilities": [round(float(value), 5) for value in best.log_probs],
+        "weights": None if best.weights is None else np.round(best.weights, 5).tolist(),
+    }
 
 
 if __name__ == "__main__":

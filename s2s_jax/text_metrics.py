@@ -56,6 +56,18 @@ def bleu_cased(hypotheses: Sequence[str], references: Sequence[str]) -> TextScor
     return TextScore(value, str(bleu.get_signature()))
 
 
+def bleu_cased_counts(hypotheses: Sequence[str], references: Sequence[str]) -> TextCounts:
+    """`bleu_cased` as counts: right and all n-grams for n of 1 to 4, and the lengths c and r.
+
+    Raises:
+      ValueError: as of `bleu_cased`.
+    """
+    _check(hypotheses, references)
+    from sacrebleu.metrics.bleu import BLEU
+
+    return _bleu_counts(BLEU(), hypotheses, references)
+
+
 def bleu_lowercased_tokens(hypotheses: Sequence[str], references: Sequence[str], language: str) -> TextScore:
     """BLEU of a corpus, 0 to 100, as the Multi30k tasks count it: of lower-cased words cut by Moses' rules, on both sides.
 
@@ -79,14 +91,7 @@ def bleu_lowercased_tokens_counts(hypotheses: Sequence[str], references: Sequenc
     """
     _check(hypotheses, references)
     bleu, ours, theirs, before = _lowercased(hypotheses, references, language)
-    of_texts = [bleu.corpus_score([text], [[reference]]) for text, reference in zip(ours, theirs, strict=True)]
-    counts = np.array([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in of_texts], np.int64)
-
-    def of_sums(sums: np.ndarray) -> float:
-        right, every, (length, length_of_references) = sums[:4].tolist(), sums[4:8].tolist(), sums[8:].tolist()
-        return bleu.compute_bleu(right, every, length, length_of_references, smooth_method="exp").score
-
-    return TextCounts(counts, lambda sums: np.apply_along_axis(of_sums, -1, sums), f"{bleu.get_signature()}|{before}")
+    return _bleu_counts(bleu, ours, theirs, f"|{before}")
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
@@ -197,6 +202,17 @@ def _counts(of_texts: Sequence[tuple[list[tuple[str, str]], int]]) -> np.ndarray
 
 def _rate(sums: np.ndarray) -> np.ndarray:
     return sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], np.nan)
+
+
+def _bleu_counts(bleu: Any, ours: Sequence[str], theirs: Sequence[str], before: str = "") -> TextCounts:
+    of_texts = [bleu.corpus_score([text], [[reference]]) for text, reference in zip(ours, theirs, strict=True)]
+    counts = np.array([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in of_texts], np.int64)
+
+    def of_sums(sums: np.ndarray) -> float:
+        right, every, (length, length_of_references) = sums[:4].tolist(), sums[4:8].tolist(), sums[8:].tolist()
+        return bleu.compute_bleu(right, every, length, length_of_references, smooth_method="exp").score
+
+    return TextCounts(counts, lambda sums: np.apply_along_axis(of_sums, -1, sums), f"{bleu.get_signature()}{before}")
 
 
 def _lowercased(hypotheses: Sequence[str], references: Sequence[str], language: str) -> tuple[Any, list[str], list[str], str]:

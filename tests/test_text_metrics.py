@@ -10,6 +10,7 @@ import sacremoses
 
 from s2s_jax.text_metrics import (
     bleu_cased,
+    bleu_cased_counts,
     bleu_lowercased_tokens,
     bleu_lowercased_tokens_counts,
     character_edits,
@@ -82,9 +83,10 @@ def test_exact_match_is_a_share_of_texts():
     ("counted", "score"),
     [
         (exact_match_counts, exact_match_of_texts),
+        (bleu_cased_counts, bleu_cased),
         (lambda h, r: bleu_lowercased_tokens_counts(h, r, "en"), lambda h, r: bleu_lowercased_tokens(h, r, "en")),
     ],
-    ids=["exact match", "BLEU"],
+    ids=["exact match", "BLEU of texts", "BLEU of words"],
 )
 def test_counts_of_texts_give_the_score_of_any_texts_drawn_more_than_once_too(counted, score):
     hypotheses = [*HYPOTHESES, "the end", "", "a b c d e"]

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from s2s_jax.data import number_words, toy_pairs
+from s2s_jax.data import moses, number_words, toy_pairs
 from s2s_jax.data.buckets import field_buckets, with_room_for
 from s2s_jax.data.parallel import BadLines, EncodedPairs, Pairs, encode_pairs, load_pairs, read_pairs
 from s2s_jax.data.pipeline import Batches
@@ -16,16 +16,9 @@ VALIDATION = {"multi30k": "val"}  # what its folder calls that split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairFlags:
-    """Flags of an experiment whose examples are pairs of texts."""
+class PairPaths:
+    """Flags that say where pairs of one's own are."""
 
-    dataset: str = "numbers"
-    """numbers, reverse, copy, sort; a folder of line-aligned text such as multi30k, or a name of TFDS's catalogue such as
-    ted_hrlr_translate/pt_to_en; or files, which the flags below name."""
-    source: str = "en"
-    """Language of the sources."""
-    target: str = "de"
-    """Language of the targets."""
     train_source: Path | None = None
     """One text a line, plain, .gz or .xz."""
     train_target: Path | None = None
@@ -38,6 +31,22 @@ class PairFlags:
     """The same for the test."""
     test_target: Path | None = None
     """The same for the test."""
+
+
+PATHS = tuple(field.name for field in dataclasses.fields(PairPaths))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairFlags(PairPaths):
+    """Flags of an experiment whose examples are pairs of texts."""
+
+    dataset: str = "numbers"
+    """numbers, reverse, copy, sort; a folder of line-aligned text such as multi30k, or a name of TFDS's catalogue such as
+    ted_hrlr_translate/pt_to_en; or files, which the flags of files name, and which goes without saying with those."""
+    source: str | None = None
+    """Language of the sources; if not given en, and unknown of files."""
+    target: str | None = None
+    """Language of the targets; if not given de, and unknown of files."""
     bad_lines: BadLines = "error"
     """Lines that are empty, not UTF-8 or too long: stop, or leave them out and count them."""
     max_characters: int | None = None
@@ -59,6 +68,22 @@ class PairFlags:
     shapes: int = 10
     """Shapes of batches."""
 
+    def __post_init__(self) -> None:
+        given = [name for name in PATHS if getattr(self, name) is not None]
+        if given and self.dataset == type(self).dataset:  # no other was named
+            object.__setattr__(self, "dataset", "files")
+        if given and self.dataset != "files":
+            raise ValueError(f"{given[0]}: expected --dataset files with it, got --dataset {self.dataset}")
+        getattr(super(), "__post_init__", lambda: None)()  # of the other flags of an experiment
+
+    @property
+    def languages(self) -> tuple[str | None, str | None]:
+        """Of sources and targets; None where it is not known, or none at all."""
+        if self.dataset in TOYS:
+            return None, None
+        first, second = (None, None) if self.dataset == "files" else ("en", "de")
+        return self.source or first, self.target or second
+
     @property
     def origin(self) -> Literal["real", "generated"]:
         """Number words stand in for real sentences; the toy tasks are the data sets that they are called."""
@@ -72,8 +97,8 @@ def load_split(flags: PairFlags, split: Any, data_dir: str | Path | None = None)
       ValueError, FileNotFoundError: flags that name no data; see `load_pairs` and `read_pairs`.
     """
     if flags.dataset == "numbers":
-        if (flags.source, flags.target) != ("en", "de"):
-            raise ValueError(f"source, target: expected en and de with numbers, got {flags.source} and {flags.target}")
+        if flags.languages != ("en", "de"):
+            raise ValueError("source, target: expected en and de with numbers, got {} and {}".format(*flags.languages))
         return number_words.number_words(split)
     if flags.dataset in TOYS:
         return TOYS[flags.dataset](split, **({} if flags.longest is None else {"longest": flags.longest}))
@@ -83,11 +108,14 @@ def load_split(flags: PairFlags, split: Any, data_dir: str | Path | None = None)
         for side, path in zip(("source", "target"), paths, strict=True):
             if path is None:
                 raise ValueError(f"{split}_{side}: expected a file with --dataset files, got none")
+            if not path.is_file():
+                raise FileNotFoundError(f"{split}_{side}: expected a file, found none at {path.absolute()}")
         return read_pairs(paths[0], paths[1], split, **checks)
     if flags.dataset == "multi30k" and not (data_dir or os.environ.get("S2S_DATA_DIR")):
         raise ValueError("data_dir: expected a folder that holds multi30k, got none")
     name = VALIDATION.get(flags.dataset, split) if split == "validation" else split
-    return load_pairs(flags.dataset, name, languages=(flags.source, flags.target), data_dir=data_dir, **checks)
+    languages: Any = flags.languages  # both are known but of toys and files
+    return load_pairs(flags.dataset, name, languages=languages, data_dir=data_dir, **checks)
 
 
 def load_tests(flags: PairFlags, data_dir: str | Path | None = None) -> dict[str, Pairs]:
@@ -105,8 +133,17 @@ def fit(flags: PairFlags, pairs: Pairs) -> Tokenizers:
         options["method"] = flags.method
     if flags.symbols == "words" and flags.dataset in TOYS:
         options["split"] = "spaces"
-    languages = (flags.source, flags.target) if flags.symbols == "words" and not flags.joint else (None, None)
-    return fit_tokenizers(flags.symbols, pairs.sources, pairs.targets, joint=flags.joint, languages=languages, **options)
+    return fit_tokenizers(flags.symbols, pairs.sources, pairs.targets, joint=flags.joint, languages=flags.languages, **options)
+
+
+def target_of_rules(flags: PairFlags) -> tuple[str | None, str]:
+    """The language of the targets, if they are sentences in one that Moses has rules for; else None, and of sentences why."""
+    language = flags.languages[1]
+    if flags.dataset in (*TOYS, "numbers"):
+        return None, ""
+    if language is None:
+        return None, "the language of the targets is not known; --target would say it"
+    return (language, "") if language in moses.languages() else (None, f"Moses has no rules for {language}")
 
 
 class PairBatches:
@@ -129,9 +166,10 @@ class PairBatches:
         return self._batches(self.training, seed)
 
     def in_order(self, pairs: Pairs) -> Batches:
-        """Of another split, for an evaluation."""
+        """Of another split, for an evaluation; of one with a side longer than `tokens` the batches are of more."""
         return self._batches(self._encoded(pairs), None)
 
     def _batches(self, encoded: EncodedPairs, seed: int | None) -> Batches:
         buckets = with_room_for(self._buckets, encoded.lengths)
-        return Batches(encoded, tokens=self._flags.tokens, seed=seed, lengths=encoded.lengths, buckets=buckets)
+        tokens = self._flags.tokens if seed is not None else max(self._flags.tokens, *buckets[-1].values())
+        return Batches(encoded, tokens=tokens, seed=seed, lengths=encoded.lengths, buckets=buckets)

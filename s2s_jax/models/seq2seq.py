@@ -35,6 +35,8 @@ class Seq2Seq(nnx.Module):
       decoder: "autoregressive", "repeat_vector" or "attention".
       cell, num_layers, residual, dropout, input_dropout, recurrent_dropout: of both sides; see `Encoder`.
       bidirectional, reverse_source, double_source: of the encoder.
+      merge: of both directions' outputs, see `Encoder`; None: "concat" for an attention, else "sum". A dot product without
+        parameters needs "sum".
       bridge: what the decoder starts from; see `Bridge`. The repeat-vector decoder reads the last state instead.
       attention, input_feeding, query_layer: of the decoder with attention; see `AttentionDecoder`.
       shared_embeddings: one table for source and target, which must have one vocabulary.
@@ -59,6 +61,7 @@ class Seq2Seq(nnx.Module):
         bidirectional: bool = False,
         reverse_source: bool = False,
         double_source: bool = False,
+        merge: str | None = None,
         bridge: str = "last",
         attention: attentions.Attention | None = None,
         input_feeding: bool = False,
@@ -101,7 +104,7 @@ class Seq2Seq(nnx.Module):
             embedding_features,
             hidden_features,
             bidirectional=bidirectional,
-            merge="concat" if attends else "sum",
+            merge=("concat" if attends else "sum") if merge is None else merge,
             reverse_source=reverse_source,
             double_source=double_source,
             output_dropout=dropout if attends else 0.0,

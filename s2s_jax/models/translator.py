@@ -1,11 +1,12 @@
 """From texts to texts by a trained encoder and decoder: batches of few shapes, beam search, labels of what was read."""
 
+import dataclasses
 import functools
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -13,6 +14,7 @@ from s2s_jax.data.tokenizers import Tokenizers
 from s2s_jax.data.vocabulary import END, PAD, START
 from s2s_jax.decoding.beam import beam_search
 from s2s_jax.decoding.hypotheses import Hypotheses
+from s2s_jax.decoding.scoring import ensemble
 from s2s_jax.models.seq2seq import Seq2Seq, decoder_step
 
 
@@ -24,7 +26,8 @@ class Translation(NamedTuple):
       score: log probability over length penalty.
       source_pieces, pieces: labels of the symbols of source and hypothesis, end symbols included.
       log_probs: of each of the hypothesis' symbols, float32 [T].
-      weights: attention of each of them over the source's, float32 [T, S]; None from a decoder without attention.
+      weights: attention of each of them over the source's, float32 [T, S]; None from a decoder without attention, or where they
+        were not asked for.
       finished: False where it was cut off before its end.
     """
 
@@ -37,42 +40,96 @@ class Translation(NamedTuple):
     finished: bool
 
 
-class Search(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
     """How to search; see `s2s_jax.decoding.beam_search`."""
 
     beam_size: int = 5
+    """Hypotheses that are followed."""
     n_best: int = 1
-    length_penalty: str = "average"
+    """Best translations that are told, no more than are followed."""
+    length_penalty: Literal["average", "gnmt"] = "average"
+    """What log probabilities are divided by: their number, or GNMT's penalty, to the power ALPHA."""
     alpha: float = 1.0
+    """Power of the length penalty; 0 for none."""
+    coverage_penalty: float = 0.0
+    """Weight of GNMT's penalty for parts of the source that the attention left unread; 0 for none."""
     no_repeat_ngram_size: int = 0
+    """No so many symbols come twice in a row in a translation; 0 for no such rule."""
+    max_ratio: float = 2.0
+    """A translation has at most MAX_RATIO times as many symbols as its source, and MAX_EXTRA."""
+    max_extra: int = 10
+    """See MAX_RATIO."""
+
+    def limit(self, length: int) -> int:
+        """The most symbols of a translation of a source of `length` symbols, end symbols counted."""
+        return math.floor(self.max_ratio * length) + self.max_extra
 
 
 _BEAM_OF_FIVE = Search()
 
 
 class Translator:
-    """A model and the tokenizers of both of its sides.
+    """A model and the tokenizers of both of its sides; or several models, by the mean of their probabilities.
 
     Args:
-      model: whose sources end with the end symbol, as they did in its training.
+      models: whose sources end with the end symbol, as they did in their training; one, or an ensemble over one vocabulary.
       tokenizers: of sources and targets.
+
+    Raises:
+      ValueError: no model, or an ensemble of which some read their sources twice.
     """
 
-    def __init__(self, model: Seq2Seq, tokenizers: Tokenizers):
-        self._graphdef, self._params = nnx.split(model)
+    def __init__(self, models: Seq2Seq | Sequence[Seq2Seq], tokenizers: Tokenizers):
+        models = [models] if isinstance(models, Seq2Seq) else list(models)
+        if not models:
+            raise ValueError("models: expected at least one, got none")
+        doubled = {model.encoder.double_source for model in models}
+        if len(doubled) > 1:
+            raise ValueError("models: expected all of an ensemble to read their sources twice or none of them, got both")
+        self._graphdefs, self._params = zip(*map(nnx.split, models), strict=True)
         self._tokenizers = tokenizers
-        self._doubled = model.encoder.double_source
+        self._attends = all(model.attends for model in models)
+        (self._doubled,) = doubled
 
     def __call__(
-        self, texts: Sequence[str], search: Search = _BEAM_OF_FIVE, *, batch_size: int = 64
+        self,
+        texts: Sequence[str],
+        search: Search = _BEAM_OF_FIVE,
+        *,
+        batch_size: int = 64,
+        attention: bool = True,
     ) -> list[list[Translation]]:
         """The `n_best` translations of each text, best first; fewer where the search has found fewer.
 
-        A translation has at most twice as many symbols as its source, and 10.
-
         Texts of like lengths go together, at most `batch_size` at once, padded to lengths of 8, 16, 24, ... and to few
         numbers of rows, so that few programs are compiled.
+
+        Args:
+          texts: of any script.
+          search: how to search.
+          batch_size: of texts.
+          attention: whether the weights come back, which takes memory for those of each hypothesis that is followed.
+
+        Raises:
+          ValueError: a batch size below 1; a limit that leaves no room for a symbol; a coverage penalty without attention;
+            what `beam_search` raises.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
+        if search.limit(1) < 1:
+            given = f"{search.max_ratio} and {search.max_extra}"
+            raise ValueError(f"max_ratio, max_extra: expected room for a symbol at least, got {given}")
+        for name in ("alpha", "coverage_penalty"):  # the search itself sees them traced
+            if not 0 <= getattr(search, name) < math.inf:
+                raise ValueError(f"{name}: expected a number from 0, got {getattr(search, name)}")
+        if search.coverage_penalty and not self._attends:
+            raise ValueError(f"coverage_penalty: expected 0 without attention, got {search.coverage_penalty}")
+        fixed = {"beam_size": search.beam_size, "n_best": search.n_best, "length_penalty": search.length_penalty}
+        fixed |= {"no_repeat_ngram_size": search.no_repeat_ngram_size}
+        numbers_of_search = {"alpha": np.float32(search.alpha)}  # of them nothing is compiled anew
+        if search.coverage_penalty:
+            numbers_of_search["coverage_beta"] = np.float32(search.coverage_penalty)
         encoded = [np.append(self._tokenizers.source.encode(text), END).astype(np.int32) for text in texts]
         order = sorted(range(len(texts)), key=lambda number: len(encoded[number]))
         found: list[list[Translation]] = [[] for _ in texts]
@@ -81,11 +138,16 @@ class Translator:
             rows = min(batch_size, 1 << (len(numbers) - 1).bit_length())
             longest = max(len(encoded[number]) for number in numbers)
             source = np.full((rows, -(-longest // 8) * 8), PAD, np.int32)
-            lengths = np.zeros(rows, np.int32)
+            lengths, limits = np.zeros((2, rows), np.int32)  # rows that fill up the batch are left out
             for row, number in enumerate(numbers):
                 lengths[row] = len(encoded[number])
+                limits[row] = search.limit(lengths[row])
                 source[row, : lengths[row]] = encoded[number]
-            done: Any = jax.device_get(_searched(self._graphdef, self._params, source, lengths, search))
+            options = {**fixed, "time": search.limit(source.shape[1]), "weights": attention and self._attends}
+            searched = _searched(
+                self._graphdefs, self._params, source, lengths, limits, numbers_of_search, tuple(options.items())
+            )
+            done: Any = jax.device_get(searched)
             for row, number in enumerate(numbers):
                 found[number] = self._of_row(jax.tree.map(lambda leaf, row=row: leaf[row], done), encoded[number])
         return found
@@ -113,26 +175,39 @@ class Translator:
         return translations
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _searched(graphdef: Any, params: Any, source: jax.Array, lengths: jax.Array, search: Search) -> Hypotheses:
-    model = nnx.merge(graphdef, params, copy=True)
-    context, state = model.start(source, lengths)
-    step, of_decoder = decoder_step(model)
-    limits = jnp.where(lengths > 0, 2 * lengths + 10, 0)  # rows that fill up the batch are left out
-    return beam_search(
-        step,
-        of_decoder,
-        context,
-        state,
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def _searched(
+    graphdefs: tuple[Any, ...],
+    params: tuple[Any, ...],
+    source: jax.Array,
+    lengths: jax.Array,
+    limits: jax.Array,
+    numbers: dict[str, jax.Array],
+    fixed: tuple[tuple[str, Any], ...],
+) -> Hypotheses:
+    models = [nnx.merge(graphdef, of_model, copy=True) for graphdef, of_model in zip(graphdefs, params, strict=True)]
+    contexts, states = zip(*(model.start(source, lengths) for model in models), strict=True)
+    steps, of_decoders = zip(*map(decoder_step, models), strict=True)
+    options: dict[str, Any] = {**dict(fixed), **numbers}
+    asked, covers = options.pop("weights"), "coverage_beta" in options
+    attention = _weights if asked or covers else None
+    if covers:
+        options["source_mask"] = contexts[0].mask
+    if len(models) == 1:
+        parts = steps[0], of_decoders[0], contexts[0], states[0]
+    else:
+        parts = ensemble(steps, attention), of_decoders, contexts, states
+    found = beam_search(
+        *parts,
         start=START,
         end=END,
         pad=PAD,
         max_length=limits,
-        time=2 * source.shape[1] + 10,
-        attention=_weights if model.attends else None,
+        attention=attention,
         banned=(PAD, START),
-        **search._asdict(),
+        **options,
     )
+    return found if asked else found._replace(attention=None)
 
 
 def _weights(aux: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import json
 import statistics
@@ -56,17 +57,25 @@ def main(
             "evaluate": "Scores the test split again with a finished run.",
             "predict": f"{started} predict INPUT ... [--flags]. {about}",
         }[command]
-        where, inputs = tyro.cli(
-            FinishedRun,
+        flags = dataclasses.make_dataclass(
+            "Flags", [], bases=(*config_type.flags_of.get(command, ()), FinishedRun), frozen=True, kw_only=True
+        )
+        parsed = functools.partial(
+            tyro.cli,
+            flags,
             args=rest,
             prog=f"{started} {command}{' INPUT ...' * (command == 'predict')}",
             description=description,
             return_unknown_args=True,
         )
+        where, inputs = parsed()
         unknown = [text for text in inputs if (text.startswith("-") and text != "-") or command == "evaluate"]
         if unknown:
             raise ValueError(f"{command}: unknown argument {unknown[0]}; see --help")
-        run = Run.finished(task, config_type, where.name, where.runs_dir, where.data_dir)
+        run = Run.finished(task, config_type, where.name, where.runs_dir)
+        own = {field.name for field in dataclasses.fields(run.config)} & {field.name for field in dataclasses.fields(flags)}
+        # Once more, now that the run is known: what is not said stays as the run has it.
+        run.use(parsed(default=flags(**{name: getattr(run.config, name) for name in own}))[0])
         if command == "predict":
             predict(run, inputs)
         else:

@@ -70,6 +70,15 @@ class TrainingConfig(RunConfig):
     """Address of process 0."""
 
     may_be_zero: ClassVar[tuple[str, ...]] = (*RunConfig.may_be_zero, "warmup_steps", "patience", "process")
+    places: ClassVar[tuple[str, ...]] = (
+        *RunConfig.places,
+        "keep",
+        "data_parallel",
+        "processes",
+        "process",
+        "coordinator",
+        "max_skipped",
+    )
     fractions: ClassVar[tuple[str, ...]] = ("accuracy",)  # validation metrics from 0 to 1, which learning curves show
 
     def join_processes(self) -> None:

@@ -5,8 +5,9 @@ import dataclasses
 import json
 import math
 import os
+import typing
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -38,6 +39,17 @@ class RunConfig:
     """Steps between two checkpoints; 0 for none."""
 
     may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "checkpoint_every")
+    # Where a run is, finds its data and is computed may change from sitting to sitting without making it another run.
+    places: ClassVar[tuple[str, ...]] = ("runs_dir", "data_dir", "checkpoint_every")
+    # By command, evaluate or predict: dataclasses of flags that it takes. Those that the config inherits say what is done with
+    # the trained model: they are no part of the run's identity, and the command may give others than the training did.
+    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {}
+
+    @classmethod
+    def not_of_identity(cls) -> set[str]:
+        """Names of the flags that may change without making it another run."""
+        later = {field.name for types in cls.flags_of.values() for one in types for field in dataclasses.fields(one)}
+        return {*cls.places, *later}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -59,6 +71,8 @@ class Run(Generic[ConfigType]):
         self.task = task
         self.config = config
         self.folder = config.runs_dir / task / config.name
+        self.flags: Any = None  # those of `evaluate` or `predict`
+        self.changed: dict[str, Any] = {}  # which of them differ from what the run was trained and scored with
         self._board: Any = None
         self._locked = False
 
@@ -79,7 +93,8 @@ class Run(Generic[ConfigType]):
         path = run.folder / "config.json"
         with run.locked():
             if path.exists() and run.has_begun():
-                different = changes(_without_places(json.loads(path.read_text())), _without_places(_as_json(config)))
+                without = config.not_of_identity()
+                different = changes(_without(json.loads(path.read_text()), without), _without(_as_json(config), without))
                 if different:
                     raise ValueError(
                         f"{run.folder} holds a run with {different}. Give this one another --name (--init-from {run.folder} "
@@ -109,9 +124,25 @@ class Run(Generic[ConfigType]):
         if values.keys() - known:
             raise ValueError(f"{folder}: was trained by another version, with the flags {sorted(values.keys() - known)}")
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        values |= {"runs_dir": runs_dir, "name": name}
-        values["data_dir"] = data_dir or (Path(values["data_dir"]) if values["data_dir"] else None)
+        hints = typing.get_type_hints(config_type)
+        paths = {name for name in known if Path in (hints[name], *typing.get_args(hints[name]))}
+        values |= {name: Path(value) for name, value in values.items() if name in paths and value is not None}
+        values |= {"runs_dir": runs_dir, "name": name, "data_dir": data_dir or values["data_dir"]}
         return cls(task, config_type(**values))
+
+    def use(self, flags: Any) -> None:
+        """Takes the flags of `evaluate` or `predict`, a dataclass: where the config has one of them, in the place of its own.
+
+        `changed` then holds those that are not the run's own, or their default where it has none, places aside.
+        """
+        given = {field.name: (getattr(flags, field.name), field.default) for field in dataclasses.fields(flags)}
+        own = {name: getattr(self.config, name, default) for name, (_, default) in given.items()}
+        self.flags = flags
+        self.changed = {
+            name: value for name, (value, _) in given.items() if value != own[name] and name not in self.config.places
+        }
+        known = {field.name for field in dataclasses.fields(self.config)}
+        self.config = dataclasses.replace(self.config, **{name: value for name, (value, _) in given.items() if name in known})
 
     def trained_on(self, dataset: str, data: str, fingerprint: str | None = None) -> None:
         """Writes down which data the run is about; later sittings must use the same.
@@ -160,7 +191,7 @@ class Run(Generic[ConfigType]):
 
     def identity(self) -> dict[str, Any]:
         """What makes it this run and no other: task and config, but for what may change from sitting to sitting."""
-        return {"task": self.task, **_without_places(_as_json(self.config))}
+        return {"task": self.task, **_without(_as_json(self.config), self.config.not_of_identity())}
 
     def has_begun(self) -> bool:
         """Whether something was trained."""
@@ -272,15 +303,19 @@ class Run(Generic[ConfigType]):
         metrics: dict[str, float],
         published: list[dict[str, Any]],
         examples_per_step: float,
+        reads_test: bool = True,
         **more: Any,
     ) -> dict[str, Any]:
         """Writes result.json: the arguments, what `trained_on` and `fit` left behind, and how often it was scored.
+
+        With flags that differ from the run's own, see `use`, it writes evaluation.json instead, which names them as `changed`.
 
         Args:
           split: what was scored.
           metrics: by name; accuracies and error rates are fractions from 0 to 1.
           published: for comparison; each with `metric`, `value`, `how` and `source`.
           examples_per_step: rows of a batch, or their mean over an epoch.
+          reads_test: whether a test split was scored; `test_reads` counts that, whatever the flags.
           more: anything else worth keeping.
 
         Raises:
@@ -292,8 +327,8 @@ class Run(Generic[ConfigType]):
             if not path.exists():
                 raise FileNotFoundError(f"{path}: expected this file of the run; call {needed} before run.finish")
             left[name] = json.loads(path.read_text())
-        path = self.folder / "result.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
+        paths = [self.folder / name for name in ("result.json", "evaluation.json")]
+        before = [json.loads(path.read_text()).get("test_reads", 0) for path in paths if path.exists()]
         result = {
             "experiment": self.task,
             **left["data"],
@@ -302,28 +337,15 @@ class Run(Generic[ConfigType]):
             "published": published,
             "seed": self.config.seed,
             "examples": round(left["training"]["steps"] * examples_per_step),
-            "test_reads": before.get("test_reads", 0) + 1,
+            "test_reads": max(before, default=0) + reads_test,
             **left["training"],
-            "config": _without_places(_as_json(self.config)),
+            "config": _without(_as_json(self.config), self.config.places),
+            **({"changed": {name: _as_plain(value) for name, value in self.changed.items()}} if self.changed else {}),
             **more,
         }
         if self.writes:
-            _write_json(path, result)
+            _write_json(paths[bool(self.changed)], result)
         return result
-
-
-# Where a run is, finds its data and is computed may change without making it another run.
-_PLACES = (
-    "runs_dir",
-    "data_dir",
-    "checkpoint_every",
-    "keep",
-    "data_parallel",
-    "processes",
-    "process",
-    "coordinator",
-    "max_skipped",
-)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -353,8 +375,8 @@ def _append_line(path: Path, value: dict[str, Any]) -> None:
         file.write((json.dumps(value) + "\n").encode())
 
 
-def _without_places(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in _PLACES}
+def _without(config: dict[str, Any], names: Container[str]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in names}
 
 
 def _as_json(config: RunConfig) -> dict[str, Any]:

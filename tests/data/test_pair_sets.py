@@ -1,9 +1,13 @@
 """The pairs that flags name, the symbols that they are cut into, and their batches."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from s2s_jax.data.pair_sets import PairBatches, PairFlags, fit, load_split, load_tests
+from s2s_jax.data.datasets.report import Report
+from s2s_jax.data.pair_sets import PairBatches, PairFlags, fit, load_split, load_tests, target_of_rules
+from s2s_jax.data.parallel import Pairs
 
 
 @pytest.mark.parametrize("dataset", ["numbers", "reverse", "copy", "sort"])
@@ -62,3 +66,44 @@ def test_batches_hold_the_pairs_and_an_evaluation_goes_through_the_shapes_of_tra
     assert sorted(seen) == sorted(validation.targets)
     first, other = (batches.shuffled(seed)(0)["source"] for seed in (0, 1))
     assert first.shape != other.shape or (first != other).any()
+
+
+def of(*texts, split="train"):
+    return Pairs("some", split, list(texts), list(texts), None, Report())
+
+
+def test_a_line_longer_than_a_batch_of_training_is_in_an_evaluation():
+    flags = PairFlags(dataset="copy", symbols="words", tokens=8, shapes=2)
+    training, test = of("1 2 3", "4 5 6 7"), of("1 2", " ".join("1234567890123"), split="test")
+    batches = PairBatches(flags, fit(flags, training), training)
+    lengths = [length for batch in batches.in_order(test) for length in batch["source_lengths"] if length]
+    assert sorted(lengths) == [3, 14]
+
+
+@pytest.mark.parametrize("dataset", ["multi30k", "files", "copy"])
+@pytest.mark.parametrize("joint", [True, False])
+def test_words_of_sentences_are_cut_by_the_rules_of_a_language_that_is_known(dataset, joint):
+    flags = PairFlags(dataset=dataset, symbols="words", joint=joint)
+    for tokenizer in fit(flags, of("A man.")):
+        assert len(tokenizer.encode("A man.")) == (3 if dataset == "multi30k" else 2)
+
+
+def test_languages_are_english_and_german_but_of_files_and_toys():
+    assert PairFlags().languages == PairFlags(dataset="multi30k").languages == ("en", "de")
+    assert PairFlags(dataset="multi30k", target="fr").languages == ("en", "fr")
+    assert PairFlags(dataset="files").languages == PairFlags(dataset="copy").languages == (None, None)
+    assert PairFlags(dataset="files", target="vi").languages == (None, "vi")
+
+
+def test_rules_are_of_the_language_of_the_targets():
+    assert target_of_rules(PairFlags(dataset="files", target="fr")) == ("fr", "")
+    assert target_of_rules(PairFlags(dataset="files", target="vi")) == (None, "Moses has no rules for vi")
+    said = "the language of the targets is not known; --target would say it"
+    assert target_of_rules(PairFlags(dataset="files", source="en")) == (None, said)
+    assert target_of_rules(PairFlags()) == target_of_rules(PairFlags(dataset="copy")) == (None, "")
+
+
+def test_files_go_without_saying_where_one_is_named():
+    assert PairFlags(train_source=Path("a")).dataset == "files"
+    with pytest.raises(ValueError, match="test_target: expected --dataset files with it, got --dataset sort"):
+        PairFlags(dataset="sort", test_target=Path("a"))

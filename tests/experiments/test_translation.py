@@ -5,16 +5,23 @@ import io
 import json
 import shutil
 import sys
+import typing
 from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import sacrebleu
 from flax import nnx
 
 from experiments import translation
-from experiments.translation import Config
+from experiments.translation import Config, build_model, scores_of, texts_of
+from s2s_jax.data.tokenizers import fit_tokenizers
+from s2s_jax.models.pair_loss import pair_loss
 from s2s_jax.training.command import main
+from s2s_jax.training.run import Run
 
 FUNCTIONS = {"train": translation.train, "evaluate": translation.evaluate, "predict": translation.predict}
 SMALL = ["--dataset", "files", "--source", "en", "--target", "de", "--symbols", "words", "--vocabulary-size", "12"]
@@ -75,6 +82,16 @@ def test_a_run_leaves_all_its_files(finished):
     texts = (folder / "translations_test.txt").read_text().splitlines()
     references = read(folder, "test_target")
     assert result["metrics"]["exact_match"] == np.mean([a == b for a, b in zip(texts, references, strict=True)])
+    details = result["details"]
+    assert set(details["signatures"]) == each - {"loss", "perplexity"}
+    assert sacrebleu.__version__ in details["signatures"]["bleu_cased"]
+    assert "sacremoses" in details["signatures"]["bleu_lowercased_tokens"]
+    assert details["vocabularies"] == {"source": 9, "target": 9}
+    assert details["batch_shapes"] == 2
+    assert 0 < details["padding"] < 1
+    assert details["translations"]["test"].keys() == {"texts", "cut_off", "empty"}
+    assert details["translations"]["test"]["empty"] == texts.count("")
+    assert len(details["fingerprints"]["test"]) == 16
 
 
 def test_rates_of_dropout_reach_both_sides():
@@ -104,12 +121,14 @@ def test_predict_takes_texts_files_and_standard_input_of_any_script(own, tmp_pat
     shutil.rmtree(folder / "checkpoints")
     lines = tmp_path / "lines.txt"
     lines.write_text("c d\né\n", encoding="utf-8")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("от a\n漢字 $ b\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("от a\n漢字 $ b\n".encode())))
     call("predict", "a b c", lines, "-", "", "--runs-dir", own, "--name", "tiny")
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in printed[:-1] if not line.startswith("  ")] == ["a b c", "c d", "é", "от a", "漢字 $ b", ""]
     assert sum(line.startswith("  ") for line in printed) == 2 * 6  # a beam of 2 has no third
     alignments = json.loads((folder / "alignments.json").read_text(encoding="utf-8"))
+    assert [one["text"] for one in alignments] == ["a b c", "c d", "é", "от a", "漢字 $ b", ""]
+    assert all(one["score"] < 0 for one in alignments)
     assert [one["source"] for one in alignments[:2]] == [["a", "b", "c", "</s>"], ["c", "d", "</s>"]]
     for one in alignments:
         assert np.shape(one["weights"]) == (len(one["translation"]), len(one["source"]))
@@ -117,10 +136,162 @@ def test_predict_takes_texts_files_and_standard_input_of_any_script(own, tmp_pat
     assert (folder / "figures" / "attention_of_prediction.png").exists()
 
 
+def test_predict_has_an_entry_for_each_text_also_where_nothing_was_found(own, capsys, monkeypatch):
+    found = translation.Translator.__call__
+    monkeypatch.setattr(translation.Translator, "__call__", lambda *given: [[], *found(*given)[1:]])
+    call("predict", "a", "b", "--runs-dir", own, "--name", "tiny")
+    nothing, one = json.loads((own / "translation" / "tiny" / "alignments.json").read_text(encoding="utf-8"))
+    assert (nothing["text"], nothing["score"], nothing["translation"], nothing["weights"]) == ("a", None, [], None)
+    assert (one["text"], one["source"]) == ("b", ["b", "</s>"])
+
+
+def test_texts_are_read_as_those_of_a_training_are(tmp_path):
+    lines = ["a\u2028b\x0bc", " d ", "e\u0301"]
+    raw = b"\xef\xbb\xbf" + "\n".join(lines).encode()
+    for name, data in (("lines.txt", raw), ("lines.gz", gzip.compress(raw))):
+        (tmp_path / name).write_bytes(data)
+        assert texts_of([str(tmp_path / name)]) == ["a\u2028b\x0bc", "d", "\u00e9"]
+    assert texts_of(["x" * 300, " y"]) == ["x" * 300, "y"]  # longer than the name of a file may be
+    (tmp_path / "bad").write_bytes(b"a\nb\xff")
+    with pytest.raises(ValueError, match=r"/bad:2: expected UTF-8, got the byte 0xff at place 1"):
+        texts_of([str(tmp_path / "bad")])
+
+
+def test_standard_input_is_read_as_a_file_is(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfa\r\nb\xff\n")))
+    with pytest.raises(ValueError, match=r"standard input:2: expected UTF-8, got the byte 0xff at place 1"):
+        texts_of(["-"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffa\x85b\r\n\n".encode())))
+    assert texts_of(["-", "c"]) == ["a\x85b", "", "c"]
+
+
+def test_other_flags_of_the_search_leave_the_result_as_it_is(own, capsys):
+    folder = own / "translation" / "tiny"
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "config.json"}
+    call("evaluate", "--beam-size", "1", "--max-ratio", "0", "--max-extra", "1", "--runs-dir", own, "--name", "tiny")
+    assert "Cut off at the length limit: 1" in capsys.readouterr().out
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["changed"] == {"beam_size": 1, "max_ratio": 0.0, "max_extra": 1}
+    assert evaluation["config"]["max_extra"] == 1
+    assert evaluation["test_reads"] == 2  # the test was read, whatever the flags
+    counts = evaluation["details"]["translations"]["test"]
+    assert counts["cut_off"] + counts["empty"] == counts["texts"] == 10  # at most one symbol each, the end or another
+    for path, content in kept.items():
+        assert path.read_bytes() == content
+    call("evaluate", "--split", "validation", "--runs-dir", own, "--name", "tiny")
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert (evaluation["test_reads"], evaluation["split"]) == (2, "validation, all 10")
+    assert all(name.endswith("_validation") for name in evaluation["metrics"])
+    call("evaluate", "--beam-size", "2", "--runs-dir", own, "--name", "tiny")  # the run's own
+    assert json.loads((folder / "result.json").read_text())["test_reads"] == 3
+    call(
+        "predict",
+        "a b",
+        "--n-best",
+        "1",
+        "--length-penalty",
+        "gnmt",
+        "--coverage-penalty",
+        "0.2",
+        "--runs-dir",
+        own,
+        "--name",
+        "tiny",
+    )
+    assert sum(line.startswith("  ") for line in capsys.readouterr().out.splitlines()[-3:]) == 1
+
+
+def test_a_run_goes_on_with_another_search(own, pairs, capsys):
+    call(*SMALL, *pairs, "--runs-dir", own, "--name", "tiny", "--alpha", "0.5", "--max-ratio", "3")
+    assert "Finished already" in capsys.readouterr().out
+
+
+def test_an_ensemble_is_searched_by_the_mean_of_its_models(own, capsys):
+    folder = own / "translation"
+    twin = shutil.copytree(folder / "tiny", folder / "twin")
+    call("evaluate", "--ensemble", "twin", "--runs-dir", own, "--name", "tiny")
+    result, evaluation = (json.loads((folder / "tiny" / f"{name}.json").read_text()) for name in ("result", "evaluation"))
+    assert evaluation["changed"] == {"ensemble": ["twin"]}
+    assert evaluation["metrics"].keys() == {name for name in result["metrics"] if "loss" not in name and "perp" not in name}
+    for name, value in evaluation["metrics"].items():  # of twins the mean is that of one
+        assert value == pytest.approx(result["metrics"][name])
+    assert evaluation["parameters"] == 2 * result["parameters"]
+    call("predict", "a b", "--ensemble", "twin", "--runs-dir", own, "--name", "tiny")
+    fit_tokenizers("words", ["x"], ["y"], joint=False).save(twin)
+    with pytest.raises(SystemExit, match=r"ensemble: expected runs with the source_tokenizer.json of .*/tiny, got another in"):
+        call("predict", "a b", "--ensemble", "twin", "--runs-dir", own, "--name", "tiny")
+
+
+def test_evaluate_finds_files_that_moved_and_one_process_writes(own, pairs, tmp_path, monkeypatch):
+    folder = own / "translation" / "tiny"
+    config = json.loads((folder / "config.json").read_text())
+    moved, flags = tmp_path / "elsewhere", []
+    moved.mkdir()
+    for flag, path in zip(pairs[::2], pairs[1::2], strict=True):
+        flags += [flag, shutil.copy(path, moved)]
+        config[flag[2:].replace("-", "_")] = f"/nowhere/{path.name}"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=r"train_source: expected a file, found none at /nowhere/train.source.gz"):
+        call("evaluate", "--runs-dir", own, "--name", "tiny")
+    call("evaluate", *flags, "--runs-dir", own, "--name", "tiny")
+    assert json.loads((folder / "result.json").read_text())["test_reads"] == 2
+    call(*SMALL, *pairs, "--runs-dir", own, "--name", "tiny")  # it is no other run
+    (folder / "translations_test.txt").unlink()
+    monkeypatch.setattr(Run, "writes", False)
+    call("evaluate", *flags, "--runs-dir", own, "--name", "tiny")
+    assert not (folder / "translations_test.txt").exists()
+
+
+@pytest.mark.parametrize("attention", typing.get_args(typing.get_type_hints(Config)["attention"]))
+def test_every_attention_takes_a_step_of_training(attention):
+    config = Config(attention=attention, hidden_features=8, embedding_features=4)
+    tokenizers = fit_tokenizers("characters", ["abc"], ["abc"], joint=True)
+    graphdef, params = nnx.split(build_model(config, tokenizers))
+    numbers = np.array([[4, 5, 6, 2], [5, 2, 0, 0]], np.int32)
+    lengths = np.array([4, 2], np.int32)
+    batch = {"source": numbers, "target": numbers, "mask": np.ones(2, bool)}
+    batch |= {"source_lengths": lengths, "target_lengths": lengths}
+
+    @jax.jit
+    def step(params):
+        def loss_of(params):
+            return pair_loss(nnx.merge(graphdef, params, copy=True), batch, jax.random.key(0))[0]
+
+        loss, slopes = jax.value_and_grad(loss_of)(params)
+        return loss, jax.tree.map(lambda one, slope: one - 0.01 * slope, params, slopes)
+
+    before, params = step(params)
+    after, _ = step(params)
+    assert jnp.isfinite(after)
+    assert after < before
+
+
+def test_a_metric_without_rules_is_left_out():
+    texts = ["a b c d"] * 2
+    named = {target: set(scores_of(Config(dataset="files", target=target), texts, texts)) for target in ("de", "vi", None)}
+    assert named == {
+        "de": {"chrf", "bleu_cased", "exact_match", "bleu_lowercased_tokens"},
+        "vi": {"chrf", "bleu_cased", "exact_match"},
+        None: {"chrf", "bleu_cased", "exact_match"},
+    }
+
+
+def test_test_files_are_missed_before_the_training(pairs, tmp_path):
+    with pytest.raises(SystemExit, match="test_source: expected a file with --dataset files, got none"):
+        call(*SMALL, *pairs[:8], "--runs-dir", tmp_path / "runs")
+    assert not (tmp_path / "runs" / "translation").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--dataset", "files"], "train_source: expected a file with --dataset files, got none"),
+        (["--train-source", "nowhere.txt"], r"train_source: expected a file, found none at /.*nowhere\.txt"),
+        (["--attention", "none", "--input-feeding"], "input_feeding: expected none with the decoder 'autoregressive'"),
+        (
+            ["--attention", "multi_head", "--hidden-features", "30"],
+            "hidden_features: expected a multiple of the 4 heads of --attention multi_head, got 30",
+        ),
         (["--dataset", "numbers", "--target", "fr"], "source, target: expected en and de with numbers, got en and fr"),
         (["--dataset", "multi30k"], "data_dir: expected a folder that holds multi30k, got none"),
         (["--dataset", "nothing"], "name: expected a folder of that name or a data set of TFDS's catalogue, got 'nothing'"),
@@ -141,5 +312,7 @@ def test_a_bad_line_is_an_error_or_counted(pairs, tmp_path, capsys):
     flags += ["--steps", "1", "--vocabulary-size", "7"]
     with pytest.raises(SystemExit, match=r"source\.txt:2: expected a text, got an empty line"):
         call(*flags)
-    call(*flags, "--bad-lines", "drop")
-    assert "lines with an empty side, left out: 1, first" in capsys.readouterr().out
+    call(*flags, "--bad-lines", "drop", "--target", "vi")
+    told = capsys.readouterr().out
+    assert "lines with an empty side, left out: 1, first" in told
+    assert told.index("No bleu_lowercased_tokens: Moses has no rules for vi.") < told.index("Batches: ")

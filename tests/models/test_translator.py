@@ -79,5 +79,83 @@ def test_few_programs_are_compiled(tokenizers):
     assert module._searched._cache_size() == before
 
 
+def test_another_alpha_and_another_coverage_penalty_compile_nothing(tokenizers):
+    from s2s_jax.models import translator as module
+
+    translator = Translator(drawn(tokenizers, decoder="attention"), tokenizers)
+    first = translator(TEXTS[:2], Search(alpha=1.0, coverage_penalty=0.1))
+    before = module._searched._cache_size()
+    second = translator(TEXTS[:2], Search(alpha=0.0, coverage_penalty=0.2))
+    assert module._searched._cache_size() == before
+    assert first[0][0].score != second[0][0].score
+
+
+@pytest.mark.parametrize("double_source", [False, True])
+def test_a_coverage_penalty_counts_the_positions_of_the_source_alone(tokenizers, double_source):
+    translator = Translator(drawn(tokenizers, decoder="attention", double_source=double_source), tokenizers)
+    without, covering = (translator(TEXTS, Search(coverage_penalty=beta, beam_size=1)) for beta in (0.0, 0.5))
+    costs = []
+    for (best,), (same,) in zip(without, covering, strict=True):
+        assert best.pieces == same.pieces
+        costs.append(best.score - same.score)
+        if not double_source:  # of one that was read twice both readings count, whose weights are not told apart
+            np.testing.assert_allclose(costs[-1], -0.5 * np.log(np.minimum(best.weights.sum(0), 1)).sum(), atol=1e-5)
+    assert min(costs) >= 0
+    assert max(costs) > 0.1
+
+
+def test_a_translation_is_cut_off_at_its_limit(tokenizers):
+    translator = Translator(drawn(tokenizers), tokenizers)
+    search = Search(max_ratio=0.5, max_extra=1)
+    assert [search.limit(length) for length in (1, 2, 3, 4)] == [1, 2, 2, 3]
+    for text, (best,) in zip(TEXTS, translator(TEXTS, search), strict=True):
+        most = search.limit(len(text.split()) + 1)
+        assert len(best.pieces) <= most
+        assert best.finished or len(best.pieces) == most
+
+
+def test_weights_come_back_where_they_are_asked_for(tokenizers):
+    translator = Translator(drawn(tokenizers, decoder="attention"), tokenizers)
+    for search in (Search(), Search(coverage_penalty=0.1)):
+        (with_weights,), (without,) = (translator(["a b"], search, attention=asked)[0] for asked in (True, False))
+        assert without.weights is None
+        assert with_weights.weights is not None
+        assert without.text == with_weights.text
+
+
+def test_an_ensemble_says_what_the_mean_of_its_probabilities_says(tokenizers):
+    one, other = drawn(tokenizers, decoder="attention"), drawn(tokenizers, num_layers=2)
+    assert_close(
+        [best.score for (best,) in Translator([one, one], tokenizers)(TEXTS)],
+        [best.score for (best,) in Translator(one, tokenizers)(TEXTS)],
+        1e-5,
+    )
+    for text, (best,) in zip(TEXTS, Translator([one, other], tokenizers)(TEXTS), strict=True):
+        source = np.append(tokenizers.source.encode(text), END).astype(np.int32)
+        labels = {piece: number for number, piece in enumerate(tokenizers.target.pieces(range(len(tokenizers.target))))}
+        numbers = [labels[piece] for piece in best.pieces]
+        done = [jax.nn.softmax(model(source[None], None, np.array([[START, *numbers[:-1]]]))) for model in (one, other)]
+        logs = jnp.log(sum(done) / 2)[0, np.arange(len(numbers)), np.array(numbers)]
+        np.testing.assert_allclose(best.log_probs, logs, atol=1e-5)
+        assert best.weights is None  # one of them has no attention
+
+
+def test_bad_arguments_are_named(tokenizers):
+    model = drawn(tokenizers)
+    translator = Translator(model, tokenizers)
+    for search, options, message in (
+        (Search(), {"batch_size": 0}, "batch_size: expected a positive number, got 0"),
+        (Search(max_ratio=0.5, max_extra=0), {}, "max_ratio, max_extra: expected room for a symbol at least, got 0.5 and 0"),
+        (Search(alpha=-1.0), {}, "alpha: expected a number from 0, got -1.0"),
+        (Search(coverage_penalty=0.1), {}, "coverage_penalty: expected 0 without attention, got 0.1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            translator(TEXTS, search, **options)
+    with pytest.raises(ValueError, match="models: expected at least one, got none"):
+        Translator([], tokenizers)
+    with pytest.raises(ValueError, match="models: expected all of an ensemble to read their sources twice or none of them"):
+        Translator([model, drawn(tokenizers, double_source=True)], tokenizers)
+
+
 def test_no_text_has_no_translation(tokenizers):
     assert Translator(drawn(tokenizers), tokenizers)([]) == []

@@ -1,10 +1,34 @@
 """What a run writes down of its data."""
 
+import dataclasses
 import json
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from s2s_jax.training.run import Run, RunConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sought:
+    beam: int = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Sought, RunConfig):
+    steps: int = 1
+    width: int = 8
+    texts: Path | None = None
+
+    places: ClassVar = (*RunConfig.places, "texts")
+    flags_of: ClassVar = {"evaluate": (Sought,)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked(Sought):
+    texts: Path | None = None
+    split: str = "test"
 
 
 def begun(folder):
@@ -93,3 +117,40 @@ def test_a_run_of_which_nothing_came_is_discarded_and_no_other(tmp_path):
     begun(tmp_path).discard()
     assert sorted(path.name for path in (tmp_path / "task").iterdir()) == ["default", "other"]
     assert (other.folder / "config.json").exists()
+
+
+def test_what_is_done_with_a_trained_model_and_where_its_data_is_make_no_other_run(tmp_path):
+    run = Run.begin("task", Config(runs_dir=tmp_path, texts=Path("a")))
+    run.log(1, {"train/loss": 1.0})
+    for other in (Config(runs_dir=tmp_path, beam=7), Config(runs_dir=tmp_path, texts=Path("b"))):
+        assert Run.begin("task", other).identity() == run.identity()
+    with pytest.raises(ValueError, match=r"holds a run with width 8 \(now 9\)"):
+        Run.begin("task", Config(runs_dir=tmp_path, width=9))
+
+
+def test_other_flags_are_scored_beside_the_result(tmp_path):
+    run = Run.begin("task", Config(runs_dir=tmp_path, texts=Path("a")))
+    run.trained_on("digits", "real")
+    run.trained(1, {})
+    run.weights.write_bytes(b"")
+
+    def finish(asked, **more):
+        finished = Run.finished("task", Config, "default", tmp_path)
+        assert finished.config.texts == Path("a")
+        finished.use(asked)
+        assert finished.config.texts == asked.texts
+        finished.finish(split="test", metrics={}, published=[], examples_per_step=1, **more)
+        files = (run.folder / f"{name}.json" for name in ("result", "evaluation"))
+        return [json.loads(path.read_text()) if path.exists() else {} for path in files]
+
+    result, evaluation = finish(Asked(texts=Path("b")))  # another place is the same run
+    assert (result["test_reads"], result["config"]["beam"], evaluation) == (1, 5, {})
+    result, evaluation = finish(Asked(beam=2, split="validation"), reads_test=False)
+    assert (result["test_reads"], evaluation["test_reads"]) == (1, 1)
+    assert evaluation["changed"] == {"beam": 2, "split": "validation"}
+    assert evaluation["config"]["beam"] == 2
+    result, evaluation = finish(Asked(beam=2))
+    assert (result["test_reads"], evaluation["test_reads"]) == (1, 2)
+    result, evaluation = finish(Asked())
+    assert (result["test_reads"], evaluation["test_reads"]) == (3, 2)
+    assert "changed" not in result

@@ -4,7 +4,7 @@ import gzip
 import lzma
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -23,9 +23,22 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises:
       ValueError: a damaged .gz or .xz file, or bytes that are not UTF-8.
     """
-    for number, line in enumerate(decoded_lines(path), start=1):
+    return _all_utf8(decoded_lines(path), str(path))
+
+
+def read_stream(file: IO[bytes], name: str) -> Iterator[str]:
+    """The lines of an open file, as `read_lines` has those of one with a path.
+
+    Raises:
+      ValueError: bytes that are not UTF-8, by name and line.
+    """
+    return _all_utf8(map(_decoded, _raw_lines(file)), name)
+
+
+def _all_utf8(lines: Iterable[str | UnicodeDecodeError], name: str) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
         if isinstance(line, UnicodeDecodeError):
-            raise ValueError(f"{path}:{number}: {not_utf8(line)}") from line
+            raise ValueError(f"{name}:{number}: {not_utf8(line)}") from line
         yield line
 
 
@@ -38,12 +51,18 @@ def decoded_lines(path: Path) -> Iterator[str | UnicodeDecodeError]:
     number = 0
     try:
         with _OPENERS.get(path.suffix, _open_plain)(path) as file:
-            for number, raw in enumerate(file, start=1):
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                yield _decoded(raw.removesuffix(b"\n").removesuffix(b"\r"))
+            for raw in _raw_lines(file):
+                number += 1
+                yield _decoded(raw)
     except _DAMAGE as error:
         raise ValueError(f"{path}: damaged {path.suffix[1:]} file, after line {number} ({error})") from error
+
+
+def _raw_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Without their ends and without the mark that some programs put before the first."""
+    for number, raw in enumerate(file):
+        raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 0 else raw
+        yield raw.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
