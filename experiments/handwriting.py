@@ -121,7 +121,7 @@ class Config(Reading, TrainingConfig):
     """How strongly training pictures are changed; 0 for not at all."""
     columns: int = 4000
     """Rows of a batch times the columns of its widest picture, at most."""
-    shapes: int = 10
+    shapes: int = 6
     """Shapes of batches."""
     unknown_symbols: Literal["error", "count"] = "error"
     """Characters of validation and test that the training texts lack: stop, or count them (they then count as errors)."""
