@@ -220,6 +220,7 @@ def train(run: Run[Config]) -> None:
     for pairs in (training, validation):
         run.say(f"{pairs.split}: {pairs.report}")
     model = build_model(config, tokenizers)
+    Translator(model, tokenizers)([], search_of(config, 1))  # flags that do not fit are an error now, too
     if run.writes:
         tokenizers.save(run.folder)
     measure_over = make_measure(measure_pairs)

@@ -57,7 +57,8 @@ class Search:
     no_repeat_ngram_size: int = 0
     """No so many symbols come twice in a row in a translation; 0 for no such rule."""
     max_ratio: float = 2.0
-    """A translation has at most MAX_RATIO times as many symbols as its source, and MAX_EXTRA."""
+    """A translation has at most MAX_RATIO times as many symbols as its source, and MAX_EXTRA; bytes of scripts of many bytes
+    may need more."""
     max_extra: int = 10
     """See MAX_RATIO."""
 

@@ -287,6 +287,7 @@ def test_test_files_are_missed_before_the_training(pairs, tmp_path):
     [
         (["--dataset", "files"], "train_source: expected a file with --dataset files, got none"),
         (["--train-source", "nowhere.txt"], r"train_source: expected a file, found none at /.*nowhere\.txt"),
+        (["--attention", "none", "--coverage-penalty", "1"], "coverage_penalty: expected 0 without attention, got 1.0"),
         (["--attention", "none", "--input-feeding"], "input_feeding: expected none with the decoder 'autoregressive'"),
         (
             ["--attention", "multi_head", "--hidden-features", "30"],
@@ -298,7 +299,7 @@ def test_test_files_are_missed_before_the_training(pairs, tmp_path):
     ],
     ids=str,
 )
-def test_flags_that_name_no_data_are_refused(arguments, message, tmp_path, monkeypatch):
+def test_flags_that_name_no_data_or_do_not_fit_are_refused(arguments, message, tmp_path, monkeypatch):
     monkeypatch.delenv("S2S_DATA_DIR", raising=False)
     with pytest.raises(SystemExit, match=message):
         call(*arguments, "--runs-dir", tmp_path / "runs")
