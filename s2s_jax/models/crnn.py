@@ -135,7 +135,7 @@ class CRNN(nnx.Module):
 def columns(maps: Maps) -> Float[Array, "B W F"]:
     """Each column of the maps, all of its rows, as one frame."""
     x = jnp.swapaxes(maps.features, 1, 2)
-    return x.reshape(*x.shape[:2], -1)
+    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
 
 
 class PictureToText(nnx.Module):

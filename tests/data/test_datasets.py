@@ -140,6 +140,30 @@ def test_a_manifest_with_a_zip_a_split(tmp_path):
     assert [example["text"] for example in load("set", "test", data_dir=tmp_path / "data")] == ["NO"]
 
 
+def test_a_manifest_with_its_files_beside_it(tmp_path):
+    loose = {"a/1.flac": b"fLaC\0one", "2.flac": b"fLaC\xfftwo", "4.flac": b"no line names it"}
+    folder_of(tmp_path, with_(AUDIO, train__zip=None))
+    for name, content in loose.items():
+        path = tmp_path / "data" / "set" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    beside = load("set", "train", data_dir=tmp_path / "data")
+    folder_of(tmp_path / "zipped", AUDIO)
+    zipped = load("set", "train", data_dir=tmp_path / "zipped" / "data")
+    assert [plain(example) for example in beside] == [plain(example) for example in zipped]
+    assert [example["text"] for example in load("set", "test", data_dir=tmp_path / "data")] == ["NO"]  # of a zip
+    # Their bytes are in the fingerprint, those of other files are not.
+    (tmp_path / "data" / "set" / "4.flac").write_bytes(b"changed")
+    assert load("set", "train", data_dir=tmp_path / "data").fingerprint == beside.fingerprint
+    (tmp_path / "data" / "set" / "a" / "1.flac").write_bytes(b"fLaC new")
+    again = load("set", "train", data_dir=tmp_path / "data")
+    assert again.fingerprint != beside.fingerprint
+    assert again[0]["audio"] == b"fLaC new"
+    (tmp_path / "data" / "set" / "2.flac").unlink()
+    with pytest.raises(ValueError, match="manifest.tsv:3: expected '2.flac' in the folder of the manifest, found none"):
+        load("set", "train", data_dir=tmp_path / "data")
+
+
 def test_a_file_of_several_lines_is_one_example(tmp_path):
     folder_of(tmp_path, CAPTIONS)
     got = load("set", "train", data_dir=tmp_path / "data")
@@ -273,7 +297,7 @@ REFUSED = {
     ),
     "manifest: zip missing": (
         with_(AUDIO, test__zip=None),
-        "manifest.tsv:4: expected test.zip for the split 'test', found none",
+        "manifest.tsv:4: expected test.zip for the split 'test', or its files beside the manifest, found neither",
     ),
     "manifest: zip of no split": (
         with_(AUDIO, extra__zip=zip_of({"4.flac": b"four"})),

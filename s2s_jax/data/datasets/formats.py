@@ -8,7 +8,7 @@ import lzma
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,11 +48,13 @@ class Format(NamedTuple):
       files: `names -> names` of those that are read; none where the folder is not of this format.
       read: `(folder, name, **options) -> Contents`.
       options: the names that `read` knows.
+      named: `folder -> paths` of files that are read too, as those name them.
     """
 
     files: Callable[[Sequence[str]], list[str]]
     read: Callable[..., Contents]
     options: tuple[str, ...] = ()
+    named: Callable[[Path], list[Path]] = lambda folder: []
 
 
 def format_of(folder: Path) -> str | None:
@@ -61,7 +63,7 @@ def format_of(folder: Path) -> str | None:
     Raises:
       ValueError: files of two formats.
     """
-    shown = [key for key in FORMATS if files_of(folder, key)]
+    shown = [key for key in FORMATS if _shown_by(folder, key)]
     if len(shown) > 1:
         raise ValueError(f"{folder}: expected files of one format, got those of {' and '.join(shown)}")
     return shown[0] if shown else None
@@ -69,6 +71,11 @@ def format_of(folder: Path) -> str | None:
 
 def files_of(folder: Path, key: str) -> list[Path]:
     """The files of a folder that are read in a format; what else lies there, a README say, is no part of the data."""
+    shown = _shown_by(folder, key)
+    return shown + (FORMATS[key].named(folder) if shown else [])
+
+
+def _shown_by(folder: Path, key: str) -> list[Path]:
     names = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     return [folder / name for name in FORMATS[key].files(names)]
 
@@ -180,7 +187,7 @@ class _Medium(NamedTuple):
 
 
 def _read_manifest(folder: Path, name: str) -> Contents:
-    """`manifest.tsv` and `<split>.zip`: one example for each file, as its encoded bytes.
+    """`manifest.tsv` and `<split>.zip`, or the files beside it: one example for each file, as its encoded bytes.
 
     Where files have several lines each (five captions of a picture), every other column is an array of theirs.
     """
@@ -205,10 +212,10 @@ def _read_manifest(folder: Path, name: str) -> Contents:
     for column in columns:
         fields[column] = _LIST_OF[kind_of(column)] if several else kind_of(column)
     report = Report()
-    _check_zips(folder, manifest, media, report)
+    _check_media(folder, manifest, media, report)
 
     def examples(split: str) -> Iterator[Example]:
-        with zipfile.ZipFile(folder / f"{split}.zip") as archive:
+        with _opened(folder, split) as archive:
             for file, medium in media[split].items():
                 first = medium.rows[0]
                 others = {column: [row[column] for row in medium.rows] for column in columns} if several else first
@@ -217,29 +224,70 @@ def _read_manifest(folder: Path, name: str) -> Contents:
     return Contents(fields, _per_split(examples, media), report)
 
 
-def _check_zips(folder: Path, manifest: Path, media: dict[str, dict[str, _Medium]], report: Report) -> None:
-    """Each file is there, and none stands in two splits. Sums and sizes in the zips' own lists say which may be equal."""
+class _Beside:
+    """The files beside a manifest, asked for as those of a zip are."""
+
+    def __init__(self, folder: Path):
+        self.filename = str(folder)
+        self._folder = folder
+
+    def __enter__(self) -> "_Beside":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def read(self, file: str) -> bytes:
+        return (self._folder / file).read_bytes()
+
+    def sums(self, files: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """{file: (CRC, size)} of those that are there."""
+        there = [file for file in files if (self._folder / file).is_file()]
+        return {file: (zlib.crc32(content), len(content)) for file in there for content in [self.read(file)]}
+
+
+class _Zipped(zipfile.ZipFile):
+    def sums(self, files: Iterable[str]) -> dict[str, tuple[int, int]]:
+        return {info.filename: (info.CRC, info.file_size) for info in self.infolist() if not info.is_dir()}
+
+
+def _opened(folder: Path, split: str) -> _Beside | _Zipped:
+    path = folder / f"{split}.zip"
+    return _Zipped(path) if path.exists() else _Beside(folder)
+
+
+def _media_beside(folder: Path) -> list[Path]:
+    """Those of the splits that have no zip."""
+    rows = [row for _, row in read_rows(folder / "manifest.tsv", ("split", "file"))]
+    loose = {row["file"] for row in rows if not (folder / f"{row['split']}.zip").exists()}
+    return sorted(path for file in loose if (path := folder / file).is_file())
+
+
+def _check_media(folder: Path, manifest: Path, media: dict[str, dict[str, _Medium]], report: Report) -> None:
+    """Each file is there, and none stands in two splits. Sums and sizes, of zips in their own lists, say which may be equal."""
     for path in sorted(folder.glob("*.zip")):
         if path.stem not in media:
             raise ValueError(f"{manifest}: expected lines of the split {path.stem!r}, for there is {path.name}; found none")
     alike: dict[tuple[int, int], list[tuple[str, str]]] = {}
     splits_of: dict[str, list[str]] = {}
     with contextlib.ExitStack() as opened:
-        archives: dict[str, zipfile.ZipFile] = {}
+        archives: dict[str, _Beside | _Zipped] = {}
         for split, by_file in media.items():
             path = folder / f"{split}.zip"
-            if not path.exists():
-                first = next(iter(by_file.values())).line
-                raise ValueError(f"{manifest}:{first}: expected {path.name} for the split {split!r}, found none")
             try:
-                archives[split] = opened.enter_context(zipfile.ZipFile(path))
+                archives[split] = opened.enter_context(_opened(folder, split))
             except _DAMAGED_ZIP as error:
                 raise ValueError(f"{path}: damaged zip file ({error})") from error
-            members = {info.filename: info for info in archives[split].infolist() if not info.is_dir()}
+            members = archives[split].sums(by_file)
+            if not members:
+                first = next(iter(by_file.values())).line
+                expected = f"{path.name} for the split {split!r}, or its files beside the manifest"
+                raise ValueError(f"{manifest}:{first}: expected {expected}, found neither")
             for file, medium in by_file.items():
                 if file not in members:
-                    raise ValueError(f"{manifest}:{medium.line}: expected {file!r} in {path.name}, found none")
-                alike.setdefault((members[file].CRC, members[file].file_size), []).append((split, file))
+                    where = path.name if path.exists() else "the folder of the manifest"
+                    raise ValueError(f"{manifest}:{medium.line}: expected {file!r} in {where}, found none")
+                alike.setdefault(members[file], []).append((split, file))
                 splits_of.setdefault(file, []).append(split)
             for file in sorted(set(members) - set(by_file)):
                 report.found("files in a zip that no line of the manifest names", f"{path.name}: {file}")
@@ -259,7 +307,7 @@ def _check_zips(folder: Path, manifest: Path, media: dict[str, dict[str, _Medium
             report.found("different files of one name in two splits", f"{file} in {' and '.join(splits)}")
 
 
-def _member(archive: zipfile.ZipFile, file: str) -> bytes:
+def _member(archive: _Beside | _Zipped, file: str) -> bytes:
     try:
         content = archive.read(file)
     except _DAMAGED_ZIP as error:
@@ -352,6 +400,7 @@ FORMATS = {
     "manifest and zips": Format(
         lambda names: [name for name in names if "manifest.tsv" in names and (name == "manifest.tsv" or name.endswith(".zip"))],
         _read_manifest,
+        named=_media_beside,
     ),
     "labelled text": Format(
         lambda names: [] if "manifest.tsv" in names else _table_names(names, "tsv"),

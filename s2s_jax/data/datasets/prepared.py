@@ -201,7 +201,7 @@ def _digests(folder: Path, key: str) -> dict[str, str]:
     digests = {}
     for path in files_of(folder, key):
         with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
 
