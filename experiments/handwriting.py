@@ -14,6 +14,7 @@ of the training texts where `--language-weight` is above 0. WER: the same of wor
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -143,10 +144,11 @@ def load_split(config: Config, split: Literal["train", "validation", "test"]) ->
     if config.dataset == "drawn":
         return drawn_lines(split, height=config.height)
     if config.dataset == "mnist_lines":
-        if config.data_dir is None:
+        given = config.data_dir or os.environ.get("S2S_DATA_DIR")
+        if not given:
             raise ValueError("data_dir: expected a folder that holds mnist, got none")
-        folder = config.data_dir / "mnist"
-        return digit_lines(split, folder if folder.is_dir() else config.data_dir, height=config.height)
+        folder = Path(given) / "mnist"
+        return digit_lines(split, folder if folder.is_dir() else given, height=config.height)
     return load_lines(config.dataset, split, config.height, config.channels, config.data_dir, config.text_column)
 
 

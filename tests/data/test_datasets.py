@@ -160,7 +160,7 @@ def test_a_manifest_with_its_files_beside_it(tmp_path):
     assert again.fingerprint != beside.fingerprint
     assert again[0]["audio"] == b"fLaC new"
     (tmp_path / "data" / "set" / "2.flac").unlink()
-    with pytest.raises(ValueError, match="manifest.tsv:3: expected '2.flac' in the folder of the manifest, found none"):
+    with pytest.raises(ValueError, match=r"manifest.tsv:3: expected '2.flac' in the folder of the manifest, found none"):
         load("set", "train", data_dir=tmp_path / "data")
 
 

@@ -1,0 +1,160 @@
+"""Handwriting: tiny runs of both models on drawn lines and on a folder, their figures, and what is refused."""
+
+import json
+import sys
+import unicodedata
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import handwriting
+from experiments.handwriting import Config, build_model, encode, load_split, loss
+from s2s_jax.data.text_lines import LineBatches, drawn_lines, fit_characters
+from s2s_jax.layers import Backbone, Stage
+from s2s_jax.text_metrics import character_error_rate
+from s2s_jax.training.command import main
+
+FUNCTIONS = {"train": handwriting.train, "evaluate": handwriting.evaluate, "predict": handwriting.predict}
+SMALL = ["--steps", "3", "--hidden-features", "4", "--num-layers", "1", "--shapes", "1", "--evaluate-every", "3"]
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch, tmp_path):
+    """Few drawn lines, a small backbone, and no data folder of the machine."""
+    monkeypatch.delenv("S2S_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(handwriting, "drawn_lines", lambda split, height: drawn_lines(split, height=height, count=12))
+    stages = (Stage(2, 1, (4, 2)), Stage(3, 1, (4, 2)))
+    monkeypatch.setattr(handwriting, "Backbone", lambda channels, **options: Backbone(channels, stages, **options))
+
+
+def call(*arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["handwriting.py", *map(str, arguments)])
+        patch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="experiments.handwriting"))
+        main("handwriting", Config, **FUNCTIONS)
+
+
+def test_a_crnn_from_training_to_prediction(tmp_path, capsys):
+    call(*SMALL, "--runs-dir", tmp_path)
+    printed = capsys.readouterr().out
+    assert "trains on drawn number words, whose figures say nothing about handwriting" in printed
+    folder = tmp_path / "handwriting" / "default"
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["data"], result["dataset"], result["split"]) == ("generated", "drawn_lines", "test, all 12")
+    assert (result["published"], result["test_reads"]) == ([], 1)
+    names = ("cer", "cer_without_spaces", "wer", "loss")
+    assert set(result["metrics"]) == {*names, *(f"{name}_validation" for name in names)}
+    assert set(result["details"]["signatures"]) == {"cer", "cer_without_spaces", "wer"}
+    figures = {path.name for path in (folder / "figures").iterdir()}
+    assert figures == {"learning_curve.png", "cer_by_length.png", "line.png"}
+    lines = drawn_lines("test", count=12)
+    read = (folder / "read_test.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    assert character_error_rate(read, lines.texts).value == result["metrics"]["cer"]
+
+    call("evaluate", "--runs-dir", tmp_path)
+    again = json.loads((folder / "result.json").read_text())
+    assert (again["test_reads"], again["metrics"]) == (2, result["metrics"])
+    other = ["--beam-size", "3", "--language-weight", "0.5", "--language-order", "3", "--lexicon"]
+    call("evaluate", "--runs-dir", tmp_path, "--split", "validation", *other)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert (evaluation["split"], evaluation["test_reads"]) == ("validation, all 12", 2)
+    assert {"cer_validation", "cer_beam_validation"} <= set(evaluation["metrics"])
+    assert evaluation["metrics"]["cer_validation"] == result["metrics"]["cer_validation"]
+    assert json.loads((folder / "result.json").read_text()) == again
+
+    picture = tmp_path / "line.png"
+    Image.fromarray(255 - lines.pictures[0][..., 0].T).save(picture)
+    capsys.readouterr()
+    call("predict", picture, "--runs-dir", tmp_path)
+    printed = capsys.readouterr().out
+    assert f"{picture}: {read[0]}  (mean confidence" in printed
+    assert (folder / "figures" / "read_0.png").exists()
+    with pytest.raises(SystemExit, match="expected a picture"):
+        call("predict", tmp_path / "none.png", "--runs-dir", tmp_path)
+    with pytest.raises(SystemExit, match="beam_size: expected more than 1 with a language model"):
+        call("predict", picture, "--runs-dir", tmp_path, "--lexicon")
+
+
+def test_columns_with_a_decoder(tmp_path, capsys):
+    call(*SMALL, "--runs-dir", tmp_path, "--model", "attention", "--cell", "gru")
+    result = json.loads((tmp_path / "handwriting/default/result.json").read_text())
+    assert result["metrics"]["cer"] >= 0
+    assert "unfit" not in capsys.readouterr().out
+
+
+def test_labels_end_for_a_decoder_only():
+    config = Config()
+    lines = load_split(config, "train")
+    characters = fit_characters(lines)
+    for model, end in (("crnn", []), ("attention", [2])):
+        config = Config(model=model)
+        encoded = encode(config, build_model(config, characters), lines, characters)
+        assert encoded[0]["label"].tolist() == [*characters.encode(lines.texts[0]), *end]
+
+
+@pytest.mark.parametrize("model", ["crnn", "attention"])
+def test_augmentation_and_dropout_act_in_training_alone_and_by_the_key(model):
+    config = Config(model=model, shapes=1)
+    lines = load_split(config, "train")
+    characters = fit_characters(lines)
+    made = build_model(config, characters)
+    batch = LineBatches(encode(config, made, lines, characters), columns=5000, shapes=1).shuffled(0)(0)
+    values = [float(loss(config, build_model(config, characters), batch, jax.random.key(key))[0]) for key in (0, 0, 1)]
+    assert values[0] == values[1] != values[2]
+    plain = [loss(Config(model=model, augment=0.0, dropout=0.0), made, batch, jax.random.key(key))[1]["loss"] for key in (0, 1)]
+    assert all(np.isfinite(nats.total) for nats in plain)
+
+
+def test_a_folder_of_ones_own(tmp_path):
+    folder = tmp_path / "data" / "mine"
+    folder.mkdir(parents=True)
+    rows = ["split\tfile\twords"]
+    for split, texts in {"train": ["été", "ete", "a b"], "val": ["bé"], "test": ["ab", "é?"]}.items():
+        for number, text in enumerate(texts):
+            file = f"{split}{number}.png"
+            Image.new("L", (40 + 3 * number, 20), 100 + number + len(split)).save(folder / file)
+            rows.append(f"{split}\t{file}\t{text}")
+    (folder / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    flags = [
+        *SMALL,
+        "--runs-dir",
+        tmp_path / "runs",
+        "--dataset",
+        "mine",
+        "--data-dir",
+        tmp_path / "data",
+        "--text-column",
+        "words",
+    ]
+    with pytest.raises(SystemExit, match=r"mine, test1.png: expected characters of the alphabet, got '\?'"):
+        call(*flags)
+    call(*flags, "--unknown-symbols", "count", "--name", "counted")
+    result = json.loads((tmp_path / "runs/handwriting/counted/result.json").read_text())
+    assert result["data"] == "real"
+    assert result["details"]["unknown"] == {"train": {}, "validation": {}, "test": {"?": 1}}
+    alphabet = (tmp_path / "runs/handwriting/counted/alphabet.txt").read_text(encoding="utf-8")
+    assert alphabet == "".join(sorted(set(unicodedata.normalize("NFD", "étéa b"))))
+
+
+def test_texts_that_do_not_fit_their_frames(tmp_path, monkeypatch):
+    lines = drawn_lines("train", count=4)
+    narrow = lines._replace(pictures=[lines.pictures[0][:20], *lines.pictures[1:]])
+    monkeypatch.setattr(handwriting, "drawn_lines", lambda split, height: narrow._replace(split=split))
+    with pytest.raises(SystemExit, match=r"unfit_labels: expected texts that fit .*, got 1 that do not: \['train 0'\]"):
+        call(*SMALL, "--runs-dir", tmp_path)
+    call(*SMALL, "--runs-dir", tmp_path, "--unfit-labels", "drop")
+    result = json.loads((tmp_path / "handwriting/default/result.json").read_text())
+    assert result["details"]["dropped"] == ["train 0"]
+    assert np.isfinite(result["metrics"]["loss"])
+
+
+def test_data_that_is_not_there(tmp_path):
+    with pytest.raises(SystemExit, match="data_dir: expected a folder that holds mnist, got none"):
+        call(*SMALL, "--runs-dir", tmp_path / "runs", "--dataset", "mnist_lines")
+    with pytest.raises(SystemExit, match="expected 'froc_mss' in"):
+        call(*SMALL, "--runs-dir", tmp_path / "runs", "--dataset", "froc_mss", "--data-dir", tmp_path)
+    assert not (tmp_path / "runs").exists()
