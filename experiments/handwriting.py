@@ -1,7 +1,7 @@
 """A network learns to read lines of writing: convolutions, a recurrent stack along the columns, then CTC or a decoder.
 
     python -m experiments.handwriting                                      drawn number words, without data: minutes
-    python -m experiments.handwriting --dataset froc_mss --data-dir FOLDER   manuscripts, where FOLDER holds froc_mss
+    python -m experiments.handwriting --dataset froc_mss --data-dir FOLDER --height 48 --unknown-symbols count    manuscripts
     python -m experiments.handwriting --dataset mnist_lines --data-dir FOLDER   lines of digits, where FOLDER holds mnist
     python -m experiments.handwriting --dataset NAME --data-dir FOLDER     a folder NAME of your own: manifest.tsv and pictures
     python -m experiments.handwriting predict line.png                     with the run of the same --name; draws what it read
@@ -39,7 +39,6 @@ from s2s_jax.data.text_lines import (
     read_picture,
 )
 from s2s_jax.data.vocabulary import END, PAD, START, Characters
-from s2s_jax.decoding.ctc import ctc_frames
 from s2s_jax.decoding.lexicon import make_lexicon
 from s2s_jax.decoding.ngrams import fit_ngrams
 from s2s_jax.layers import Backbone
@@ -173,6 +172,7 @@ def loss(config: Config, model: Any, batch: Any, key: jax.Array) -> tuple[jax.Ar
     ink, widths = as_ink(batch["picture"]), batch["picture_lengths"]
     if config.augment:
         ink, widths = augmented_lines(ink, widths, key_augment, strength=config.augment)
+    ink = ink.astype(jax.tree.leaves(nnx.state(model, nnx.Param))[0].dtype)  # --precision narrows the parameters
     metrics = nats_of(model, {**batch, "ink": ink, "widths": widths}, training=True, key=key_model)
     nats = metrics["loss"]
     return nats.total / jnp.maximum(nats.count, 1), metrics
@@ -217,9 +217,7 @@ def train(run: Run[Config]) -> None:
         texts = [read.text for read in LineReader(model, characters)(validated)]
         return {**measure_over(model, validated), "cer": character_error_rate(texts, lines["validation"].texts).value}
 
-    trained = train_by_recipe(
-        run, build_model(config, characters), functools.partial(loss, config), batches.shuffled(config.seed), evaluated
-    )
+    trained = train_by_recipe(run, model, functools.partial(loss, config), batches.shuffled(config.seed), evaluated)
     report(run, trained.model, characters, lines, batches, encoded)
 
 
@@ -232,8 +230,8 @@ def encode(config: Config, model: CRNN | PictureToText, lines: TextLines, charac
     ctc, training = isinstance(model, CRNN), lines.split == "train"
 
     def fits(width: int, label: np.ndarray) -> bool:
-        _, frames = model.encoder.backbone.reduced(config.height, width)
-        return bool(ctc_frames(jnp.asarray(label)[None], jnp.array([len(label)]))[0] <= frames)
+        # As `ctc_frames` counts them, without a compilation for each length.
+        return len(label) + np.sum(label[1:] == label[:-1]) <= model.encoder.backbone.reduced(config.height, width)[1]
 
     encoded = EncodedLines(
         lines,
@@ -291,6 +289,8 @@ def report(
     config, reader, measure_over = run.config, build_reader(run, model, characters), make_measure(measure)
     metrics: dict[str, float] = {}
     signatures: dict[str, str] = {}
+    unread: dict[str, int] = {}
+    greedily: list[LineRead] = []
     beams: dict[str, int | None] = {"": None}
     if config.beam_size > 1:
         beams["_beam"] = config.beam_size
@@ -311,11 +311,14 @@ def report(
             if run.writes and not run.changed:
                 path = run.folder / f"read_{split}{how}.txt"
                 path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-            if split == [*scored.values()][-1] and not how and not run.changed:
-                draw(run, lines[split], read)
+            unread[f"{split}{how}"] = sum(not line.finished for line in read)
+            if not how:
+                greedily = read  # of the last split, for the figures
         metrics |= {f"{name}{suffix}": value for name, value in values.items()}
         told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
         run.say(f"\n{split}, {len(references)} lines ({origin(config)}): {told}")
+        if cut := {how: count for how, count in unread.items() if count}:
+            run.say(f"Lines of which no whole text was found: {cut}")
     last = [*scored.values()][-1]
     plan = batches.shuffled(config.seed)
     usage = plan.usage()
@@ -331,10 +334,13 @@ def report(
             "alphabet": len(characters.alphabet),
             "padding": round(usage.padding, 4),
             "batch_shapes": len(usage.shapes),
+            "unfinished": unread,
             "unknown": {split: dict(of_split.unknown) for split, of_split in encoded.items()},
             "dropped": encoded["train"].dropped,
         },
     )
+    if not run.changed:
+        draw(run, lines[last], greedily)
     path = "evaluation.json is" if run.changed else "Figures, weights and result.json are"
     run.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {run.folder}.")
 
@@ -344,19 +350,20 @@ def draw(run: Run[Config], lines: TextLines, read: Sequence[LineRead]) -> None:
     config, texts = run.config, [line.text for line in read]
     title = f"{lines.name}, {config.model}"
     run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, title))
-    groups = length_groups([len(text) for text in lines.texts])
-    values = bootstrap({"cer": character_edits(texts, lines.texts)}, groups)
-    by_group = [values["cer", group] for group in groups]
-    figure = plots.lines(
-        {"CER": [float(value[0]) for value in by_group]},
-        {"CER": [interval(value) for value in by_group]},
-        list(groups),
-        xlabel="characters of the line",
-        ylabel="CER, with 95 % interval over lines",
-        title=f"{title}: {lines.split}, {len(texts)} lines",
-        fractions=True,
-    )
-    run.figure("cer_by_length", figure)
+    if len({len(text) for text in lines.texts}) > 1:
+        groups = length_groups([len(text) for text in lines.texts])
+        values = bootstrap({"cer": character_edits(texts, lines.texts)}, groups)
+        by_group = [values["cer", group] for group in groups]
+        figure = plots.lines(
+            {"CER": [float(value[0]) for value in by_group]},
+            {"CER": [interval(value) for value in by_group]},
+            list(groups),
+            xlabel="characters of the line",
+            ylabel="CER, with 95 % interval over lines",
+            title=f"{title}: {lines.split}, {len(texts)} lines",
+            fractions=True,
+        )
+        run.figure("cer_by_length", figure)
     most = confusions(texts, lines.texts).most_common(15)
     told = "\n".join(f"  {count:5d}  {wanted or '(nothing)'} read as {said or '(nothing)'}" for (wanted, said), count in most)
     run.say(f"The most frequent confusions in {lines.split}:\n{told}")

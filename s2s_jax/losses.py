@@ -8,10 +8,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from s2s_jax.decoding.ctc.frames import check_frames
-from s2s_jax.decoding.ctc.labels import check_labels, ctc_frames
+from s2s_jax.ctc import check_frames, check_labels, ctc_frames
 from s2s_jax.masks import check_ids, length_mask
 from s2s_jax.metrics import Mean, mean_over
+from s2s_jax.sharding import varying_as
 
 
 def cross_entropy(
@@ -48,6 +48,9 @@ def cross_entropy(
     return mean_over(loss, mask)
 
 
+_LOG_ZERO = -1e30
+
+
 class CTCNats(NamedTuple):
     """-log p(label | frames) of each row [B], and whether its label fits its frames; `mean_over(*nats)` takes those that do."""
 
@@ -77,7 +80,8 @@ def ctc_loss(
       blank: the symbol that says nothing.
       unfit: what is done where a label does not fit its frames. "raise" (lengths that are traced cannot be looked at: their
         loss is then infinite); "drop", the row's loss is 0 and it is not counted; "infinite". No such row has a gradient.
-        `ctc_frames` tells beforehand which rows these are.
+        `ctc_frames` tells beforehand which rows these are. A label that fits but needs a symbol whose logit is -inf has an
+        infinite loss and no gradient whatever this says.
 
     Raises:
       TypeError: lengths or labels that are not integers.
@@ -99,6 +103,9 @@ def ctc_loss(
         # Rows that do not fit are given an empty label, so that theirs is a loss with finite derivatives.
         paddings = ~length_mask(jnp.where(fits, label_lengths, 0), labels.shape[1])
         invalid, paddings = (~mask).astype(logits.dtype), paddings.astype(logits.dtype)
-        # What stands for log 0 is far below any true value; its default, -1e5, is not.
-        nats = optax.ctc_loss(logits, invalid, labels, paddings, blank_id=blank, log_epsilon=-1e30)
+        # What stands for log 0 is far below any true value (optax's own, -1e5, is not), and not -inf, which times 0 is NaN.
+        zero = varying_as(jnp.asarray(_LOG_ZERO, logits.dtype), (logits, labels, mask))
+        logits = jnp.where(logits == -jnp.inf, zero, logits)
+        nats = optax.ctc_loss(logits, invalid, labels, paddings, blank_id=blank, log_epsilon=zero).astype(logits.dtype)
+        nats = jnp.where(nats > -_LOG_ZERO / 10, jnp.inf, nats)  # a label through a symbol of probability 0
     return CTCNats(jnp.where(fits, nats, 0.0 if unfit == "drop" else jnp.inf), fits)

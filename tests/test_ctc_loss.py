@@ -52,15 +52,54 @@ def test_agrees_with_pytorch(blank, scale):
     assert_close(gradient, theirs.grad.numpy(), 1e-5)
 
 
-def test_agrees_with_keras():
-    oracles.oracle("keras")
-    from keras import ops
+def test_values_that_keras_own_test_holds():
+    # keras/src/ops/nn_test.py, test_ctc_loss. Its code is optax's, these numbers are not.
+    logits = [
+        [[0.4, 0.8, 0.4], [0.2, 0.8, 0.3], [0.9, 0.4, 0.5]],
+        [[0.4, 0.8, 0.4], [0.2, 0.3, 0.3], [0.4, 0.3, 0.2]],
+    ]
+    nats, fits = ctc_loss(np.array(logits, np.float32), [3, 2], np.array([[1, 2, 1], [1, 2, 2]]), [3, 2])
+    assert fits.all()
+    assert_close(nats, np.array([3.4411672, 1.91680186]), 1e-6)
 
+
+def test_a_symbol_of_probability_zero():
     logits, labels = drawn(0)
-    rows = LENGTHS > 0
-    want = ops.ctc_loss(labels[rows], logits[rows], LABEL_LENGTHS[rows], LENGTHS[rows], mask_index=0)
-    nats, _, _ = value_and_gradient(logits, LENGTHS, labels, LABEL_LENGTHS)
-    assert_close(nats[rows], np.asarray(want), 1e-5)
+    logits[:, :, 6] = -np.inf  # in no label of row 1, say; and in one of row 0
+    labels[0, 0], labels[1] = 6, [1, 2, 3, 4, 5]
+    labels[2:] = np.where(labels[2:] == 6, 5, labels[2:])
+    torch = oracles.oracle("torch")
+    theirs = torch.tensor(logits.astype(np.float64), requires_grad=True)
+    frames = torch.log_softmax(theirs, dim=-1).transpose(0, 1)
+    options = {"reduction": "none", "zero_infinity": False}
+    want = torch.nn.functional.ctc_loss(frames, torch.tensor(labels), tuple(LENGTHS), tuple(LABEL_LENGTHS), **options)
+    nats, _, gradient = value_and_gradient(logits, LENGTHS, labels, LABEL_LENGTHS)
+    assert np.isinf(nats[0])
+    assert_close(nats[1:], want.detach().numpy()[1:], 1e-5)
+    assert not gradient[0].any()
+    assert np.isfinite(gradient).all()
+
+
+def test_in_float64():
+    with jax.enable_x64(True):
+        logits, labels = drawn(0)
+        assert ctc_loss(logits, LENGTHS, labels, LABEL_LENGTHS).nats.dtype == np.float32
+        wide = ctc_loss(logits.astype(np.float64), LENGTHS, labels, LABEL_LENGTHS).nats
+        assert wide.dtype == np.float64
+        assert_close(ctc_loss(logits, LENGTHS, labels, LABEL_LENGTHS).nats.astype(np.float64), wide, 1e-5)
+
+
+def test_rows_split_over_devices():
+    logits, labels = drawn(0)
+    arguments = [np.concatenate([x, x[:2]]) for x in (logits, LENGTHS, labels, LABEL_LENGTHS)]
+    mesh = jax.make_mesh((8,), ("data",))
+    spec = jax.sharding.PartitionSpec("data")
+
+    def one(*rows):
+        return ctc_loss(*rows, unfit="infinite").nats
+
+    split = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec))
+    assert_close(split(*arguments), ctc_loss(*arguments).nats, 1e-6)
 
 
 @pytest.mark.parametrize("what", [np.nan, np.inf, -np.inf])

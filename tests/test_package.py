@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NUMERIC = ("types", "masks", "cells", "recurrence", "attention", "losses", "metrics", "decoding", "sharding", "cache")
+NUMERIC = ("types", "masks", "cells", "recurrence", "attention", "ctc", "losses", "metrics", "decoding", "sharding", "cache")
 FLAX = ("layers", "models", "training")
 # Imported when first used, and not before.
 LATE = (
     *("orbax", "matplotlib", "tensorflow_datasets", "grain", "rich", "tyro", "safetensors", "tensorboardX"),
-    *("tensorflow", "torch", "keras", "sacrebleu", "sacremoses", "sentencepiece", "array_record"),
+    *("tensorflow", "torch", "keras", "sacrebleu", "sacremoses", "sentencepiece", "array_record", "jiwer", "PIL"),
 )
 
 

@@ -14,9 +14,10 @@ def augmented_lines(
 ) -> tuple[Float[Array, "B H W C"], Int[Array, " B"]]:
     """Pictures of ink (1) on paper (0), each slanted, scaled, moved, bent, of thicker or thinner strokes, paler, and noisy.
 
-    Each row draws its own: a slant of up to 0.3 columns for each row, heights from 0.85 to 1.1, widths from 0.85 to 1.15 (no
-    more than the array has room for), a move of up to 2 rows; bends of about 1.5 pixels, smooth over 24; strokes up to one
-    pixel wider or thinner, in half of the pictures; ink of 0.7 to 1, by a gamma of 0.7 to 1.4; noise of up to 0.05.
+    Each row draws its own: a slant of up to 0.15 columns for each row, heights from 0.85 to 1, widths from 0.85 to 1.15 (a
+    smaller range around 1 where the array has no room for that), a move of up to 1 row; bends of up to 2 rows and 3 columns,
+    smooth over 24 columns and a third of the height; strokes up to one pixel wider or thinner, in half of the pictures; ink of
+    0.7 to 1, by a gamma of 0.7 to 1.4; noise of up to 0.05. So ink at the upper and lower edge stays nearly always inside.
 
     Args:
       pictures, widths: what stands behind the widths is not read.
@@ -36,16 +37,18 @@ def augmented_lines(
 
     mask = length_mask(widths, width)
     pictures = jnp.where(mask[:, None, :, None], pictures, 0)
-    room = (width / jnp.maximum(widths, 1))[:, None, None]
-    stretch = jnp.minimum(drawn(0.85, 1.15, 1.0), room)
+    room = (width / jnp.maximum(widths, 1))[:, None, None] - 1
+    # As much narrower as wider: lines of training should not be narrower than those to be read.
+    stretch = 1 + jnp.minimum(0.15, room) * drawn(-1, 1)
     widths = jnp.clip(jnp.round(widths * stretch[:, 0, 0]), jnp.minimum(widths, 1), width).astype(jnp.int32)
 
     coarse = (batch_size, 3, width // _GRID + 2, 2)
-    bends = jax.image.resize(jax.random.normal(next(keys), coarse), (batch_size, height, width, 2), "cubic")
-    y, x = jnp.mgrid[:height, :width].astype(jnp.float32)
+    bends = jax.image.resize(jax.random.normal(next(keys), coarse), (batch_size, height, width, 2), "linear")
+    bends = strength * jnp.clip(bends, -2, 2)
+    down, right = jnp.mgrid[:height, :width].astype(jnp.float32)
     middle = (height - 1) / 2
-    rows = (y - middle) / drawn(0.85, 1.1, 1.0) + middle + drawn(-2, 2) + strength * bends[..., 0]
-    across = (x + drawn(-0.3, 0.3) * (y - middle)) / stretch + 1.5 * strength * bends[..., 1]
+    rows = (down - middle) / drawn(0.85, 1.0, 1.0) + middle + drawn(-1, 1) + bends[..., 0]
+    across = (right + drawn(-0.15, 0.15) * (down - middle)) / stretch + 1.5 * bends[..., 1]
 
     def looked_up(picture: Array, rows: Array, across: Array) -> Array:
         channel = lambda values: jax.scipy.ndimage.map_coordinates(values, [rows, across], order=1)  # noqa: E731

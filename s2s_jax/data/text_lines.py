@@ -102,15 +102,15 @@ def digit_lines(split: Split, data_dir: str | Path, *, height: int = 32, count: 
     pictures, texts = [], []
     for _ in range(count or (20_000 if split == "train" else 1_000)):
         chosen = rng.integers(len(digits), size=rng.integers(3, 11))
-        line = np.zeros((height, 28 * len(chosen) + 8 * len(chosen)), np.uint8)
-        at = 0
+        line = np.zeros((height, 36 * len(chosen) + 8), np.uint8)
+        at = end = 0
         for digit in digits[chosen]:
             down = (height - 28) // 2 + int(rng.integers(-2, 3))
             place = line[down : down + 28, at : at + 28]
             np.maximum(place, digit, out=place)
-            at += 28 + int(rng.integers(-6, 9))
-        end = at + 8 - int(rng.integers(0, 8))
-        pictures.append(np.ascontiguousarray(line[:, : min(end, line.shape[1])].T[..., None]))
+            end = at + 28
+            at = end + int(rng.integers(-6, 9))
+        pictures.append(np.ascontiguousarray(line[:, : end + int(rng.integers(0, 8))].T[..., None]))
         texts.append("".join(map(str, labels[chosen])))
     return TextLines("mnist_lines", split, pictures, texts, [f"{split} {number}" for number in range(len(texts))])
 

@@ -1,6 +1,7 @@
 """From batches of pictures of lines to texts, by CTC or with a decoder, and where each symbol stands."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ class LineRead(NamedTuple):
       confidences: of each, 0 to 1.
       spans: first column of the picture that each was read from, and the one behind the last.
       log_prob: of the alignment that was read, of the text by beam search, or of the decoder's symbols.
-      finished: whether a decoder has said its end symbol.
+      finished: whether a decoder has said its end symbol; of a lexicon, whether there was a text of whole words.
     """
 
     text: str
@@ -96,7 +97,9 @@ class LineReader:
         best = ctc_beam_search(logits, frames, beam_size=beam_size, **options)
         tokens, lengths = best.tokens[:, 0], best.lengths[:, 0]
         where = _aligned(logits, frames, tokens, lengths)
-        return self._lines(pictures, tokens, lengths, where.confidences, where.starts, where.ends, best.log_probs[:, 0])
+        read = self._lines(pictures, tokens, lengths, where.confidences, where.starts, where.ends, best.log_probs[:, 0])
+        there = np.asarray(best.scores[:, 0]) > -np.inf
+        return [one._replace(finished=bool(found)) for one, found in zip(read, there, strict=True)]
 
     def _by_decoder(self, pictures: np.ndarray, widths: np.ndarray, beam_size: int) -> list[LineRead]:
         (context, state), frames = _started(*self._parts, pictures, widths)
@@ -134,12 +137,11 @@ class LineReader:
         ends: Int[Array, "B N"],
         log_probs: Float[Array, " B"],
     ) -> list[LineRead]:
-        per_frame = pictures.shape[1] // max(1, self._frames_of(pictures.shape[1]))
+        per_frame = math.prod(across for _, across in self._model.encoder.backbone.pools)
         arrays = map(np.asarray, (tokens, lengths, confidences, starts, ends, log_probs))
         found = []
         for said, length, sure, first, last, log_prob in zip(*arrays, strict=True):
-            # Start and end are symbols to the network like others, but stand in no label.
-            kept = np.flatnonzero((np.arange(len(said)) < length) & (said > END))
+            kept = np.flatnonzero((np.arange(len(said)) < length) & (said > END))  # a decoder may say others too
             spans = [(int(first[n]) * per_frame, int(last[n]) * per_frame) for n in kept]
             found.append(LineRead(self._characters.decode(said[kept]), sure[kept].tolist(), spans, float(log_prob)))
         return found
@@ -156,7 +158,9 @@ def _weights_of(aux: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _frames(graphdef: nnx.GraphDef, state: nnx.State, pictures: Any, widths: Any) -> Any:
-    return nnx.merge(graphdef, state)(as_ink(pictures), widths)
+    logits, lengths = nnx.merge(graphdef, state)(as_ink(pictures), widths)
+    # Start and end are symbols to the network like others, but stand in no label.
+    return logits.at[..., np.array([START, END])].set(-jnp.inf), lengths
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,10 +1,11 @@
-"""Columns as a sequence: padding, streaming into CTC and a decoder, training, and reading batches of lines."""
+"""Columns as a sequence: padding, CTC and a decoder, training, and reading batches of lines."""
 
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -16,8 +17,11 @@ from s2s_jax.decoding.ctc import ctc_greedy
 from s2s_jax.decoding.lexicon import make_lexicon
 from s2s_jax.decoding.ngrams import fit_ngrams
 from s2s_jax.layers import Backbone, Stage
+from s2s_jax.losses import ctc_loss
+from s2s_jax.metrics import mean_over
 from s2s_jax.models import CRNN, ColumnEncoder, PictureToText, decoder_step
 from s2s_jax.models.line_reader import LineReader, as_ink
+from s2s_jax.training.loop import fit
 from tests.samples import assert_close
 
 STAGES = (Stage(3, 1, (2, 2)), Stage(4, 1, (2, 2)))
@@ -142,6 +146,25 @@ def test_a_decoder_reads_as_its_greedy_search_does():
         assert line.text == ALPHABET.decode(np.asarray(want.tokens[0]))
         assert line.finished == bool(want.finished[0])
         assert line.log_prob == pytest.approx(float(want.scores[0]), rel=1e-4, abs=1e-4)
+
+
+def test_a_crnn_learns_what_its_lines_say():
+    texts = ["ab", "ba", "cc"]
+    columns = {"a": [255, 0, 0, 255], "b": [0, 0, 255, 255], "c": [255, 255, 255, 0]}
+    made = []
+    for text in texts:  # each character is 12 columns of its own pattern
+        rows = np.concatenate([np.tile(np.repeat(columns[character], 2), (12, 1)) for character in text])
+        made.append(rows[..., None].astype(np.uint8))
+    source = EncodedLines(TextLines("made", "train", made, texts, texts), ALPHABET)
+    plan = LineBatches(source, columns=200, shapes=1)
+
+    def loss(model, batch, key):
+        logits, frames = model(as_ink(batch["picture"]), batch["picture_lengths"], training=True)
+        nats, fits = ctc_loss(logits, frames, batch["label"], batch["label_lengths"], unfit="drop")
+        return jnp.sum(nats), {"loss": mean_over(nats, fits)}
+
+    model = fit(crnn(), loss, plan.shuffled(0), optimizer=optax.adam(2e-2), steps=80).model
+    assert [line.text for line in LineReader(model, ALPHABET)(plan.in_order(source))] == texts
 
 
 def test_errors_name_the_argument():

@@ -20,9 +20,10 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import addition, pixels, transfer
+from experiments import addition, handwriting, pixels, transfer
 from s2s_jax import layers
 from s2s_jax.data.pipeline import Batches
+from s2s_jax.data.vocabulary import Characters
 from s2s_jax.losses import cross_entropy
 from s2s_jax.metrics import Mean, mean_over
 from s2s_jax.models import SequenceClassifier
@@ -733,12 +734,21 @@ def of_pixels(**options):
     return pixels.build_model(config), functools.partial(pixels.loss, config), batch
 
 
+def of_handwriting(**options):
+    config = handwriting.Config(hidden_features=8, num_layers=1, **options)
+    batch = {"picture": np.zeros((2, 64, 32, 1), np.uint8), "picture_lengths": np.full(2, 64, np.int32)}
+    batch |= {"label": np.full((2, 4), 3, np.int32), "label_lengths": np.full(2, 4, np.int32), "mask": np.ones(2, bool)}
+    return handwriting.build_model(config, Characters("ab")), functools.partial(handwriting.loss, config), batch
+
+
 TRAIN_STEPS = {
     "addition": lambda: of_addition(),
     "addition repeat_vector gru": lambda: of_addition(decoder="repeat_vector", cell="gru"),
     "addition teacher forcing rnn": lambda: of_addition(teacher_forcing=0.5, cell="rnn", double_source=True),
     "pixels": lambda: of_pixels(),
     "pixels gru both ways": lambda: of_pixels(cell="gru", bidirectional=True, pooling="mean", order="permuted"),
+    "handwriting": lambda: of_handwriting(),
+    "handwriting attention gru": lambda: of_handwriting(model="attention", cell="gru", backbone="residual"),
     "batch norm": lambda: (WithNorm(), norm_loss, BATCHES(0)),
     "language model": lambda: of_transfer(),
     "text classifier": lambda: of_transfer(labels=10, cell="lstm"),

@@ -7,4 +7,3 @@ from s2s_jax.decoding.ctc.beam import Texts as Texts
 from s2s_jax.decoding.ctc.beam import ctc_beam_search as ctc_beam_search
 from s2s_jax.decoding.ctc.greedy import Read as Read
 from s2s_jax.decoding.ctc.greedy import ctc_greedy as ctc_greedy
-from s2s_jax.decoding.ctc.labels import ctc_frames as ctc_frames

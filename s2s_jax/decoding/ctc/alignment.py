@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from s2s_jax.decoding.ctc.frames import check_frames
-from s2s_jax.decoding.ctc.labels import check_labels, ctc_frames
+from s2s_jax.ctc import check_frames, check_labels, ctc_frames
 from s2s_jax.sharding import varying_as
 
 
@@ -18,8 +17,8 @@ class Alignment(NamedTuple):
       starts, ends: frames of each symbol.
       positions: which symbol of the label each frame says; -1 for the blank and in the padding.
       confidences: greatest probability of each symbol in its frames.
-      log_probs: of this alignment; -inf where the label does not fit its frames.
-      fits: whether it does. Where not, nothing is aligned.
+      log_probs: of this alignment; -inf where there is none, and nothing is aligned then.
+      fits: whether the label fits its frames.
     """
 
     starts: Int[Array, "B N"]
@@ -67,7 +66,7 @@ def ctc_align(
         gain, valid = at
         moved = jnp.pad(best, ((0, 0), (2, 0)), constant_values=-jnp.inf)
         options = jnp.stack([best, moved[:, 1:-1], jnp.where(skips, moved[:, :-2], -jnp.inf)])
-        step = jnp.where(valid[:, None], jnp.argmax(options, axis=0), 0)
+        step = jnp.where(valid[:, None], jnp.argmax(options, axis=0), 0).astype(jnp.int32)
         return jnp.where(valid[:, None], jnp.max(options, axis=0) + gain, best), step
 
     # A step from before the first frame into its first blank or first symbol.
@@ -85,7 +84,7 @@ def ctc_align(
         return state - step[rows, state], state
 
     _, path = jax.lax.scan(back, last, steps, reverse=True)
-    said = mask & fits[:, None] & (path.T % 2 == 1)
+    said = mask & (found > -jnp.inf)[:, None] & (path.T % 2 == 1)
     positions = jnp.where(said, path.T // 2, -1)
 
     here = positions[:, :, None] == jnp.arange(most)  # [B, T, N]

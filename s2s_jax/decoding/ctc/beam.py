@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from s2s_jax.decoding.ctc.frames import check_frames
+from s2s_jax.ctc import check_frames
 from s2s_jax.decoding.lexicon import Lexicon
 from s2s_jax.sharding import varying_as
 from s2s_jax.types import Context, DecoderStep, Params, State
@@ -99,7 +99,8 @@ def ctc_beam_search(
                 f"got {size} symbols, start {start} and end {end}"
             )
         model = _Model(language.step, start, end)
-        given = _Given(language.params, language.context, language.state, language.weight, language.bonus)
+        weight, bonus = (jnp.asarray(number, log_probs.dtype) for number in (language.weight, language.bonus))
+        given = _Given(language.params, language.context, language.state, weight, bonus)
     if not time:  # one frame that is not valid, so that there is something to look at
         log_probs, mask = (jnp.pad(leaf, ((0, 0), (0, 1), (0, 0))[: leaf.ndim]) for leaf in (log_probs, mask))
     found = _search(model, (blank, pad, beam_size, n_best), log_probs, mask, given, lexicon)
@@ -163,6 +164,7 @@ def _search(
         repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (width, *leaf.shape)), context)
         state, logits, _ = model.step(given.params, repeated, state, tokens)
         gains = jax.nn.log_softmax(logits.astype(dtype))
+        gains = jnp.where(jnp.isnan(gains), -jnp.inf, gains)  # a beginning that cannot be judged goes no further
         gains = jnp.concatenate([gains[:, :vocabulary_size], gains[:, model.end : model.end + 1]], axis=1)
         gains = jnp.where(gains == -jnp.inf, gains, gains * given.weight)  # a weight of 0 times that would be NaN
         return state, gains + jnp.where(jnp.arange(vocabulary_size + 1) < vocabulary_size, given.bonus, 0)
@@ -211,14 +213,14 @@ def _search(
         # Beginning i grows into j, which is in the beam already.
         parent = beam.extends & (beam.lengths[:, None] + 1 == beam.lengths)
         joining = jnp.max(jnp.where(parent, grown[:, last], -jnp.inf), axis=0)
-        onto = jnp.zeros((width, vocabulary_size), bool).at[jnp.arange(width)[:, None], last].max(parent)
+        onto = jnp.any(parent[:, :, None] & (last[:, None] == symbols), axis=1)
         grown = jnp.where(onto, -jnp.inf, grown)
         on_blank = total + y[blank]
         on_symbol = jnp.logaddexp(jnp.where(empty, -jnp.inf, beam.on_symbol + y[last]), joining)
 
         scores = (grown + beam.fused[:, None] + (beam.next[:, :-1] if model is not None else 0)).reshape(-1)
         scores = jnp.concatenate([jnp.logaddexp(on_blank, on_symbol) + beam.fused, scores])
-        best, chosen = jax.lax.top_k(scores, width)
+        best, chosen = jax.lax.top_k(jnp.where(jnp.isnan(scores), -jnp.inf, scores), width)
         stays = chosen < width
         origin = jnp.where(stays, chosen, (chosen - width) // vocabulary_size)
         said = jnp.where(stays, -1, (chosen - width) % vocabulary_size)
@@ -236,7 +238,7 @@ def _search(
             (within & longer & (after == said[:, None])) | (same & (said[:, None] == said)),
         )
         new = _Beam(
-            tokens=beam.tokens[origin].at[slots, jnp.where(stays, time, before)].set(said, mode="drop"),
+            tokens=jnp.where(~stays[:, None] & (jnp.arange(time) == before[:, None]), said[:, None], beam.tokens[origin]),
             lengths=before + ~stays,
             on_blank=jnp.where(alive & stays, on_blank[origin], -jnp.inf),
             on_symbol=jnp.where(alive, jnp.where(stays, on_symbol[origin], grown[origin, said]), -jnp.inf),

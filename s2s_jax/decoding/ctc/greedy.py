@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from s2s_jax.decoding.ctc.frames import check_frames
+from s2s_jax.ctc import check_frames
 
 
 class Read(NamedTuple):

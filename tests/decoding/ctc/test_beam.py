@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from s2s_jax.decoding.ctc import Language, ctc_beam_search, ctc_greedy
+from s2s_jax.decoding.ctc import Language, ctc_align, ctc_beam_search, ctc_greedy
 from s2s_jax.decoding.lexicon import make_lexicon
 from s2s_jax.decoding.ngrams import fit_ngrams, ngram_step
 from s2s_jax.models import LanguageModel, decoder_step
@@ -171,6 +171,26 @@ def test_best_text_is_not_the_best_alignment():
     assert listed(found, 0) == pytest.approx({(1,): np.log(0.64), (): np.log(0.36)}, rel=1e-5)
 
 
+def test_values_that_keras_own_test_holds():
+    # keras/src/ops/nn_test.py, test_ctc_decode.
+    logits = np.array(
+        [
+            [[0.1, 0.4, 0.2, 0.4], [0.3, -0.3, 0.4, 0.2], [0.3, 0.2, 0.4, 0.3]],
+            [[0.7, 0.4, 0.3, 0.2], [0.3, 0.3, 0.4, 0.1], [0.6, -0.1, 0.1, 0.5]],
+            [[0.1, 0.4, 0.2, 0.7], [0.3, 0.3, -0.2, 0.7], [0.3, 0.2, 0.4, 0.1]],
+        ],
+        np.float32,
+    )
+    lengths = np.array([3, 3, 1])
+    read = ctc_greedy(logits, lengths, pad=-1)
+    np.testing.assert_array_equal(read.tokens, [[1, 2, -1], [2, -1, -1], [3, -1, -1]])
+    found = ctc_beam_search(logits, lengths, pad=-1, beam_size=4, n_best=2)
+    best = [[[1, 2, -1], [2, -1, -1]], [[2, -1, -1], [3, -1, -1]], [[3, -1, -1], [1, -1, -1]]]
+    np.testing.assert_array_equal(found.tokens, best)
+    scores = [[-2.426537, -2.435596], [-2.127681, -2.182338], [-1.063386, -1.363386]]
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
+
+
 def test_agrees_with_keras():
     oracles.oracle("keras")
     from keras import ops
@@ -203,6 +223,50 @@ def test_under_jit_and_in_half_precision():
     halved = search(logits.astype(jnp.bfloat16), LENGTHS, language, lexicon)
     assert halved.scores.dtype == jnp.float32
     np.testing.assert_array_equal(halved.lengths, want.lengths)
+
+
+def test_in_float64():
+    with jax.enable_x64(True):
+        logits, _ = drawn(np.random.default_rng(9), B, T, V)
+        language, _, _ = of_texts(weight=np.float64(0.5))
+        found = ctc_beam_search(logits, LENGTHS, beam_size=4, language=language)
+        assert found.scores.dtype == np.float32
+        aligned = ctc_align(logits, LENGTHS, found.tokens[:, 0], found.lengths[:, 0])
+        assert aligned.log_probs.dtype == np.float32
+        assert ctc_greedy(logits, LENGTHS).log_probs.dtype == np.float32
+
+
+def test_rows_split_over_devices():
+    logits, _ = drawn(np.random.default_rng(9), 8, T, V)
+    lengths = np.array([9, 6, 1, 0, 7, 9, 9, 4])
+    mesh = jax.make_mesh((8,), ("data",))
+    spec = jax.sharding.PartitionSpec("data")
+
+    def search(logits, lengths):
+        found = ctc_beam_search(logits, lengths, beam_size=4, n_best=2)
+        return found, ctc_align(logits, lengths, found.tokens[:, 0], found.lengths[:, 0])
+
+    split = jax.jit(jax.shard_map(search, mesh=mesh, in_specs=(spec, spec), out_specs=spec))(logits, lengths)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), split, search(logits, lengths))
+
+
+def test_what_cannot_be_judged_goes_no_further():
+    logits, _ = drawn(np.random.default_rng(11), B, T, V)
+
+    def step(params, context, state, tokens):  # NaN behind a 2
+        return (
+            jnp.where(tokens == 2, jnp.nan, state),
+            jnp.zeros((len(tokens), V)) + jnp.where(tokens == 2, jnp.nan, 0)[:, None],
+            None,
+        )
+
+    language = Language(step, None, jnp.zeros(B))
+    found = ctc_beam_search(logits, LENGTHS, beam_size=6, n_best=6, language=language)
+    exists = np.asarray(found.scores) > -np.inf
+    assert not np.isnan(found.scores).any()
+    assert exists[:, 0].all()
+    # A 2 may be the last symbol of none: what comes behind it, the end too, is not a number.
+    assert not np.any((np.asarray(found.tokens) == 2) & exists[:, :, None])
 
 
 def test_what_may_change_compiles_nothing_anew():

@@ -1,16 +1,34 @@
-"""The labels of CTC: what is demanded of them, and how many frames they need."""
+"""Connectionist temporal classification: what is demanded of frames and labels, and which label fits its frames."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from s2s_jax.masks import check_ids, check_lengths, length_mask
 
 
+def check_frames(
+    logits: Float[Array, "B T V"], lengths: Int[Array, " B"] | None, blank: int
+) -> tuple[Float[Array, "B T V"], Bool[Array, "B T"]]:
+    """The logits in float32 at least, zeros in the padding whatever stood there, and which frames are valid.
+
+    Raises:
+      ValueError: another shape, a blank outside the vocabulary, or concrete lengths out of range. Traced ones are clipped.
+    """
+    if jnp.ndim(logits) != 3:
+        raise ValueError(f"logits: expected [B, T, V], got shape {jnp.shape(logits)}")
+    batch_size, time, vocabulary_size = logits.shape
+    if not 0 <= blank < vocabulary_size:
+        raise ValueError(f"blank: expected a symbol from 0 to {vocabulary_size - 1}, got {blank}")
+    lengths = jnp.full(batch_size, time, jnp.int32) if lengths is None else check_lengths(lengths, batch_size, time)
+    mask = length_mask(lengths, time)
+    return jnp.where(mask[..., None], logits, 0).astype(jnp.promote_types(logits.dtype, jnp.float32)), mask
+
+
 def ctc_frames(labels: Int[Array, "B N"], label_lengths: Int[Array, " B"]) -> Int[Array, " B"]:
     """The fewest frames that each label fits: its symbols, and a blank between each two that are equal."""
-    labels, label_lengths = jnp.asarray(labels), jnp.asarray(label_lengths)
+    labels, label_lengths = jnp.asarray(labels), jnp.asarray(label_lengths).astype(jnp.int32)
     repeats = (labels[:, 1:] == labels[:, :-1]) & length_mask(label_lengths - 1, max(labels.shape[1] - 1, 0))
     return label_lengths + jnp.sum(repeats, axis=1, dtype=label_lengths.dtype)
 
