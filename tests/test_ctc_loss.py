@@ -92,7 +92,7 @@ def test_in_float64():
 def test_rows_split_over_devices():
     logits, labels = drawn(0)
     arguments = [np.concatenate([x, x[:2]]) for x in (logits, LENGTHS, labels, LABEL_LENGTHS)]
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("data")
 
     def one(*rows):
@@ -158,9 +158,9 @@ def test_rows_may_be_mapped_over():
 
 
 def test_no_rows_no_frames_and_no_symbols():
-    empty = ctc_loss(np.zeros((0, T, V)), np.zeros(0, int), np.zeros((0, N), int), np.zeros(0, int))
+    empty = ctc_loss(np.zeros((0, T, V), np.float32), np.zeros(0, int), np.zeros((0, N), int), np.zeros(0, int))
     assert empty.nats.shape == (0,)
-    nats, fits = ctc_loss(np.zeros((2, 0, V)), [0, 0], np.ones((2, 3), int), [0, 1], unfit="drop")
+    nats, fits = ctc_loss(np.zeros((2, 0, V), np.float32), [0, 0], np.ones((2, 3), int), [0, 1], unfit="drop")
     assert nats.tolist() == [0, 0]
     assert fits.tolist() == [True, False]
     logits = drawn(0)[0]
@@ -179,7 +179,7 @@ def test_no_rows_no_frames_and_no_symbols():
         ({"labels": np.full((B, N), V)}, "labels: expected ids from 0 to 6, got 7"),
         ({"lengths": np.full(B, T + 1)}, "lengths: expected values from 0 to T = 12, got 13 in row 0"),
         ({"label_lengths": np.full(B, -1)}, "label_lengths: expected values from 0 to T = 5, got -1 in row 0"),
-        ({"logits": np.zeros((B, V))}, r"logits: expected \[B, T, V\], got shape \(6, 7\)"),
+        ({"logits": np.zeros((B, V), np.float32)}, r"logits: expected \[B, T, V\], got shape \(6, 7\)"),
     ],
 )
 def test_errors_name_the_argument(change, message):

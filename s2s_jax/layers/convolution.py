@@ -1,5 +1,6 @@
 """Convolutions over pictures whose widths differ: columns behind a picture's width reach nothing."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -184,8 +185,10 @@ def max_pool(x: Float[Array, "B H W F"], window: tuple[int, int]) -> Float[Array
     """The greatest of each window of h rows and w columns that is whole; windows do not overlap."""
     (down, across), (batch_size, height, width, features) = window, x.shape
     height, width = height // down, width // across
-    x = x[:, : height * down, : width * across]
-    return jnp.max(x.reshape(batch_size, height, down, width, across, features), axis=(2, 4))
+    x = x[:, : height * down, : width * across].reshape(batch_size, height, down, width, across, features)
+    # Not `jnp.max`: its gradient divides by how many places equal the greatest, and where XLA computes x once more with other
+    # roundings that is none, and the gradient NaN.
+    return functools.reduce(jnp.maximum, [x[:, :, i, :, j] for i in range(down) for j in range(across)])
 
 
 def _columns(x: Array, widths: Array | None) -> Bool[Array, "B H W"] | None:

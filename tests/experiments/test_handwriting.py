@@ -159,4 +159,4 @@ def test_data_that_is_not_there(tmp_path):
         call(*SMALL, "--runs-dir", tmp_path / "runs", "--dataset", "mnist_lines")
     with pytest.raises(SystemExit, match="expected 'froc_mss' in"):
         call(*SMALL, "--runs-dir", tmp_path / "runs", "--dataset", "froc_mss", "--data-dir", tmp_path)
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs/handwriting").exists()

@@ -110,6 +110,7 @@ def test_lines_are_read_in_the_order_of_the_source():
     read = LineReader(model, ALPHABET)(in_batches(source))
     for number, line in enumerate(read):
         logits, lengths = alone(model, source[number]["picture"])
+        logits = np.where(np.isin(np.arange(len(ALPHABET)), [START, END]), -np.inf, logits)  # they stand in no label
         want = ctc_greedy(logits, lengths)
         said = np.asarray(want.tokens[0, : int(want.lengths[0])])
         kept = said > END
@@ -163,7 +164,7 @@ def test_a_crnn_learns_what_its_lines_say():
         nats, fits = ctc_loss(logits, frames, batch["label"], batch["label_lengths"], unfit="drop")
         return jnp.sum(nats), {"loss": mean_over(nats, fits)}
 
-    model = fit(crnn(), loss, plan.shuffled(0), optimizer=optax.adam(2e-2), steps=80).model
+    model = fit(crnn(), loss, plan.shuffled(0), optimizer=optax.adam(2e-2), steps=300).model  # running statistics need some
     assert [line.text for line in LineReader(model, ALPHABET)(plan.in_order(source))] == texts
 
 

@@ -239,7 +239,7 @@ def test_in_float64():
 def test_rows_split_over_devices():
     logits, _ = drawn(np.random.default_rng(9), 8, T, V)
     lengths = np.array([9, 6, 1, 0, 7, 9, 9, 4])
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("data")
 
     def search(logits, lengths):
