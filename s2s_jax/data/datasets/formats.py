@@ -1,26 +1,22 @@
 """Five plain formats of a folder, each checked as it is read: nothing is skipped, and faults are named by file and line."""
 
-import contextlib
 import csv
 import decimal
 import itertools
-import lzma
 import re
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from s2s_jax.data.datasets.media import Medium, check_media, media_beside, member, opened
 from s2s_jax.data.datasets.report import Duplicates, Report
 from s2s_jax.data.datasets.text_files import Kind, decoded_lines, kind_of, number_of, read_lines, read_rows, value_of
 from s2s_jax.data.images import load_mnist, read_idx
 
 Example = dict[str, Any]
 
-_DAMAGED_ZIP = (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError, NotImplementedError)
 _LIST_OF: dict[Kind, Kind] = {"text": "texts", "int": "ints", "float": "floats"}
 _MEDIA = {".png": "image", ".jpg": "image", ".jpeg": "image", ".flac": "audio", ".wav": "audio", ".ogg": "audio"}
 _TABLE = re.compile(r"(?P<split>.+?)\.(?P<kind>tsv|csv)(\.gz|\.xz)?")
@@ -181,25 +177,20 @@ def _read_parallel_text(folder: Path, name: str, languages: Sequence[str] | None
 # A manifest and zips -------------------------------------------------------------------------------------------------------
 
 
-class _Medium(NamedTuple):
-    line: int  # of the manifest that names it first
-    rows: list[dict[str, Any]]
-
-
 def _read_manifest(folder: Path, name: str) -> Contents:
     """`manifest.tsv` and `<split>.zip`, or the files beside it: one example for each file, as its encoded bytes.
 
     Where files have several lines each (five captions of a picture), every other column is an array of theirs.
     """
     manifest = folder / "manifest.tsv"
-    media: dict[str, dict[str, _Medium]] = {}
+    media: dict[str, dict[str, Medium]] = {}
     columns: list[str] = []
     for line, row in read_rows(manifest, ("split", "file")):
         where = f"{manifest}:{line}"
         columns = columns or [column for column in row if column not in ("split", "file")]
         values = {column: value_of(row[column], column, where) for column in columns}
         by_file = media.setdefault(_split_name(row["split"], where), {})
-        by_file.setdefault(row["file"], _Medium(line, [])).rows.append(values)
+        by_file.setdefault(row["file"], Medium(line, [])).rows.append(values)
     endings = {Path(file).suffix.lower() for by_file in media.values() for file in by_file}
     kinds = {_MEDIA.get(ending) for ending in endings}
     if len(kinds) != 1 or None in kinds:
@@ -212,109 +203,16 @@ def _read_manifest(folder: Path, name: str) -> Contents:
     for column in columns:
         fields[column] = _LIST_OF[kind_of(column)] if several else kind_of(column)
     report = Report()
-    _check_media(folder, manifest, media, report)
+    check_media(folder, manifest, media, report)
 
     def examples(split: str) -> Iterator[Example]:
-        with _opened(folder, split) as archive:
+        with opened(folder, split) as archive:
             for file, medium in media[split].items():
                 first = medium.rows[0]
                 others = {column: [row[column] for row in medium.rows] for column in columns} if several else first
-                yield {kind: _member(archive, file), "file": file, **others}
+                yield {kind: member(archive, file), "file": file, **others}
 
     return Contents(fields, _per_split(examples, media), report)
-
-
-class _Beside:
-    """The files beside a manifest, asked for as those of a zip are."""
-
-    def __init__(self, folder: Path):
-        self.filename = str(folder)
-        self._folder = folder
-
-    def __enter__(self) -> "_Beside":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def read(self, file: str) -> bytes:
-        return (self._folder / file).read_bytes()
-
-    def sums(self, files: Iterable[str]) -> dict[str, tuple[int, int]]:
-        """{file: (CRC, size)} of those that are there."""
-        there = [file for file in files if (self._folder / file).is_file()]
-        return {file: (zlib.crc32(content), len(content)) for file in there for content in [self.read(file)]}
-
-
-class _Zipped(zipfile.ZipFile):
-    def sums(self, files: Iterable[str]) -> dict[str, tuple[int, int]]:
-        return {info.filename: (info.CRC, info.file_size) for info in self.infolist() if not info.is_dir()}
-
-
-def _opened(folder: Path, split: str) -> _Beside | _Zipped:
-    path = folder / f"{split}.zip"
-    return _Zipped(path) if path.exists() else _Beside(folder)
-
-
-def _media_beside(folder: Path) -> list[Path]:
-    """Those of the splits that have no zip."""
-    rows = [row for _, row in read_rows(folder / "manifest.tsv", ("split", "file"))]
-    loose = {row["file"] for row in rows if not (folder / f"{row['split']}.zip").exists()}
-    return sorted(path for file in loose if (path := folder / file).is_file())
-
-
-def _check_media(folder: Path, manifest: Path, media: dict[str, dict[str, _Medium]], report: Report) -> None:
-    """Each file is there, and none stands in two splits. Sums and sizes, of zips in their own lists, say which may be equal."""
-    for path in sorted(folder.glob("*.zip")):
-        if path.stem not in media:
-            raise ValueError(f"{manifest}: expected lines of the split {path.stem!r}, for there is {path.name}; found none")
-    alike: dict[tuple[int, int], list[tuple[str, str]]] = {}
-    splits_of: dict[str, list[str]] = {}
-    with contextlib.ExitStack() as opened:
-        archives: dict[str, _Beside | _Zipped] = {}
-        for split, by_file in media.items():
-            path = folder / f"{split}.zip"
-            try:
-                archives[split] = opened.enter_context(_opened(folder, split))
-            except _DAMAGED_ZIP as error:
-                raise ValueError(f"{path}: damaged zip file ({error})") from error
-            members = archives[split].sums(by_file)
-            if not members:
-                first = next(iter(by_file.values())).line
-                expected = f"{path.name} for the split {split!r}, or its files beside the manifest"
-                raise ValueError(f"{manifest}:{first}: expected {expected}, found neither")
-            for file, medium in by_file.items():
-                if file not in members:
-                    where = path.name if path.exists() else "the folder of the manifest"
-                    raise ValueError(f"{manifest}:{medium.line}: expected {file!r} in {where}, found none")
-                alike.setdefault(members[file], []).append((split, file))
-                splits_of.setdefault(file, []).append(split)
-            for file in sorted(set(members) - set(by_file)):
-                report.found("files in a zip that no line of the manifest names", f"{path.name}: {file}")
-        for group in alike.values():
-            equal: dict[bytes, tuple[str, str]] = {}
-            for split, file in group if len(group) > 1 else ():
-                other, other_file = equal.setdefault(_member(archives[split], file), (split, file))
-                if other != split:
-                    raise ValueError(
-                        f"{manifest}:{media[split][file].line}: expected each file in one split, got {file!r} in {split!r} "
-                        f"with the bytes of {other_file!r} in {other!r}"
-                    )
-                if other_file != file:
-                    report.found("files of equal bytes in one split", f"{split}: {other_file} and {file}")
-    for file, splits in splits_of.items():
-        if len(splits) > 1:
-            report.found("different files of one name in two splits", f"{file} in {' and '.join(splits)}")
-
-
-def _member(archive: _Beside | _Zipped, file: str) -> bytes:
-    try:
-        content = archive.read(file)
-    except _DAMAGED_ZIP as error:
-        raise ValueError(f"{archive.filename}: damaged zip file, at {file!r} ({error})") from error
-    if not content:
-        raise ValueError(f"{archive.filename}: expected {file!r} to hold something, got an empty file")
-    return content
 
 
 # Tables of labelled text ---------------------------------------------------------------------------------------------------
@@ -400,7 +298,7 @@ FORMATS = {
     "manifest and zips": Format(
         lambda names: [name for name in names if "manifest.tsv" in names and (name == "manifest.tsv" or name.endswith(".zip"))],
         _read_manifest,
-        named=_media_beside,
+        named=media_beside,
     ),
     "labelled text": Format(
         lambda names: [] if "manifest.tsv" in names else _table_names(names, "tsv"),

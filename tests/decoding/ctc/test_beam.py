@@ -49,7 +49,7 @@ def searched(log_probs, width, blank=0, gain=lambda text, symbol: 0.0, end=lambd
     return {text: value for text, value in last.items() if value > -np.inf}
 
 
-def check(found, wanted):
+def assert_finds(found, wanted):
     for row, want in enumerate(wanted):
         best = sorted(want, key=lambda text: -want[text])
         count = int(np.sum(np.asarray(found.scores[row]) > -np.inf))
@@ -65,7 +65,7 @@ def test_narrow_beams_keep_what_the_plain_search_keeps(width, blank):
     for seed in range(3):
         logits, log_probs = drawn(np.random.default_rng(seed), B, T, V)
         found = ctc_beam_search(logits, LENGTHS, blank=blank, beam_size=width, n_best=width)
-        check(found, [searched(y[:n], width, blank) for y, n in zip(log_probs, LENGTHS, strict=True)])
+        assert_finds(found, [searched(y[:n], width, blank) for y, n in zip(log_probs, LENGTHS, strict=True)])
 
 
 def of_texts(order=3, weight=0.7, bonus=0.4):
@@ -87,7 +87,7 @@ def test_language_model_is_fused_as_the_score_says(width):
     logits, log_probs = drawn(np.random.default_rng(3), B, T, V)
     language, gain, end = of_texts()
     found = ctc_beam_search(logits, LENGTHS, beam_size=width, n_best=width, language=language)
-    check(found, [searched(y[:n], width, gain=gain, end=end) for y, n in zip(log_probs, LENGTHS, strict=True)])
+    assert_finds(found, [searched(y[:n], width, gain=gain, end=end) for y, n in zip(log_probs, LENGTHS, strict=True)])
     free = ctc_beam_search(logits, LENGTHS, beam_size=width, n_best=width)
     assert np.any(np.asarray(found.tokens) != np.asarray(free.tokens))
 
@@ -114,7 +114,7 @@ def test_wide_beams_with_a_language_model_find_the_best_of_all_texts():
             value += 2.0 * float(logits[0, symbol])
         return value + 0.1 * len(text)
 
-    check(found, [{text: value + of(text) for text, value in texts_of(y).items()} for y in log_probs])
+    assert_finds(found, [{text: value + of(text) for text, value in texts_of(y).items()} for y in log_probs])
 
 
 @pytest.mark.parametrize("width", [3, 30])
@@ -140,7 +140,7 @@ def test_lexicon_lets_its_words_alone_pass(width):
     def end(text):
         return 0.0 if parts(text)[-1] in [*words, ()] else -np.inf
 
-    check(found, [searched(y[:n], width, end=end, allowed=allowed) for y, n in zip(log_probs, LENGTHS, strict=True)])
+    assert_finds(found, [searched(y[:n], width, end=end, allowed=allowed) for y, n in zip(log_probs, LENGTHS, strict=True)])
 
 
 def test_recurrent_language_model_is_a_language_too():
@@ -160,7 +160,7 @@ def test_recurrent_language_model_is_a_language_too():
     def gain(text, symbol):
         return 0.5 * float(log_probs_after(text)[symbol])
 
-    check(found, [searched(y, 5, gain=gain, end=lambda text: gain(text, V + 1)) for y in log_probs])
+    assert_finds(found, [searched(y, 5, gain=gain, end=lambda text: gain(text, V + 1)) for y in log_probs])
 
 
 def test_best_text_is_not_the_best_alignment():
