@@ -26,6 +26,7 @@ from flax import nnx
 
 from s2s_jax import cells, plots
 from s2s_jax.bootstrap import bootstrap, interval, length_groups
+from s2s_jax.ctc import ctc_frames
 from s2s_jax.data.augmentation import augmented_lines
 from s2s_jax.data.text_lines import (
     EncodedLines,
@@ -229,9 +230,9 @@ def encode(config: Config, model: CRNN | PictureToText, lines: TextLines, charac
     """Lines as numbers. Training lines may be left out where CTC cannot say them; lines to be scored never are."""
     ctc, training = isinstance(model, CRNN), lines.split == "train"
 
-    def fits(width: int, label: np.ndarray) -> bool:
-        # As `ctc_frames` counts them, without a compilation for each length.
-        return len(label) + np.sum(label[1:] == label[:-1]) <= model.encoder.backbone.reduced(config.height, width)[1]
+    def fits(widths: np.ndarray, labels: np.ndarray, label_lengths: np.ndarray) -> np.ndarray:
+        _, frames = model.encoder.backbone.reduced(config.height, jnp.asarray(widths))
+        return np.asarray(ctc_frames(jnp.asarray(labels), jnp.asarray(label_lengths)) <= frames)
 
     encoded = EncodedLines(
         lines,

@@ -156,7 +156,8 @@ class EncodedLines:
       characters: the alphabet.
       unknown: what is done with a character that the alphabet lacks: an error, or it is left out of the label and counted.
       label_end: symbols behind each label, an end symbol say.
-      keep: which lines stay, by picture width and label; `dropped` has the ids of the others. None for all.
+      keep: `(widths [N], labels [N, L], label lengths [N]) -> bool [N]`, which lines stay; `dropped` has the ids of the others.
+        None for all.
 
     Attributes:
       unknown: how often each character stands in the texts that the alphabet lacks.
@@ -173,7 +174,7 @@ class EncodedLines:
         *,
         unknown: Literal["error", "count"] = "error",
         label_end: Sequence[int] = (),
-        keep: Callable[[int, np.ndarray], bool] | None = None,
+        keep: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None,
     ):
         known = set(characters.alphabet)
         self.name, self.split = lines.name, lines.split
@@ -187,11 +188,19 @@ class EncodedLines:
                 raise ValueError(f"{lines.name}, {name}: expected characters of the alphabet, got {codes} in {text!r}")
             self.unknown.update(lacks)
             label = np.array([*characters.encode("".join(c for c in text if c in known)), *label_end], np.int32)
-            if keep is not None and not keep(len(picture), label):
-                self.dropped.append(name)
-                continue
             self._examples.append({"picture": picture, "label": label})
-        self.lengths = {
+        self.lengths = self._measured()
+        if keep is not None:
+            labels = np.zeros((len(self), int(self.lengths["label"].max(initial=0))), np.int32)
+            for row, example in zip(labels, self._examples, strict=True):
+                row[: len(example["label"])] = example["label"]
+            kept = keep(self.lengths["picture"], labels, self.lengths["label"])
+            self.dropped = [name for name, stays in zip(lines.ids, kept, strict=True) if not stays]
+            self._examples = [example for example, stays in zip(self._examples, kept, strict=True) if stays]
+            self.lengths = self._measured()
+
+    def _measured(self) -> dict[str, np.ndarray]:
+        return {
             field: np.array([len(example[field]) for example in self._examples], np.int32) for field in ("picture", "label")
         }
 

@@ -159,6 +159,14 @@ def test_a_manifest_with_its_files_beside_it(tmp_path):
     again = load("set", "train", data_dir=tmp_path / "data")
     assert again.fingerprint != beside.fingerprint
     assert again[0]["audio"] == b"fLaC new"
+    # What lies elsewhere is not read, and so is not there.
+    manifest = tmp_path / "data" / "set" / "manifest.tsv"
+    (tmp_path / "data" / "2.flac").write_bytes(b"fLaC elsewhere")
+    for elsewhere in ("../2.flac", str(tmp_path / "data" / "2.flac")):
+        manifest.write_text(AUDIO["manifest.tsv"].replace("2.flac", elsewhere))
+        with pytest.raises(ValueError, match=r"manifest.tsv:3: expected '.*2.flac' in the folder of the manifest, found none"):
+            load("set", "train", data_dir=tmp_path / "data")
+    manifest.write_text(AUDIO["manifest.tsv"])
     (tmp_path / "data" / "set" / "2.flac").unlink()
     with pytest.raises(ValueError, match=r"manifest.tsv:3: expected '2.flac' in the folder of the manifest, found none"):
         load("set", "train", data_dir=tmp_path / "data")

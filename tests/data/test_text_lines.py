@@ -137,7 +137,7 @@ def test_symbols_that_the_alphabet_lacks():
 
 
 def test_lines_that_are_not_kept_are_named():
-    lines = EncodedLines(LINES, Characters("ab?"), keep=lambda width, label: width - len(label) > 3)
+    lines = EncodedLines(LINES, Characters("ab?"), keep=lambda widths, labels, lengths: widths - lengths > 3)
     assert lines.dropped == ["y"]
     assert [len(lines[n]["picture"]) for n in range(len(lines))] == [9, 7]
 

@@ -37,7 +37,7 @@ class _Beside:
 
     def sums(self, files: Iterable[str]) -> dict[str, tuple[int, int]]:
         """{file: (CRC, size)} of those that are there."""
-        there = [file for file in files if (self._folder / file).is_file()]
+        there = [file for file in files if _inside(file) and (self._folder / file).is_file()]
         return {file: (zlib.crc32(content), len(content)) for file in there for content in [self.read(file)]}
 
 
@@ -55,7 +55,12 @@ def media_beside(folder: Path) -> list[Path]:
     """Those of the splits that have no zip."""
     rows = [row for _, row in read_rows(folder / "manifest.tsv", ("split", "file"))]
     loose = {row["file"] for row in rows if not (folder / f"{row['split']}.zip").exists()}
-    return sorted(path for file in loose if (path := folder / file).is_file())
+    return sorted(path for file in loose if _inside(file) and (path := folder / file).is_file())
+
+
+def _inside(file: str) -> bool:
+    """Whether it is the name of a file below a folder, and not of one elsewhere."""
+    return not Path(file).is_absolute() and ".." not in Path(file).parts
 
 
 def check_media(folder: Path, manifest: Path, media: dict[str, dict[str, Medium]], report: Report) -> None:
