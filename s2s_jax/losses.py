@@ -100,8 +100,7 @@ def ctc_loss(
     if not time:  # only empty labels fit
         nats = jnp.zeros(batch_size, logits.dtype)
     else:
-        # Rows that do not fit are given an empty label, so that theirs is a loss with finite derivatives.
-        paddings = ~length_mask(jnp.where(fits, label_lengths, 0), labels.shape[1])
+        paddings = ~length_mask(label_lengths, labels.shape[1])
         invalid, paddings = (~mask).astype(logits.dtype), paddings.astype(logits.dtype)
         # What stands for log 0 is far below any true value (optax's own, -1e5, is not), and not -inf, which times 0 is NaN.
         zero = varying_as(jnp.asarray(_LOG_ZERO, logits.dtype), (logits, labels, mask))
