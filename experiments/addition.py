@@ -127,7 +127,7 @@ def build_model(config: Config, sums: Sums) -> Seq2Seq:
         embedding_features=config.embedding_features,
         hidden_features=config.hidden_features,
         decoder=config.decoder,
-        cell={"rnn": cells.rnn, "lstm": cells.lstm, "gru": cells.gru}[config.cell],
+        cell=cells.PLAIN[config.cell],
         num_layers=config.num_layers,
         reverse_source=config.reverse_source,
         double_source=config.double_source,

@@ -156,7 +156,7 @@ def build_model(config: Config, characters: Characters) -> CRNN | PictureToText:
     rngs = nnx.Rngs(config.seed)
     backbone = Backbone(config.channels, residual=config.backbone == "residual", dropout=config.dropout / 2, rngs=rngs)
     stack: dict[str, Any] = {
-        "cell": {"rnn": cells.rnn, "lstm": cells.lstm, "gru": cells.gru}[config.cell],
+        "cell": cells.PLAIN[config.cell],
         "num_layers": config.num_layers,
         "dropout": config.dropout,
         "rngs": rngs,
@@ -207,7 +207,8 @@ def train(run: Run[Config]) -> None:
     encoded = {split: encode(config, model, of_split, characters) for split, of_split in lines.items()}
     for split, of_split in lines.items():
         run.say(describe(of_split))
-        tell(run, encoded[split])
+        if found := encoded[split].findings():
+            run.say(found)
     if run.writes:
         save(run, characters, training)
     batches = LineBatches(encoded["train"], columns=config.columns, shapes=config.shapes)
@@ -245,14 +246,6 @@ def encode(config: Config, model: CRNN | PictureToText, lines: TextLines, charac
         expected = "texts that fit the frames of their pictures"
         raise ValueError(f"unfit_labels: expected {expected}, got {len(encoded.dropped)} that do not: {encoded.dropped[:5]}")
     return encoded
-
-
-def tell(run: Run[Config], lines: EncodedLines) -> None:
-    if lines.unknown:
-        told = ", ".join(f"{character!r} {count}" for character, count in lines.unknown.most_common())
-        run.say(f"{lines.split}: characters that the training texts lack, which will count as errors: {told}")
-    if lines.dropped:
-        run.say(f"{lines.split}: left out, as their texts do not fit their frames: {', '.join(lines.dropped)}")
 
 
 def save(run: Run[Config], characters: Characters, training: TextLines) -> None:

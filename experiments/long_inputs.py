@@ -98,7 +98,7 @@ def build_model(config: Config, tokenizers: Tokenizers, name: str, hidden_featur
         len(tokenizers.target),
         embedding_features=config.embedding_features,
         hidden_features=hidden_features,
-        cell={"rnn": cells.rnn, "lstm": cells.lstm, "gru": cells.gru}[config.cell],
+        cell=cells.PLAIN[config.cell],
         shared_embeddings=config.joint,
         tied_embeddings=True,
         dropout=config.dropout,

@@ -203,7 +203,7 @@ def build_model(config: Config) -> LanguageModel | TextClassifier:
     options: dict[str, Any] = {
         "embedding_features": config.embedding_features,
         "hidden_features": config.hidden_features,
-        "cell": {"rnn": cells.rnn, "lstm": cells.lstm, "gru": cells.gru}[config.cell],
+        "cell": cells.PLAIN[config.cell],
         "num_layers": config.num_layers,
         "dropout": config.dropout,
         "rngs": nnx.Rngs(config.seed),

@@ -22,10 +22,7 @@ import dataclasses
 import functools
 import json
 import math
-import os
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -33,7 +30,7 @@ from flax import nnx
 
 from s2s_jax import attention as attentions
 from s2s_jax import cells, plots
-from s2s_jax.data.datasets.text_files import read_lines, read_stream
+from s2s_jax.data.datasets.text_files import texts_named
 from s2s_jax.data.pair_sets import PATHS, PairBatches, PairFlags, PairPaths, fit, load_split, load_tests, target_of_rules
 from s2s_jax.data.parallel import Pairs
 from s2s_jax.data.pipeline import Batches
@@ -171,7 +168,7 @@ def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
         len(tokenizers.target),
         embedding_features=config.embedding_features,
         hidden_features=config.hidden_features,
-        cell={"rnn": cells.rnn, "lstm": cells.lstm, "gru": cells.gru}[config.cell],
+        cell=cells.PLAIN[config.cell],
         num_layers=config.num_layers,
         residual=config.residual,
         bidirectional=config.bidirectional,
@@ -363,28 +360,11 @@ def evaluate(run: Run[Config]) -> None:
     report(run, models, tokenizers, batches, splits_of(run.config, batches, run.flags.split))
 
 
-def texts_of(inputs: Sequence[str]) -> list[str]:
-    """Each input, or each line of a file, or of standard input for "-"; read as the lines that are trained on are.
-
-    Raises:
-      ValueError: bytes that are not UTF-8, by file and line; a damaged .gz or .xz file.
-    """
-    texts: list[str] = []
-    for text in inputs:
-        if text == "-":
-            texts += read_stream(sys.stdin.buffer, "standard input")
-        elif os.path.isfile(text):  # Path.is_file raises an error where a text is too long for a name
-            texts += read_lines(Path(text))
-        else:
-            texts.append(text)
-    return [normalized(text).strip() for text in texts]
-
-
 def predict(run: Run[Config], inputs: list[str]) -> None:
     """Translates each input, or each line of a file, or of standard input for "-"; the weights go to a figure and to JSON."""
     if not inputs:
         raise ValueError('expected at least one text, a file, or "-" for standard input')
-    texts = texts_of(inputs)
+    texts = [normalized(text).strip() for text in texts_named(inputs)]
     models, tokenizers = load(run)
     alignments = []
     found = Translator(models, tokenizers)(texts, search_of(run.config, run.config.n_best))
@@ -393,7 +373,7 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         for translation in best:
             cut = "" if translation.finished else "  (cut off)"
             print(f"  {translation.score:8.3f}  {translation.text}{cut}")
-        alignments.append(alignment(text, first(best)))
+        alignments.append(first(best).as_json(text))
     if not texts:
         return
     path = run.folder / "alignments.json"
@@ -404,18 +384,6 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         run.figure("attention_of_prediction", attention_map(best))
         told += ", the weights of the first text in figures/attention_of_prediction.png"
     print(f"{told}.")
-
-
-def alignment(text: str, best: Translation) -> dict[str, Any]:
-    """What alignments.json says of a text; where nothing was found the score is null, and without attention the weights are."""
-    return {
-        "text": text,
-        "score": round(best.score, 5) if math.isfinite(best.score) else None,
-        "source": best.source_pieces,
-        "translation": best.pieces,
-        "log_probabilities": [round(float(value), 5) for value in best.log_probs],
-        "weights": None if best.weights is None else np.round(best.weights, 5).tolist(),
-    }
 
 
 if __name__ == "__main__":

@@ -397,3 +397,4 @@ def _check_activation(activation: Activation) -> None:
 rnn = make_rnn()
 lstm = make_lstm()
 gru = make_gru()
+PLAIN = {"rnn": rnn, "lstm": lstm, "gru": gru}  # by name, for those who choose by a flag

@@ -204,6 +204,16 @@ class EncodedLines:
             field: np.array([len(example[field]) for example in self._examples], np.int32) for field in ("picture", "label")
         }
 
+    def findings(self) -> str:
+        """For people, what is unknown and what was left out; "" where nothing is."""
+        told = []
+        if self.unknown:
+            counts = ", ".join(f"{character!r} {count}" for character, count in self.unknown.most_common())
+            told.append(f"{self.split}: characters that the alphabet lacks, which will count as errors: {counts}")
+        if self.dropped:
+            told.append(f"{self.split}: left out, as their texts do not fit their frames: {', '.join(self.dropped)}")
+        return "\n".join(told)
+
     def __len__(self) -> int:
         return len(self._examples)
 

@@ -17,7 +17,7 @@ from s2s_jax.decoding.ctc import Language, ctc_align, ctc_beam_search, ctc_greed
 from s2s_jax.decoding.lexicon import Lexicon
 from s2s_jax.decoding.ngrams import NGrams, ngram_step
 from s2s_jax.models.crnn import CRNN, PictureToText
-from s2s_jax.models.seq2seq import decoder_step
+from s2s_jax.models.seq2seq import attention_of, decoder_step
 
 
 class LineRead(NamedTuple):
@@ -114,7 +114,7 @@ class LineReader:
             max_length=limits,
             time=max(1, self._frames_of(pictures.shape[1])),
             beam_size=beam_size,
-            attention=_weights_of,
+            attention=attention_of,
         )
         best = jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), found)
         places = best.attention.argmax(-1)
@@ -150,10 +150,6 @@ class LineReader:
 def as_ink(pictures: Any) -> Float[Array, "B H W C"]:
     """Pictures uint8 [B, W, H, C], as `EncodedLines` has them, as numbers from 0, paper, to 1."""
     return jnp.swapaxes(pictures, 1, 2).astype(jnp.float32) / 255
-
-
-def _weights_of(aux: Any) -> Any:
-    return aux
 
 
 @functools.partial(jax.jit, static_argnums=0)

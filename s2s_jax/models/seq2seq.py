@@ -199,6 +199,14 @@ def decoder_step(model: Seq2Seq | nnx.Module) -> tuple[DecoderStep, Params]:
     return _step_of(graphdef), params
 
 
+def attention_of(aux: Any) -> Any:
+    """The attention weights in what the step of a decoder with attention tells beside its logits: all of it.
+
+    A function of its own, as a search is compiled for the very function that it is given.
+    """
+    return aux
+
+
 @functools.lru_cache(maxsize=64)  # one function for one structure, so that search compiles once for it
 def _step_of(graphdef: nnx.GraphDef) -> DecoderStep:
     def step(params: Params, context: Context, state: State, tokens: Int[Array, " B"]) -> DecoderOutput:

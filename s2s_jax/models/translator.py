@@ -15,7 +15,7 @@ from s2s_jax.data.vocabulary import END, PAD, START
 from s2s_jax.decoding.beam import beam_search
 from s2s_jax.decoding.hypotheses import Hypotheses
 from s2s_jax.decoding.scoring import ensemble
-from s2s_jax.models.seq2seq import Seq2Seq, decoder_step
+from s2s_jax.models.seq2seq import Seq2Seq, attention_of, decoder_step
 
 
 class Translation(NamedTuple):
@@ -38,6 +38,17 @@ class Translation(NamedTuple):
     log_probs: np.ndarray
     weights: np.ndarray | None
     finished: bool
+
+    def as_json(self, text: str) -> dict[str, Any]:
+        """What it says of the source text, symbol by symbol, for a file; the score is null where nothing was found."""
+        return {
+            "text": text,
+            "score": round(self.score, 5) if math.isfinite(self.score) else None,
+            "source": self.source_pieces,
+            "translation": self.pieces,
+            "log_probabilities": [round(float(value), 5) for value in self.log_probs],
+            "weights": None if self.weights is None else np.round(self.weights, 5).tolist(),
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,7 +202,7 @@ def _searched(
     steps, of_decoders = zip(*map(decoder_step, models), strict=True)
     options: dict[str, Any] = {**dict(fixed), **numbers}
     asked, covers = options.pop("weights"), "coverage_beta" in options
-    attention = _weights if asked or covers else None
+    attention = attention_of if asked or covers else None
     if covers:
         options["source_mask"] = contexts[0].mask
     if len(models) == 1:
@@ -209,7 +220,3 @@ def _searched(
         **options,
     )
     return found if asked else found._replace(attention=None)
-
-
-def _weights(aux: Any) -> Any:
-    return aux

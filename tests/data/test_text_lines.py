@@ -132,6 +132,7 @@ def test_symbols_that_the_alphabet_lacks():
         EncodedLines(LINES, Characters("ab"))
     lines = EncodedLines(LINES, Characters("ab"), unknown="count", label_end=[2])
     assert dict(lines.unknown) == {"?": 1}
+    assert lines.findings() == "test: characters that the alphabet lacks, which will count as errors: '?' 1"
     assert [lines[n]["label"].tolist() for n in range(3)] == [[3, 4, 2], [4, 3, 2], [2]]
     assert lines.lengths["picture"].tolist() == [9, 5, 7]
 
@@ -139,6 +140,7 @@ def test_symbols_that_the_alphabet_lacks():
 def test_lines_that_are_not_kept_are_named():
     lines = EncodedLines(LINES, Characters("ab?"), keep=lambda widths, labels, lengths: widths - lengths > 3)
     assert lines.dropped == ["y"]
+    assert lines.findings() == "test: left out, as their texts do not fit their frames: y"
     assert [len(lines[n]["picture"]) for n in range(len(lines))] == [9, 7]
 
 

@@ -17,7 +17,8 @@ import sacrebleu
 from flax import nnx
 
 from experiments import translation
-from experiments.translation import Config, build_model, scores_of, texts_of
+from experiments.translation import Config, build_model, scores_of
+from s2s_jax.data.datasets.text_files import texts_named
 from s2s_jax.data.tokenizers import fit_tokenizers
 from s2s_jax.models.pair_loss import pair_loss
 from s2s_jax.training.command import main
@@ -139,10 +140,10 @@ def test_predict_takes_texts_files_and_standard_input_of_any_script(own, tmp_pat
 def test_predict_has_an_entry_for_each_text_also_where_nothing_was_found(own, capsys, monkeypatch):
     found = translation.Translator.__call__
     monkeypatch.setattr(translation.Translator, "__call__", lambda *given: [[], *found(*given)[1:]])
-    call("predict", "a", "b", "--runs-dir", own, "--name", "tiny")
+    call("predict", "a", " e\u0301 ", "--runs-dir", own, "--name", "tiny")
     nothing, one = json.loads((own / "translation" / "tiny" / "alignments.json").read_text(encoding="utf-8"))
     assert (nothing["text"], nothing["score"], nothing["translation"], nothing["weights"]) == ("a", None, [], None)
-    assert (one["text"], one["source"]) == ("b", ["b", "</s>"])
+    assert one["text"] == "\u00e9"  # normalized as the texts of the training are
 
 
 def test_texts_are_read_as_those_of_a_training_are(tmp_path):
@@ -150,19 +151,19 @@ def test_texts_are_read_as_those_of_a_training_are(tmp_path):
     raw = b"\xef\xbb\xbf" + "\n".join(lines).encode()
     for name, data in (("lines.txt", raw), ("lines.gz", gzip.compress(raw))):
         (tmp_path / name).write_bytes(data)
-        assert texts_of([str(tmp_path / name)]) == ["a\u2028b\x0bc", "d", "\u00e9"]
-    assert texts_of(["x" * 300, " y"]) == ["x" * 300, "y"]  # longer than the name of a file may be
+        assert texts_named([str(tmp_path / name)]) == ["a\u2028b\x0bc", " d ", "e\u0301"]
+    assert texts_named(["x" * 300, " y"]) == ["x" * 300, " y"]  # longer than the name of a file may be
     (tmp_path / "bad").write_bytes(b"a\nb\xff")
     with pytest.raises(ValueError, match=r"/bad:2: expected UTF-8, got the byte 0xff at place 1"):
-        texts_of([str(tmp_path / "bad")])
+        texts_named([str(tmp_path / "bad")])
 
 
 def test_standard_input_is_read_as_a_file_is(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfa\r\nb\xff\n")))
     with pytest.raises(ValueError, match=r"standard input:2: expected UTF-8, got the byte 0xff at place 1"):
-        texts_of(["-"])
+        texts_named(["-"])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffa\x85b\r\n\n".encode())))
-    assert texts_of(["-", "c"]) == ["a\x85b", "", "c"]
+    assert texts_named(["-", "c"]) == ["a\x85b", "", "c"]
 
 
 def test_other_flags_of_the_search_leave_the_result_as_it_is(own, capsys):

@@ -3,6 +3,8 @@
 import gzip
 import lzma
 import math
+import os
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +35,23 @@ def read_stream(file: IO[bytes], name: str) -> Iterator[str]:
       ValueError: bytes that are not UTF-8, by name and line.
     """
     return _all_utf8(map(_decoded, _raw_lines(file)), name)
+
+
+def texts_named(inputs: Iterable[str]) -> list[str]:
+    """Each input, or each line of a file, or of standard input for "-".
+
+    Raises:
+      ValueError: bytes that are not UTF-8, by file and line; a damaged .gz or .xz file.
+    """
+    texts: list[str] = []
+    for text in inputs:
+        if text == "-":
+            texts += read_stream(sys.stdin.buffer, "standard input")
+        elif os.path.isfile(text):  # Path.is_file raises an error where a text is too long for a name
+            texts += read_lines(Path(text))
+        else:
+            texts.append(text)
+    return texts
 
 
 def _all_utf8(lines: Iterable[str | UnicodeDecodeError], name: str) -> Iterator[str]:
