@@ -130,6 +130,8 @@ class Config(PairFlags, Search, TrainingConfig):
     """On what each layer reads, one mask for all steps."""
     recurrent_dropout: float = 0.0
     """On the state, one mask for all steps."""
+    word_dropout: float = 0.0
+    """Share of the symbols, on both sides, that are hidden from the network in training."""
     label_smoothing: float = 0.0
     """Share of the probability that is spread over all symbols."""
     teacher_forcing: float = 1.0
@@ -224,7 +226,12 @@ def train(run: Run[Config]) -> None:
     trained = train_by_recipe(
         run,
         model,
-        functools.partial(pair_loss, teacher_forcing=config.teacher_forcing, label_smoothing=config.label_smoothing),
+        functools.partial(
+            pair_loss,
+            teacher_forcing=config.teacher_forcing,
+            label_smoothing=config.label_smoothing,
+            word_dropout=config.word_dropout,
+        ),
         batches.shuffled(config.seed),
         lambda model: measure_over(model, validated),
     )

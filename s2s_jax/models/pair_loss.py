@@ -4,19 +4,43 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from s2s_jax.data.vocabulary import START
+from s2s_jax.data.vocabulary import PAD, START
 from s2s_jax.losses import cross_entropy
 from s2s_jax.masks import length_mask, shift_right
 from s2s_jax.metrics import Mean, token_accuracy
 from s2s_jax.models.seq2seq import Seq2Seq
 
+SIDES = ("source", "target")
+
 
 def pair_loss(
-    model: Seq2Seq, batch: Mapping[str, Any], key: jax.Array, *, teacher_forcing: float = 1.0, label_smoothing: float = 0.0
+    model: Seq2Seq,
+    batch: Mapping[str, Any],
+    key: jax.Array,
+    *,
+    teacher_forcing: float = 1.0,
+    label_smoothing: float = 0.0,
+    word_dropout: float = 0.0,
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """The loss of training on a batch of `PairBatches`: nats per symbol of the targets; see `Seq2Seq` for `teacher_forcing`."""
-    logits = _logits(model, batch, key=key, teacher_forcing=teacher_forcing)
+    """The loss of training on a batch of `PairBatches`: nats per symbol of the targets.
+
+    Args:
+      teacher_forcing: see `Seq2Seq`.
+      label_smoothing: share of the probability that is spread over all symbols.
+      word_dropout: probability that a symbol of the source, or of those before in the target, is hidden from the network
+        (Bowman et al., arXiv 1511.06349, section 3.1; Sennrich & Zhang, arXiv 1905.11901). What is to be predicted stays.
+
+    Raises:
+      ValueError: `word_dropout` outside [0, 1).
+    """
+    if not 0 <= word_dropout < 1:
+        raise ValueError(f"word_dropout: expected a rate in [0, 1), got {word_dropout}")
+    read = batch
+    if word_dropout:
+        read = {**batch, **{side: _hidden(batch[side], word_dropout, key, place) for place, side in enumerate(SIDES)}}
+    logits = _logits(model, read, key=key, teacher_forcing=teacher_forcing)
     nats = cross_entropy(logits, batch["target"], _mask(batch), label_smoothing=label_smoothing)
     return nats.total / nats.count, {"loss": nats}
 
@@ -37,6 +61,12 @@ def nats_of_targets(model: Seq2Seq, batch: Mapping[str, Any]) -> Mean:
 
 def _logits(model: Seq2Seq, batch: Mapping[str, Any], **options: Any) -> jax.Array:
     return model(batch["source"], batch["source_lengths"], shift_right(batch["target"], START), **options)
+
+
+def _hidden(ids: jax.Array, rate: float, key: jax.Array, place: int) -> jax.Array:
+    """Padding in the place of some: the one symbol that every kind has and no text holds, so that it has an embedding free."""
+    hidden = jax.random.bernoulli(jax.random.fold_in(key, 100 + place), rate, ids.shape)  # far from what the model splits off
+    return jnp.where(hidden, PAD, ids)
 
 
 def _mask(batch: Mapping[str, Any]) -> jax.Array:
