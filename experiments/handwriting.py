@@ -15,19 +15,21 @@ of the training texts where `--language-weight` is above 0. WER: the same of wor
 import dataclasses
 import functools
 import os
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from s2s_jax import cells, plots
+from s2s_jax.attention import make_additive
 from s2s_jax.bootstrap import bootstrap, interval, length_groups
 from s2s_jax.ctc import ctc_frames
-from s2s_jax.data.augmentation import augmented_lines
+from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.text_lines import (
     EncodedLines,
     LineBatches,
@@ -36,22 +38,21 @@ from s2s_jax.data.text_lines import (
     digit_lines,
     drawn_lines,
     fit_characters,
+    in_colour,
     load_lines,
     read_picture,
 )
-from s2s_jax.data.vocabulary import END, PAD, START, Characters
+from s2s_jax.data.vocabulary import END, PAD, Characters
 from s2s_jax.decoding.lexicon import make_lexicon
 from s2s_jax.decoding.ngrams import fit_ngrams
 from s2s_jax.layers import Backbone
-from s2s_jax.losses import cross_entropy, ctc_loss
-from s2s_jax.masks import length_mask, shift_right
-from s2s_jax.metrics import Mean, mean_over
 from s2s_jax.models.crnn import CRNN, ColumnEncoder, PictureToText
-from s2s_jax.models.line_reader import LineRead, LineReader, as_ink
+from s2s_jax.models.line_loss import line_loss
+from s2s_jax.models.line_reader import LineRead, LineReader
 from s2s_jax.text_metrics import character_edits, character_error_rate, confusions, word_error_rate
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
-from s2s_jax.training.loop import make_measure
+from s2s_jax.training.provenance import describe_device
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
@@ -87,10 +88,12 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scored(Reading):
-    """What `evaluate` scores."""
+    """What `evaluate` does."""
 
     split: Literal["test", "validation"] = "test"
     """Validation and test, or the validation split alone, which leaves the test unread."""
+    speed: bool = False
+    """Also read the validation split in turns, greedily and by the beam, and tell the lines a second."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,10 @@ class Config(Reading, TrainingConfig):
     """Recurrent layers."""
     embedding_features: int = 32
     """Of the decoder with attention: width of the embedded symbols."""
+    attention: Literal["general", "location"] = "general"
+    """Score of the decoder's attention: by content, or also by where it looked before."""
+    label_smoothing: float = 0.0
+    """Of the decoder with attention: share of the probability that is spread over all symbols."""
     dropout: float = 0.2
     """On columns, between layers, on their outputs."""
     augment: float = 1.0
@@ -142,13 +149,13 @@ class Config(Reading, TrainingConfig):
 
 def load_split(config: Config, split: Literal["train", "validation", "test"]) -> TextLines:
     if config.dataset == "drawn":
-        return drawn_lines(split, height=config.height)
+        return in_colour(drawn_lines(split, height=config.height), config.channels)
     if config.dataset == "mnist_lines":
         given = config.data_dir or os.environ.get("S2S_DATA_DIR")
         if not given:
             raise ValueError("data_dir: expected a folder that holds mnist, got none")
         folder = Path(given) / "mnist"
-        return digit_lines(split, folder if folder.is_dir() else given, height=config.height)
+        return in_colour(digit_lines(split, folder if folder.is_dir() else given, height=config.height), config.channels)
     return load_lines(config.dataset, split, config.height, config.channels, config.data_dir, config.text_column)
 
 
@@ -165,34 +172,9 @@ def build_model(config: Config, characters: Characters) -> CRNN | PictureToText:
         return CRNN(backbone, config.height, config.hidden_features, len(characters), **stack)
     encoder = ColumnEncoder(backbone, config.height, config.hidden_features, **stack)
     options: dict[str, Any] = {"input_feeding": True, "dropout": config.dropout, "rngs": rngs}
+    if config.attention == "location":
+        options["attention"] = make_additive(location_filters=10)
     return PictureToText(encoder, len(characters), config.embedding_features, **options)
-
-
-def loss(config: Config, model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
-    key_augment, key_model = jax.random.split(key)
-    ink, widths = as_ink(batch["picture"]), batch["picture_lengths"]
-    if config.augment:
-        ink, widths = augmented_lines(ink, widths, key_augment, strength=config.augment)
-    ink = ink.astype(jax.tree.leaves(nnx.state(model, nnx.Param))[0].dtype)  # --precision narrows the parameters
-    metrics = nats_of(model, {**batch, "ink": ink, "widths": widths}, training=True, key=key_model)
-    nats = metrics["loss"]
-    return nats.total / jnp.maximum(nats.count, 1), metrics
-
-
-def measure(model: Any, batch: Any) -> dict[str, Mean]:
-    return nats_of(model, {**batch, "ink": as_ink(batch["picture"]), "widths": batch["picture_lengths"]})
-
-
-def nats_of(model: Any, batch: Any, **how: Any) -> dict[str, Mean]:
-    """Nats per symbol, end symbols included where there are any; of CTC also the share of lines that do not fit."""
-    labels, lengths = batch["label"], batch["label_lengths"]
-    if isinstance(model, CRNN):
-        logits, frames = model(batch["ink"], batch["widths"], **how)
-        nats, fits = ctc_loss(logits, frames, labels, lengths, blank=PAD, unfit="drop")
-        symbols = jnp.sum(jnp.where(fits, lengths, 0))
-        return {"loss": Mean(jnp.sum(nats), symbols.astype(nats.dtype)), "unfit": mean_over(~fits, batch["mask"])}
-    logits = model(batch["ink"], batch["widths"], shift_right(labels, START), **how)
-    return {"loss": cross_entropy(logits, labels, length_mask(lengths, labels.shape[1]))}
 
 
 def train(run: Run[Config]) -> None:
@@ -212,14 +194,14 @@ def train(run: Run[Config]) -> None:
     if run.writes:
         save(run, characters, training)
     batches = LineBatches(encoded["train"], columns=config.columns, shapes=config.shapes)
-    measure_over = make_measure(measure)
     validated = batches.in_order(encoded["validation"])
 
     def evaluated(model: Any) -> dict[str, float]:
-        texts = [read.text for read in LineReader(model, characters)(validated)]
-        return {**measure_over(model, validated), "cer": character_error_rate(texts, lines["validation"].texts).value}
+        read, measured = LineReader(model, characters).measured(validated)
+        return {**measured, "cer": character_error_rate([line.text for line in read], lines["validation"].texts).value}
 
-    trained = train_by_recipe(run, model, functools.partial(loss, config), batches.shuffled(config.seed), evaluated)
+    loss = functools.partial(line_loss, augment=config.augment, label_smoothing=config.label_smoothing)
+    trained = train_by_recipe(run, model, loss, batches.shuffled(config.seed), evaluated)
     report(run, trained.model, characters, lines, batches, encoded)
 
 
@@ -280,7 +262,7 @@ def report(
     encoded: Mapping[str, EncodedLines],
 ) -> None:
     """Reads the splits, scores them, draws the figures, and writes result.json."""
-    config, reader, measure_over = run.config, build_reader(run, model, characters), make_measure(measure)
+    config, reader = run.config, build_reader(run, model, characters)
     metrics: dict[str, float] = {}
     signatures: dict[str, str] = {}
     unread: dict[str, int] = {}
@@ -291,9 +273,10 @@ def report(
     scored = {"_validation": "validation", **({"": "test"} if "test" in lines else {})}
     for suffix, split in scored.items():
         in_order, references = batches.in_order(encoded[split]), lines[split].texts
-        values = {"loss": measure_over(model, in_order)["loss"]}
+        values: dict[str, float] = {}
         for how, beam_size in beams.items():
-            read = reader(in_order, beam_size)
+            read, measured = reader.measured(in_order, beam_size)
+            values["loss"] = measured["loss"]
             texts = [line.text for line in read]
             scores = {
                 "cer": character_error_rate(texts, references),
@@ -314,6 +297,11 @@ def report(
         if cut := {how: count for how, count in unread.items() if count}:
             run.say(f"Lines of which no whole text was found: {cut}")
     last = [*scored.values()][-1]
+    confused = confusions([line.text for line in greedily], lines[last].texts).most_common(15)
+    told = "\n".join(
+        f"  {count:5d}  {wanted or '(nothing)'} read as {said or '(nothing)'}" for (wanted, said), count in confused
+    )
+    run.say(f"The most frequent confusions in {last}, read greedily:\n{told}")
     plan = batches.shuffled(config.seed)
     usage = plan.usage()
     result = run.finish(
@@ -331,6 +319,7 @@ def report(
             "unfinished": unread,
             "unknown": {split: dict(of_split.unknown) for split, of_split in encoded.items()},
             "dropped": encoded["train"].dropped,
+            "confusions": confused,
         },
     )
     if not run.changed:
@@ -340,7 +329,7 @@ def report(
 
 
 def draw(run: Run[Config], lines: TextLines, read: Sequence[LineRead]) -> None:
-    """Learning curve, CER by length, the most frequent confusions, and the first line as it was read."""
+    """Learning curve, CER by length, and the first line as it was read."""
     config, texts = run.config, [line.text for line in read]
     title = f"{lines.name}, {config.model}"
     run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, title))
@@ -358,9 +347,6 @@ def draw(run: Run[Config], lines: TextLines, read: Sequence[LineRead]) -> None:
             fractions=True,
         )
         run.figure("cer_by_length", figure)
-    most = confusions(texts, lines.texts).most_common(15)
-    told = "\n".join(f"  {count:5d}  {wanted or '(nothing)'} read as {said or '(nothing)'}" for (wanted, said), count in most)
-    run.say(f"The most frequent confusions in {lines.split}:\n{told}")
     run.figure("line", drawn_line(lines.pictures[0], read[0], lines.ids[0]))
 
 
@@ -384,6 +370,24 @@ def evaluate(run: Run[Config]) -> None:
     encoded = {split: encode(config, model, of_split, characters) for split, of_split in lines.items()}
     batches = LineBatches(encoded["train"], columns=config.columns, shapes=config.shapes)
     report(run, model, characters, lines, batches, encoded)
+    if run.flags.speed:
+        reader, validated = build_reader(run, model, characters), batches.in_order(encoded["validation"])
+        beams = [None, *([config.beam_size] if config.beam_size > 1 else [])]
+        for beam_size, speed in zip(beams, lines_per_second(reader, validated, beams, len(encoded["validation"])), strict=True):
+            how = "greedily" if beam_size is None else f"by a beam of {beam_size}"
+            run.say(f"Read {how}: {speed:.0f} lines a second on {describe_device()}, network and batches included.")
+
+
+def lines_per_second(reader: LineReader, batches: Batches, beams: Sequence[int | None], lines: int) -> list[float]:
+    """Of each beam size: the median of five rounds in turns, all shapes compiled before."""
+    seconds: list[list[float]] = [[] for _ in beams]
+    for number in range(6):
+        for taken, beam_size in zip(seconds, beams, strict=True):
+            start = time.perf_counter()
+            reader(batches, beam_size)
+            if number:
+                taken.append(time.perf_counter() - start)
+    return [lines / statistics.median(taken) for taken in seconds]
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:
@@ -393,17 +397,19 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     config = run.config
     model, characters = load(run)
     reader = build_reader(run, model, characters)
-    for number, name in enumerate(inputs):
+    pictures = []
+    for name in inputs:
         try:
-            picture = read_picture(Path(name).read_bytes(), config.height, config.channels)
+            pictures.append(read_picture(Path(name).read_bytes(), config.height, config.channels))
         except OSError as error:
             raise ValueError(f"{name}: expected a picture, got {error}") from error
-        line = TextLines("input", "input", [picture], [""], [name])
-        plan = LineBatches(EncodedLines(line, characters), columns=len(picture), shapes=1)
-        (read,) = reader(plan.in_order(EncodedLines(line, characters)), config.beam_size if config.beam_size > 1 else None)
-        sure = float(np.mean(read.confidences)) if read.confidences else 1.0
-        print(f"{name}: {read.text}  (mean confidence {sure:.1%}, least {min(read.confidences, default=1.0):.1%})")
-        print(f"  drawn in {run.figure(f'read_{number}', drawn_line(picture, read, name))}")
+    encoded = EncodedLines(TextLines("input", "input", pictures, [""] * len(inputs), inputs), characters)
+    plan = LineBatches(encoded, columns=config.columns, shapes=config.shapes).in_order(encoded)
+    read = reader(plan, config.beam_size if config.beam_size > 1 else None)
+    for number, (name, picture, line) in enumerate(zip(inputs, pictures, read, strict=True)):
+        sure = float(np.mean(line.confidences)) if line.confidences else 1.0
+        print(f"{name}: {line.text}  (mean confidence {sure:.1%}, least {min(line.confidences, default=1.0):.1%})")
+        print(f"  drawn in {run.figure(f'read_{number}', drawn_line(picture, line, name))}")
 
 
 if __name__ == "__main__":

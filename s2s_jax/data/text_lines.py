@@ -66,17 +66,22 @@ def load_lines(
 def read_picture(encoded: bytes, height: int, channels: int = 1) -> np.ndarray:
     """A picture of a file's bytes, scaled to `height`, its proportions kept: uint8 [W, H, channels], 0 where it is white.
 
+    It is turned as its EXIF orientation says; 16 bits become 8.
+
     Raises:
       OSError: not a picture, or a damaged one.
       ValueError: another number of channels than 1 (grey) and 3 (colour).
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if channels not in (1, 3):
         raise ValueError(f"channels: expected 1 or 3, got {channels}")
     with Image.open(io.BytesIO(encoded)) as opened:
+        upright = ImageOps.exif_transpose(opened)  # as cameras mean it
+        if upright.mode.startswith("I"):  # 16 bits, of which a conversion would keep no more than the darkest 256 shades
+            upright = Image.fromarray((np.asarray(upright, np.float64) / 257).round().astype(np.uint8))
         # What is see-through is paper.
-        flat = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened.convert("RGBA"))
+        flat = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
     picture = flat.convert("L" if channels == 1 else "RGB")
     if picture.height != height:
         picture = picture.resize((max(1, round(picture.width * height / picture.height)), height), Image.Resampling.LANCZOS)
@@ -141,6 +146,11 @@ def drawn_lines(split: Split, *, height: int = 32, count: int | None = None, see
         pictures.append(np.ascontiguousarray(np.clip(noisy, 0, 255).astype(np.uint8).T[..., None]))
         texts.append(text)
     return TextLines("drawn_lines", split, pictures, texts, [f"{split} {number}" for number in range(len(texts))])
+
+
+def in_colour(lines: TextLines, channels: int) -> TextLines:
+    """The same grey on as many channels."""
+    return lines._replace(pictures=[np.repeat(picture, channels, axis=-1) for picture in lines.pictures])
 
 
 def fit_characters(lines: TextLines) -> Characters:

@@ -1,7 +1,8 @@
-"""From batches of pictures of lines to texts, by CTC or with a decoder, and where each symbol stands."""
+"""From batches of pictures of lines to texts, by CTC or with a decoder, where each symbol stands, and the loss beside it."""
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +14,13 @@ from jaxtyping import Array, Float, Int
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.vocabulary import END, PAD, START, Characters
 from s2s_jax.decoding import beam_search
-from s2s_jax.decoding.ctc import Language, ctc_align, ctc_beam_search, ctc_greedy
+from s2s_jax.decoding.ctc import Language, Read, ctc_align, ctc_beam_search, ctc_greedy
 from s2s_jax.decoding.lexicon import Lexicon
 from s2s_jax.decoding.ngrams import NGrams, ngram_step
-from s2s_jax.models.crnn import CRNN, PictureToText
+from s2s_jax.masks import shift_right
+from s2s_jax.metrics import Mean
+from s2s_jax.models.crnn import CRNN, Frames, PictureToText
+from s2s_jax.models.line_loss import Metrics, as_ink, nats_of_frames, nats_of_symbols
 from s2s_jax.models.seq2seq import attention_of, decoder_step
 
 
@@ -76,19 +80,32 @@ class LineReader:
           batches: in order, with the fields of `EncodedLines`.
           beam_size: None reads a `CRNN` greedily, and follows one text of a `PictureToText`.
         """
+        return self._read(batches, beam_size, measure=False)[0]
+
+    def measured(self, batches: Batches, beam_size: int | None = None) -> tuple[list[LineRead], dict[str, float]]:
+        """The same, and the loss of the labels, nats per symbol, from one pass through the network."""
+        read, totals = self._read(batches, beam_size, measure=True)
+        return read, {name: mean.value() for name, mean in totals.items()}
+
+    def _read(self, batches: Batches, beam_size: int | None, measure: bool) -> tuple[list[LineRead], Metrics]:
+        of_batch = self._by_frames if self._ctc else self._by_decoder
         found: dict[int, LineRead] = {}
+        totals: Metrics = {}
         for step in range(batches.steps_per_epoch):
             batch = batches(step)
-            rows = batch["picture"], batch["picture_lengths"]
-            read = self._by_frames(*rows, beam_size) if self._ctc else self._by_decoder(*rows, beam_size or 1)
+            read, metrics = of_batch(batch, beam_size, measure)
             found |= {int(number): one for number, one in zip(batches.ids(step), read, strict=True) if number >= 0}
-        return [found[number] for number in sorted(found)]
+            for name, mean in metrics.items():  # added up on the host, in double precision
+                totals[name] = totals.get(name, Mean(0.0, 0.0)) + Mean(float(mean.total), float(mean.count))
+        return [found[number] for number in sorted(found)], totals
 
-    def _by_frames(self, pictures: np.ndarray, widths: np.ndarray, beam_size: int | None) -> list[LineRead]:
+    def _by_frames(self, batch: Mapping[str, Any], beam_size: int | None, measure: bool) -> tuple[list[LineRead], Metrics]:
+        pictures = batch["picture"]
         if beam_size is None:
-            read = _greedy(*self._parts, pictures, widths)
-            return self._lines(pictures, read.tokens, read.lengths, read.confidences, read.starts, read.ends, read.log_probs)
-        logits, frames = _frames(*self._parts, pictures, widths)
+            read, metrics = _greedy(*self._parts, batch, measure)
+            leaves = read.tokens, read.lengths, read.confidences, read.starts, read.ends, read.log_probs
+            return self._lines(pictures, *leaves), metrics
+        (logits, frames), metrics = _frames(*self._parts, batch, measure)
         language = None
         if self._ngrams is not None:
             first = jnp.zeros(len(logits), jnp.int32)
@@ -97,32 +114,33 @@ class LineReader:
         best = ctc_beam_search(logits, frames, beam_size=beam_size, **options)
         tokens, lengths = best.tokens[:, 0], best.lengths[:, 0]
         where = _aligned(logits, frames, tokens, lengths)
-        read = self._lines(pictures, tokens, lengths, where.confidences, where.starts, where.ends, best.log_probs[:, 0])
+        lines = self._lines(pictures, tokens, lengths, where.confidences, where.starts, where.ends, best.log_probs[:, 0])
         there = np.asarray(best.scores[:, 0]) > -np.inf
-        return [one._replace(finished=bool(found)) for one, found in zip(read, there, strict=True)]
+        return [one._replace(finished=bool(found)) for one, found in zip(lines, there, strict=True)], metrics
 
-    def _by_decoder(self, pictures: np.ndarray, widths: np.ndarray, beam_size: int) -> list[LineRead]:
-        (context, state), frames = _started(*self._parts, pictures, widths)
+    def _by_decoder(self, batch: Mapping[str, Any], beam_size: int | None, measure: bool) -> tuple[list[LineRead], Metrics]:
+        pictures = batch["picture"]
+        (context, state), frames, metrics = _started(*self._parts, batch, measure)
         step, params = decoder_step(self._model)
-        # Not more symbols than frames, as of CTC; and no more steps for all rows than for the longest.
-        limits = jnp.maximum(frames, 1)
+        # Not more symbols than frames, as of CTC, and the end; and no more steps for all rows than for the longest.
         found = beam_search(
             *(step, params, context, state),
             start=START,
             end=END,
             pad=PAD,
-            max_length=limits,
-            time=max(1, self._frames_of(pictures.shape[1])),
-            beam_size=beam_size,
+            max_length=frames + 1,
+            time=self._frames_of(pictures.shape[1]) + 1,
+            beam_size=beam_size or 1,
+            banned=(PAD, START),
             attention=attention_of,
         )
         best = jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), found)
         places = best.attention.argmax(-1)
-        read = self._lines(
+        lines = self._lines(
             *(pictures, best.tokens, best.lengths - best.finished, np.exp(best.token_log_probs)),
             *(places, places + 1, best.log_probs),
         )
-        return [one._replace(finished=bool(finished)) for one, finished in zip(read, best.finished, strict=True)]
+        return [one._replace(finished=bool(finished)) for one, finished in zip(lines, best.finished, strict=True)], metrics
 
     def _frames_of(self, columns: int) -> int:
         return int(self._model.encoder.backbone.reduced(0, columns)[1])
@@ -141,34 +159,34 @@ class LineReader:
         arrays = map(np.asarray, (tokens, lengths, confidences, starts, ends, log_probs))
         found = []
         for said, length, sure, first, last, log_prob in zip(*arrays, strict=True):
-            kept = np.flatnonzero((np.arange(len(said)) < length) & (said > END))  # a decoder may say others too
-            spans = [(int(first[n]) * per_frame, int(last[n]) * per_frame) for n in kept]
-            found.append(LineRead(self._characters.decode(said[kept]), sure[kept].tolist(), spans, float(log_prob)))
+            spans = [(int(first[n]) * per_frame, int(last[n]) * per_frame) for n in range(length)]
+            found.append(LineRead(self._characters.decode(said[:length]), sure[:length].tolist(), spans, float(log_prob)))
         return found
 
 
-def as_ink(pictures: Any) -> Float[Array, "B H W C"]:
-    """Pictures uint8 [B, W, H, C], as `EncodedLines` has them, as numbers from 0, paper, to 1."""
-    return jnp.swapaxes(pictures, 1, 2).astype(jnp.float32) / 255
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _frames(graphdef: nnx.GraphDef, state: nnx.State, pictures: Any, widths: Any) -> Any:
-    logits, lengths = nnx.merge(graphdef, state)(as_ink(pictures), widths)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _frames(graphdef: nnx.GraphDef, state: nnx.State, batch: Mapping[str, Any], measure: bool) -> tuple[Frames, Metrics]:
+    frames = nnx.merge(graphdef, state)(as_ink(batch["picture"]), batch["picture_lengths"])
     # Start and end are symbols to the network like others, but stand in no label.
-    return logits.at[..., np.array([START, END])].set(-jnp.inf), lengths
+    read = frames._replace(logits=frames.logits.at[..., np.array([START, END])].set(-jnp.inf))
+    return read, nats_of_frames(frames, batch) if measure else {}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _greedy(graphdef: nnx.GraphDef, state: nnx.State, pictures: Any, widths: Any) -> Any:
-    return ctc_greedy(*_frames(graphdef, state, pictures, widths), blank=PAD, pad=PAD)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _greedy(graphdef: nnx.GraphDef, state: nnx.State, batch: Mapping[str, Any], measure: bool) -> tuple[Read, Metrics]:
+    frames, metrics = _frames(graphdef, state, batch, measure)
+    return ctc_greedy(*frames, blank=PAD, pad=PAD), metrics
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _started(graphdef: nnx.GraphDef, state: nnx.State, pictures: Any, widths: Any) -> Any:
-    model = nnx.merge(graphdef, state)
-    _, frames = model.encoder.backbone.reduced(0, jnp.asarray(widths))
-    return model.start(as_ink(pictures), widths), frames
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _started(graphdef: nnx.GraphDef, state: nnx.State, batch: Mapping[str, Any], measure: bool) -> Any:
+    model, metrics = nnx.merge(graphdef, state), {}
+    _, frames = model.encoder.backbone.reduced(0, jnp.asarray(batch["picture_lengths"]))
+    started = model.start(as_ink(batch["picture"]), batch["picture_lengths"])
+    if measure:
+        logits = model.decoder(*started, shift_right(batch["label"], START)).logits
+        metrics = nats_of_symbols(logits, batch)
+    return started, frames, metrics
 
 
 _aligned = jax.jit(functools.partial(ctc_align, blank=PAD))

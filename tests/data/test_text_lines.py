@@ -61,6 +61,25 @@ def test_colours_and_what_is_see_through():
         read_picture(encoded(colours, "RGBA"), 2, channels=2)
 
 
+def test_sixteen_bits_become_eight():
+    values = np.array([[0, 257, 40_000, 65_535]], np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "png")
+    np.testing.assert_array_equal(read_picture(file.getvalue(), 1)[:, 0, 0], 255 - np.array([0, 1, 156, 255]))
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_a_picture_is_turned_as_its_camera_says(orientation, turned):
+    """Quarters of a turn to the left, by the values of EXIF's tag 274: 6 is to be turned to the right for viewing."""
+    values = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "png", exif=exif)
+    upright = np.rot90(values, turned)
+    np.testing.assert_array_equal(read_picture(file.getvalue(), len(upright))[..., 0].T, 255 - upright)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

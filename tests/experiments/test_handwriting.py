@@ -1,6 +1,10 @@
 """Handwriting: tiny runs of both models on drawn lines and on a folder, their figures, and what is refused."""
 
+import contextlib
+import io
 import json
+import re
+import shutil
 import sys
 import unicodedata
 from types import SimpleNamespace
@@ -9,11 +13,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from experiments import handwriting
-from experiments.handwriting import Config, build_model, encode, load_split, loss
+from experiments.handwriting import Config, build_model, encode, load_split
 from s2s_jax.data.text_lines import LineBatches, drawn_lines, fit_characters
 from s2s_jax.layers import Backbone, Stage
+from s2s_jax.models.line_loss import line_loss
 from s2s_jax.text_metrics import character_error_rate
 from s2s_jax.training.command import main
 
@@ -21,14 +27,16 @@ FUNCTIONS = {"train": handwriting.train, "evaluate": handwriting.evaluate, "pred
 SMALL = ["--steps", "3", "--hidden-features", "4", "--num-layers", "1", "--shapes", "1", "--evaluate-every", "3"]
 
 
-@pytest.fixture(autouse=True)
-def few(monkeypatch, tmp_path):
+@pytest.fixture(autouse=True, scope="module")
+def few(tmp_path_factory):
     """Few drawn lines, a small backbone, and no data folder of the machine."""
-    monkeypatch.delenv("S2S_DATA_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(handwriting, "drawn_lines", lambda split, height: drawn_lines(split, height=height, count=12))
     stages = (Stage(2, 1, (4, 2)), Stage(3, 1, (4, 2)))
-    monkeypatch.setattr(handwriting, "Backbone", lambda channels, **options: Backbone(channels, stages, **options))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("S2S_DATA_DIR", raising=False)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(handwriting, "drawn_lines", lambda split, height: drawn_lines(split, height=height, count=12))
+        patch.setattr(handwriting, "Backbone", lambda channels, **options: Backbone(channels, stages, **options))
+        yield
 
 
 def call(*arguments):
@@ -38,9 +46,18 @@ def call(*arguments):
         main("handwriting", Config, **FUNCTIONS)
 
 
-def test_a_crnn_from_training_to_prediction(tmp_path, capsys):
-    call(*SMALL, "--runs-dir", tmp_path)
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def crnn(few, tmp_path_factory):
+    """The folder that a small run is in, and what it has printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        call(*SMALL, "--runs-dir", folder)
+    return folder, printed.getvalue()
+
+
+def test_a_crnn_from_training_to_prediction(crnn, tmp_path, capsys):
+    trained, printed = crnn
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     assert "trains on drawn number words, whose figures say nothing about handwriting" in printed
     folder = tmp_path / "handwriting" / "default"
     result = json.loads((folder / "result.json").read_text())
@@ -58,8 +75,13 @@ def test_a_crnn_from_training_to_prediction(tmp_path, capsys):
     call("evaluate", "--runs-dir", tmp_path)
     again = json.loads((folder / "result.json").read_text())
     assert (again["test_reads"], again["metrics"]) == (2, result["metrics"])
+    assert sum(count for _, count in again["details"]["confusions"]) > 0
     other = ["--beam-size", "3", "--language-weight", "0.5", "--language-order", "3", "--lexicon"]
-    call("evaluate", "--runs-dir", tmp_path, "--split", "validation", *other)
+    capsys.readouterr()
+    call("evaluate", "--runs-dir", tmp_path, "--split", "validation", "--speed", *other)
+    printed = capsys.readouterr().out
+    assert re.search(r"Read greedily: \d+ lines a second", printed)
+    assert re.search(r"Read by a beam of 3: \d+ lines a second", printed)
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert (evaluation["split"], evaluation["test_reads"]) == ("validation, all 12", 2)
     assert {"cer_validation", "cer_beam_validation"} <= set(evaluation["metrics"])
@@ -69,21 +91,39 @@ def test_a_crnn_from_training_to_prediction(tmp_path, capsys):
     picture = tmp_path / "line.png"
     Image.fromarray(255 - lines.pictures[0][..., 0].T).save(picture)
     capsys.readouterr()
-    call("predict", picture, "--runs-dir", tmp_path)
-    printed = capsys.readouterr().out
-    assert f"{picture}: {read[0]}  (mean confidence" in printed
-    assert (folder / "figures" / "read_0.png").exists()
+    other = tmp_path / "other.png"
+    Image.fromarray(255 - lines.pictures[1][..., 0].T).save(other)
+    call("predict", picture, other, picture, "--runs-dir", tmp_path)
+    printed = capsys.readouterr().out.splitlines()[::2]
+    for told, path, text in zip(printed, (picture, other, picture), (read[0], read[1], read[0]), strict=True):
+        assert told.startswith(f"{path}: {text}  (mean confidence")
+    assert (folder / "figures" / "read_2.png").exists()
     with pytest.raises(SystemExit, match="expected a picture"):
         call("predict", tmp_path / "none.png", "--runs-dir", tmp_path)
     with pytest.raises(SystemExit, match="beam_size: expected more than 1 with a language model"):
         call("predict", picture, "--runs-dir", tmp_path, "--lexicon")
 
 
-def test_columns_with_a_decoder(tmp_path, capsys):
-    call(*SMALL, "--runs-dir", tmp_path, "--model", "attention", "--cell", "gru")
+def test_columns_with_a_decoder(crnn, tmp_path, capsys):
+    """It starts from the columns of a CRNN that was trained before, and keeps them."""
+    decoder = ["--model", "attention", "--attention", "location", "--label-smoothing", "0.1", "--augment", "0"]
+    from_crnn = ["--init-from", crnn[0] / "handwriting/default", "--init-parts", "encoder", "--freeze", "encoder"]
+    call(*SMALL, "--runs-dir", tmp_path, *decoder, *from_crnn)
     result = json.loads((tmp_path / "handwriting/default/result.json").read_text())
     assert result["metrics"]["cer"] >= 0
     assert "unfit" not in capsys.readouterr().out
+    before, after = (load_file(folder / "handwriting/default/weights.safetensors") for folder in (crnn[0], tmp_path))
+    kept = [name for name in after if name.startswith("encoder.recurrent")]
+    assert kept
+    for name in kept:
+        np.testing.assert_array_equal(after[name], before[name])
+    with pytest.raises(SystemExit, match="label_smoothing: expected none with CTC"):
+        call(*SMALL, "--runs-dir", tmp_path / "other", "--label-smoothing", "0.1")
+
+
+def test_colour_has_three_channels():
+    lines = load_split(Config(colour=True), "test")
+    assert {picture.shape[1:] for picture in lines.pictures} == {(32, 3)}
 
 
 def test_labels_end_for_a_decoder_only():
@@ -103,10 +143,13 @@ def test_augmentation_and_dropout_act_in_training_alone_and_by_the_key(model):
     characters = fit_characters(lines)
     made = build_model(config, characters)
     batch = LineBatches(encode(config, made, lines, characters), columns=5000, shapes=1).shuffled(0)(0)
-    values = [float(loss(config, build_model(config, characters), batch, jax.random.key(key))[0]) for key in (0, 0, 1)]
-    assert values[0] == values[1] != values[2]
-    config = Config(model=model, augment=0.0, dropout=0.0)
-    plain = [float(loss(config, build_model(config, characters), batch, jax.random.key(key))[0]) for key in (0, 1)]
+
+    def loss_of(config, key):
+        return float(line_loss(build_model(config, characters), batch, jax.random.key(key), augment=config.augment)[0])
+
+    once, again, other = (loss_of(config, key) for key in (0, 0, 1))
+    assert once == again != other
+    plain = [loss_of(Config(model=model, augment=0.0, dropout=0.0), key) for key in (0, 1)]
     assert plain[0] == plain[1]
     assert np.isfinite(plain[0])
 
@@ -146,9 +189,10 @@ def test_texts_that_do_not_fit_their_frames(tmp_path, monkeypatch):
     lines = drawn_lines("train", count=4)
     narrow = lines._replace(pictures=[lines.pictures[0][:20], *lines.pictures[1:]])
     monkeypatch.setattr(handwriting, "drawn_lines", lambda split, height: narrow._replace(split=split))
+    small = [*SMALL, "--runs-dir", tmp_path, "--augment", "0"]
     with pytest.raises(SystemExit, match=r"unfit_labels: expected texts that fit .*, got 1 that do not: \['train 0'\]"):
-        call(*SMALL, "--runs-dir", tmp_path)
-    call(*SMALL, "--runs-dir", tmp_path, "--unfit-labels", "drop")
+        call(*small)
+    call(*small, "--unfit-labels", "drop")
     result = json.loads((tmp_path / "handwriting/default/result.json").read_text())
     assert result["details"]["dropped"] == ["train 0"]
     assert np.isfinite(result["metrics"]["loss"])

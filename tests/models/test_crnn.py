@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from flax import nnx
 
 from s2s_jax import cells
@@ -20,7 +21,8 @@ from s2s_jax.layers import Backbone, Stage
 from s2s_jax.losses import ctc_loss
 from s2s_jax.metrics import mean_over
 from s2s_jax.models import CRNN, ColumnEncoder, PictureToText, decoder_step
-from s2s_jax.models.line_reader import LineReader, as_ink
+from s2s_jax.models.line_loss import as_ink
+from s2s_jax.models.line_reader import LineReader
 from s2s_jax.training.loop import fit
 from tests.samples import assert_close
 
@@ -121,6 +123,29 @@ def test_lines_are_read_in_the_order_of_the_source():
         assert line.spans == list(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
+def test_the_loss_beside_what_is_read_is_that_of_each_line():
+    """Of a CRNN beside PyTorch, a line at a time; of a decoder beside log probabilities picked one by one."""
+    source, model = lines(), crnn()
+    read, measured = LineReader(model, ALPHABET).measured(in_batches(source))
+    assert [line.text for line in read] == [line.text for line in LineReader(model, ALPHABET)(in_batches(source))]
+    total = fitting = 0
+    for number in range(len(source)):
+        logits, lengths = alone(model, source[number]["picture"])
+        if lengths[0] >= 3:  # frames for "abc"
+            log_probs = torch.log_softmax(torch.tensor(np.array(logits)).swapaxes(0, 1), -1)
+            label = torch.from_numpy(source[number]["label"][None])
+            total += float(torch.nn.functional.ctc_loss(log_probs, label, [int(lengths[0])], [3], PAD, reduction="sum"))
+            fitting += 1
+    assert 0 < fitting < len(source)
+    assert measured == pytest.approx({"loss": total / (3 * fitting), "unfit": 1 - fitting / len(source)}, rel=1e-4)
+    model, nats = with_decoder(), []
+    for number in range(len(source)):
+        label = source[number]["label"]
+        logits = model(as_ink(source[number]["picture"][None]), None, np.array([[START, *label[:-1]]]))
+        nats += [-float(jax.nn.log_softmax(row)[symbol]) for row, symbol in zip(logits[0], label, strict=True)]
+    assert LineReader(model, ALPHABET).measured(in_batches(source))[1] == pytest.approx({"loss": np.mean(nats)}, rel=1e-4)
+
+
 def test_beam_search_with_a_language_model_and_a_lexicon():
     model, source = crnn(), lines()
     ngrams = fit_ngrams([ALPHABET.encode("abca")], len(ALPHABET), order=3, end=PAD)
@@ -142,8 +167,8 @@ def test_a_decoder_reads_as_its_greedy_search_does():
     for number, line in enumerate(read):
         picture = source[number]["picture"]
         context, state = model.start(as_ink(picture[None]))
-        limit = max(1, len(picture) // 4)
-        want = greedy(step, params, context, state, start=START, end=END, max_length=limit)
+        limit = len(picture) // 4 + 1
+        want = greedy(step, params, context, state, start=START, end=END, max_length=limit, banned=(PAD, START))
         assert line.text == ALPHABET.decode(np.asarray(want.tokens[0]))
         assert line.finished == bool(want.finished[0])
         assert line.log_prob == pytest.approx(float(want.scores[0]), rel=1e-4, abs=1e-4)

@@ -27,6 +27,7 @@ from s2s_jax.data.vocabulary import Characters
 from s2s_jax.losses import cross_entropy
 from s2s_jax.metrics import Mean, mean_over
 from s2s_jax.models import SequenceClassifier
+from s2s_jax.models.line_loss import line_loss
 from s2s_jax.recurrence.choice import BACKENDS
 from s2s_jax.training import checkpoint
 from s2s_jax.training.checkpoint import BestWeights
@@ -738,7 +739,7 @@ def of_handwriting(**options):
     config = handwriting.Config(hidden_features=8, num_layers=1, **options)
     batch = {"picture": np.zeros((2, 64, 32, 1), np.uint8), "picture_lengths": np.full(2, 64, np.int32)}
     batch |= {"label": np.full((2, 4), 3, np.int32), "label_lengths": np.full(2, 4, np.int32), "mask": np.ones(2, bool)}
-    return handwriting.build_model(config, Characters("ab")), functools.partial(handwriting.loss, config), batch
+    return handwriting.build_model(config, Characters("ab")), functools.partial(line_loss, augment=config.augment), batch
 
 
 TRAIN_STEPS = {
