@@ -142,7 +142,7 @@ class _Convolution(nnx.Module):
         self.kernel = nnx.Param(jax.nn.initializers.he_normal()(rngs.params(), shape, jnp.float32))
         self.norm = BatchNorm(features)
 
-    def __call__(self, x: Array, mask: Bool[Array, "B H W"] | None, training: bool, *, relu: bool = True) -> Array:
+    def __call__(self, x: Array, mask: Bool[Array, "B 1 W"] | None, training: bool, *, relu: bool = True) -> Array:
         y = self.norm(convolve(x, self.kernel[...]), mask=mask, training=training)
         return jax.nn.relu(y) if relu else y
 
@@ -155,7 +155,7 @@ class _Residual(nnx.Module):
         self.second = _Convolution(features, features, rngs=rngs)
         self.link = None if in_features == features else _Convolution(in_features, features, size=1, rngs=rngs)
 
-    def __call__(self, x: Array, mask: Bool[Array, "B H W"] | None, training: bool) -> Array:
+    def __call__(self, x: Array, mask: Bool[Array, "B 1 W"] | None, training: bool) -> Array:
         y = self.second(self.first(x, mask, training), mask, training, relu=False)
         around = x if self.link is None else self.link(x, mask, training, relu=False)
         return jax.nn.relu(y + around)
@@ -191,5 +191,5 @@ def max_pool(x: Float[Array, "B H W F"], window: tuple[int, int]) -> Float[Array
     return functools.reduce(jnp.maximum, [x[:, :, i, :, j] for i in range(down) for j in range(across)])
 
 
-def _columns(x: Array, widths: Array | None) -> Bool[Array, "B H W"] | None:
-    return None if widths is None else jnp.broadcast_to(length_mask(widths, x.shape[2])[:, None], x.shape[:3])
+def _columns(x: Array, widths: Array | None) -> Bool[Array, "B 1 W"] | None:
+    return None if widths is None else length_mask(widths, x.shape[2])[:, None]

@@ -82,6 +82,36 @@ def test_batch_norm_agrees_with_pytorch_on_the_valid_positions(mask, training, d
         assert_close(var, unbiased.numpy(), tolerance)
 
 
+def test_derivatives_forward_and_second_agree_with_pytorch(float64):
+    """A product of the Hessian with a vector, by PyTorch's double backward; and the Jacobian in both modes."""
+    torch = oracles.oracle("torch")
+    x, scale, bias, *_ = cast(drawn(), "float64")
+    direction = np.random.default_rng(5).normal(size=(MASK.sum(), F))
+    valid = torch.tensor(x[MASK], requires_grad=True)
+    loss = (torch.nn.functional.batch_norm(valid, None, None, *map(torch.tensor, (scale, bias)), True, eps=1e-4) ** 3).sum()
+    (first,) = torch.autograd.grad(loss, valid, create_graph=True)
+    (want,) = torch.autograd.grad((first * torch.tensor(direction)).sum(), valid)
+
+    def ours(valid):
+        filled = jnp.full(x.shape, 7.0).at[MASK].set(valid)
+        return norm_of(scale, bias, scale, bias**2, epsilon=1e-4)(filled, mask=MASK, training=True)
+
+    gradient = jax.grad(lambda valid: jnp.sum(ours(valid) ** 3))
+    given = jnp.asarray(x[MASK])
+    assert_close(gradient(given), first.detach().numpy(), 1e-11)
+    assert_close(jax.jvp(gradient, (given,), (jnp.asarray(direction),))[1], want.numpy(), 1e-10)
+    assert_close(jax.grad(lambda valid: jnp.sum(gradient(valid) * direction))(given), want.numpy(), 1e-10)
+    assert_close(jax.jacfwd(ours)(given), jax.jacrev(ours)(given), 1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_mask_may_be_of_size_one_where_it_does_not_vary(training):
+    x, *rest = drawn()
+    for narrow in (MASK[:1], MASK[:, 2:3], np.ones((1, 1), bool), np.zeros((1, 1), bool)):
+        want = run(x, *rest, np.broadcast_to(narrow, MASK.shape), training)
+        assert_close(run(x, *rest, narrow, training), want, 1e-5)
+
+
 def test_batch_norm_agrees_with_keras_and_its_mask():
     keras = oracles.oracle("keras")
     x, scale, bias, mean, var, weights = drawn()
@@ -171,7 +201,7 @@ def test_half_precision_is_normalised_in_float32():
         (lambda: BatchNorm(F)(jnp.zeros((B, T, F + 1))), r"x: expected 3 features, got shape \(5, 6, 4\)"),
         (
             lambda: BatchNorm(F)(jnp.zeros((B, T, F)), mask=jnp.ones((B, T + 1), bool)),
-            r"mask: expected shape \(5, 6\), got \(5, 7\)",
+            r"mask: expected shape \(5, 6\), or 1 for some of it, got \(5, 7\)",
         ),
         (lambda: Dropout(1.0), "rate: expected a rate in"),
         (lambda: Dropout(-0.5), "rate: expected a rate in"),
