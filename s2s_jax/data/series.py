@@ -1,0 +1,158 @@
+"""Series of numbers at even steps of time, from csv files: what is wrong is found and told by line."""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from s2s_jax.data.calendar import Step, dates_from, places, step_of
+from s2s_jax.data.datasets.text_files import read_lines
+
+_DATE = re.compile(r"\d{4}-\d\d(-\d\d([ T]\d\d(:\d\d(:\d\d)?)?)?)?")
+_MISSING = {"", "na", "nan", "null", "none", "?"}
+_TOLD = 5  # findings in an error
+
+BadRows = Literal["error", "repair"]
+
+
+class Series(NamedTuple):
+    """Numbers at even steps.
+
+    Attributes:
+      name: of the data.
+      dates: datetime64[s] [T], a step apart.
+      step: between two of them.
+      columns: names of the C series.
+      values: [T, C]; where there was none, on the line between its neighbours.
+      observed: where `values` were read, and not filled in.
+      findings: what was wrong and mended, for people, a line each.
+    """
+
+    name: str
+    dates: np.ndarray
+    step: Step
+    columns: tuple[str, ...]
+    values: Float[np.ndarray, "T C"]
+    observed: Bool[np.ndarray, "T C"]
+    findings: tuple[str, ...] = ()
+
+
+def read_series(
+    path: Path, *, date: str | None = None, columns: Sequence[str] = (), bad_rows: BadRows = "error", name: str | None = None
+) -> Series:
+    """A csv file with a header and a column of dates: 2016-07, 2016-07-01, 2016-07-01 13:00 or with seconds; plain, .gz or .xz.
+
+    Args:
+      path: of the file.
+      date: the column of the dates; None for the first.
+      columns: those that are read; empty for all others.
+      bad_rows: "error", or "repair": rows are sorted, of those with the same date the first stays, and what is missing, a whole
+        row or a number, or is no number, is filled in on the line between its neighbours. Each is told in `findings`.
+      name: None for that of the file.
+
+    Raises:
+      ValueError: what is wrong, by line; with "repair" only what cannot be mended: a header without the columns, a row of
+        another number of columns, a text that is no date, a date that does not lie on the step, a column without a number.
+    """
+    header, rows = _rows(path)
+    date = header[0] if date is None else date
+    columns = tuple(columns) or tuple(column for column in header if column != date)
+    if missing := [column for column in (date, *columns) if column not in header]:
+        raise ValueError(f"{path}:1: expected the columns {', '.join(missing)}, got {', '.join(header)}")
+    if not columns or date in columns:
+        raise ValueError(f"{path}:1: expected at least one column besides that of the dates, {date}")
+    at, chosen = header.index(date), [header.index(column) for column in columns]
+    findings: list[tuple[int, str]] = []
+    lines, dates, values = [], [], []
+    for line, row in rows:
+        if not _DATE.fullmatch(row[at].strip()):
+            raise ValueError(f"{path}:{line}: expected a date such as 2016-07-01 or 2016-07-01 13:00, got {row[at]!r}")
+        try:
+            dates.append(np.datetime64(row[at].strip().replace(" ", "T"), "s"))
+        except ValueError as error:
+            raise ValueError(f"{path}:{line}: expected a date that there is, got {row[at]!r}") from error
+        lines.append(line)
+        numbers = [_number(row[column]) for column in chosen]
+        values.append([np.nan if number is None else number for number in numbers])
+        for column, number in zip(chosen, numbers, strict=True):
+            if number is None:
+                findings.append((line, f"expected a number in {header[column]}, got {row[column]!r}"))
+            elif np.isnan(number):
+                findings.append((line, f"no number in {header[column]}"))
+    if len(dates) < 2:
+        raise ValueError(f"{path}: expected at least two rows, got {len(dates)}")
+    ordered, kept = _in_order(np.array(dates), lines, findings)
+    step = step_of(ordered)
+    place = places(ordered, step)
+    if (off := np.flatnonzero(place < 0)).size:
+        line = lines[kept[off[0]]]
+        raise ValueError(
+            f"{path}:{line}: expected a date that is whole steps of {step} behind {ordered[0]}, got {ordered[off[0]]}"
+        )
+    for gap in np.flatnonzero(np.diff(place) > 1):
+        findings.append((lines[kept[gap + 1]], f"{place[gap + 1] - place[gap] - 1} steps of {step} are missing before"))
+    findings.sort()
+    if findings and bad_rows == "error":
+        told = "".join(f"\n{path}:{line}: {what}" for line, what in findings[:_TOLD])
+        more = f"\nand {len(findings) - _TOLD} more" if len(findings) > _TOLD else ""
+        raise ValueError(f"bad_rows: expected none, got {len(findings)}; repair mends them, and says so:{told}{more}")
+    read = np.full((place[-1] + 1, len(columns)), np.nan)
+    read[place] = np.array(values)[kept]
+    observed = ~np.isnan(read)
+    for number, column in enumerate(columns):
+        if not observed[:, number].any():
+            raise ValueError(f"{path}: expected numbers in the column {column}, got none")
+        there = np.flatnonzero(observed[:, number])
+        read[:, number] = np.interp(np.arange(len(read)), there, read[there, number])
+    return Series(
+        path.name.split(".")[0] if name is None else name,
+        dates_from(ordered[0], step, len(read)),
+        step,
+        columns,
+        read,
+        observed,
+        tuple(f"line {line}: {what}" for line, what in findings),
+    )
+
+
+def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and each row with its line; empty lines are left out, as a file may end with some."""
+    reader = csv.reader(read_lines(path))
+    header = [column.strip() for column in next(reader, [])]
+    if not header or len(set(header)) != len(header) or not all(header):
+        raise ValueError(f"{path}:1: expected a header of different names, got {header}")
+    rows = []
+    for row in reader:
+        if row and len(row) != len(header):
+            raise ValueError(f"{path}:{reader.line_num}: expected {len(header)} columns, got {len(row)}")
+        if row:
+            rows.append((reader.line_num, row))
+    return header, rows
+
+
+def _number(text: str) -> float | None:
+    """NaN where there is none; None where there is something else than a finite number."""
+    if text.strip().lower() in _MISSING:
+        return np.nan
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _in_order(dates: np.ndarray, lines: list[int], findings: list[tuple[int, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rising dates, and the rows that they are of; what had to be done for that is added to the findings."""
+    before = np.maximum.accumulate(dates)[:-1]
+    for row in np.flatnonzero(dates[1:] < before) + 1:
+        findings.append((lines[row], f"{dates[row]} comes after later dates"))
+    order = np.argsort(dates, kind="stable")
+    again = np.flatnonzero(np.diff(dates[order]) == np.timedelta64(0, "s")) + 1
+    for number in again:
+        findings.append((lines[order[number]], f"{dates[order[number]]} stands in line {lines[order[number - 1]]} too"))
+    kept = np.delete(order, again)
+    return dates[kept], kept

@@ -1,0 +1,77 @@
+"""Steps, dates and their features, beside the calendar of Python."""
+
+import datetime
+
+import numpy as np
+import pytest
+
+from s2s_jax.data.calendar import Step, dates_from, places, step_of, time_features
+from tests.samples import assert_close
+
+
+def moments(*texts):
+    return np.array(texts, "datetime64[s]")
+
+
+@pytest.mark.parametrize(
+    ("dates", "step", "told", "season"),
+    [
+        (moments("2016-07-01T00:00", "2016-07-01T01:00", "2016-07-01T02:00"), Step(3600, False), "1 hour", 24),
+        (moments("2016-02-28", "2016-02-29", "2016-03-02", "2016-03-03"), Step(86_400, False), "1 day", 7),
+        (moments("2016-01-31", "2016-02-07"), Step(604_800, False), "1 week", 52),
+        (moments("2016-01-01T00:00", "2016-01-01T00:15"), Step(900, False), "15 minutes", 96),
+        (moments("2016-01-01T00:00:00", "2016-01-01T00:00:07"), Step(7, False), "7 seconds", 12_342),
+        (moments("2015-12", "2016-01", "2016-02"), Step(1, True), "1 month", 12),
+        (moments("2015-12-15T12:00", "2016-03-15T12:00"), Step(3, True), "3 months", 4),
+        (moments("2015", "2016", "2017"), Step(12, True), "1 year", 1),
+    ],
+)
+def test_the_step_is_that_of_most_neighbours(dates, step, told, season):
+    found = step_of(dates)
+    assert (found, str(found), found.season) == (step, told, season)
+
+
+def test_dates_and_places_are_each_others_inverse():
+    for first, step in (("2015-11-30T06:00", Step(6 * 3600, False)), ("2015-11-15T06:00", Step(2, True))):
+        dates = dates_from(np.datetime64(first), step, 9)
+        assert dates[0] == np.datetime64(first)
+        np.testing.assert_array_equal(places(dates[[0, 1, 3, 8]], step), [0, 1, 3, 8])
+    assert dates_from(np.datetime64("2015-11-15T06:00"), Step(2, True), 3)[-1] == np.datetime64("2016-03-15T06:00")
+    dates = moments("2016-01-01T00:00", "2016-01-01T01:30", "2016-01-01T03:00")
+    np.testing.assert_array_equal(places(dates, Step(3600, False)), [0, -1, 3])
+    np.testing.assert_array_equal(places(moments("2016-01-01", "2016-02-02", "2016-03-01"), Step(2, True)), [0, -1, 1])
+
+
+def test_features_are_those_of_pythons_calendar():
+    dates = dates_from(np.datetime64("2015-12-30T21:00"), Step(5 * 3600, False), 200)
+    features, names = time_features(dates, Step(3600, False))
+    assert features.shape == (200, 8)
+    shares = {"hour of day": [], "day of week": [], "day of month": [], "day of year": []}
+    for date in dates.astype(datetime.datetime):
+        day = date.hour / 24
+        shares["hour of day"].append(day)
+        shares["day of week"].append(date.weekday() / 7)
+        shares["day of month"].append((date.day - 1 + day) / 31)
+        shares["day of year"].append((date.timetuple().tm_yday - 1 + day) / 366)
+    for number, (name, of_cycle) in enumerate(shares.items()):
+        assert names[2 * number : 2 * number + 2] == (f"sine of {name}", f"cosine of {name}")
+        angle = 2 * np.pi * np.array(of_cycle)
+        assert_close(features[:, 2 * number : 2 * number + 2], np.stack([np.sin(angle), np.cos(angle)], -1), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "cycles"),
+    [(Step(60, False), 5), (Step(3600, False), 4), (Step(86_400, False), 3), (Step(604_800, False), 2), (Step(1, True), 1)],
+)
+def test_cycles_no_longer_than_the_step_are_left_out(step, cycles):
+    features, names = time_features(moments("2016-05-05"), step)
+    assert features.shape == (1, 2 * cycles)
+    assert len(names) == 2 * cycles
+    assert time_features(moments("2016"), Step(12 * 60, True))[0].shape == (1, 0)
+
+
+def test_dates_without_a_step_are_an_error():
+    with pytest.raises(ValueError, match="dates: expected at least two, got 1"):
+        step_of(moments("2016"))
+    with pytest.raises(ValueError, match="dates: expected them to rise"):
+        step_of(moments("2016", "2016"))

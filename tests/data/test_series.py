@@ -1,0 +1,103 @@
+"""Series from csv files: what is read, and what is found wrong, by line."""
+
+import lzma
+import re
+
+import numpy as np
+import pytest
+
+from s2s_jax.data.calendar import Step
+from s2s_jax.data.series import read_series
+
+GOOD = "date,a,b\n2016-07-01 00:00,1,2.5\n2016-07-01 01:00,-3e1,4\n2016-07-01 02:00,5,6\n"
+
+
+def written(folder, text, name="own.csv"):
+    path = folder / name
+    path.write_bytes(lzma.compress(text.encode()) if name.endswith(".xz") else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["own.csv", "own.csv.xz"])
+def test_a_good_file_is_read_as_it_is(tmp_path, name):
+    series = read_series(written(tmp_path, GOOD, name))
+    assert (series.name, series.step, series.columns, series.findings) == ("own", Step(3600, False), ("a", "b"), ())
+    np.testing.assert_array_equal(series.values, [[1, 2.5], [-30, 4], [5, 6]])
+    assert series.observed.all()
+    assert series.dates[-1] == np.datetime64("2016-07-01T02:00")
+
+
+def test_columns_are_chosen_by_name(tmp_path):
+    path = written(tmp_path, 'x,"when",y\n1,2016-01,2\n3,2016-02,4\n')
+    series = read_series(path, date="when", columns=["y"], name="mine")
+    assert (series.name, series.columns, series.values.tolist(), series.step) == ("mine", ("y",), [[2], [4]], Step(1, True))
+
+
+# Line, what is in it, and what is said of it. Row 4 of the file is 2016-07-04.
+WRONG = [
+    (5, "2016-07-04,x,8", "line 5: expected a number in a, got 'x'"),
+    (5, "2016-07-04,inf,8", "line 5: expected a number in a, got 'inf'"),
+    (5, "2016-07-04,,8", "line 5: no number in a"),
+    (5, "2016-07-04,NaN,8", "line 5: no number in a"),
+    (5, None, "line 5: 1 steps of 1 day are missing before"),
+    (5, "2016-07-02,70,80\n2016-07-04,7,8", "line 5: 2016-07-02T00:00:00 stands in line 3 too"),
+]
+
+
+@pytest.mark.parametrize(("line", "row", "told"), WRONG)
+def test_what_is_wrong_is_an_error_or_mended_and_told(tmp_path, line, row, told):
+    rows = ["date,a,b", *(f"2016-07-0{day},{2 * day - 1},{2 * day}" for day in range(1, 7))]
+    rows[line - 1 : line] = [] if row is None else row.split("\n")
+    path = written(tmp_path, "\n".join(rows) + "\n\n")
+    with pytest.raises(ValueError, match=rf"repair mends them, and says so:\n{path}:{line}: "):
+        read_series(path)
+    series = read_series(path, bad_rows="repair")
+    assert told in series.findings
+    # All of them lie on lines, so that what is filled in is what was there before.
+    np.testing.assert_allclose(series.values, np.arange(1, 13).reshape(6, 2))
+    unknown = [] if "stands" in told else [(3, 0)] if row else [(3, 0), (3, 1)]
+    assert list(zip(*np.nonzero(~series.observed), strict=True)) == unknown
+
+
+def test_rows_out_of_order_are_sorted(tmp_path):
+    path = written(tmp_path, "date,a\n2016-07-01,1\n2016-07-03,3\n2016-07-02,2\n2016-07-04,4\n")
+    with pytest.raises(ValueError, match=r":4: 2016-07-02T00:00:00 comes after later dates"):
+        read_series(path)
+    series = read_series(path, bad_rows="repair")
+    assert series.values[:, 0].tolist() == [1, 2, 3, 4]
+    assert series.findings == ("line 4: 2016-07-02T00:00:00 comes after later dates",)
+
+
+def test_the_ends_are_filled_with_what_is_nearest(tmp_path):
+    path = written(tmp_path, "date,a,b\n2016-07-01,,1\n2016-07-02,5,1\n2016-07-03,?,1\n")
+    series = read_series(path, bad_rows="repair")
+    assert series.values[:, 0].tolist() == [5, 5, 5]
+    assert series.observed[:, 0].tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", ":1: expected a header of different names"),
+        ("date,a,a\n", ":1: expected a header of different names"),
+        ("date,b\n2016,1\n", ":1: expected the columns a, got date, b"),
+        ("date,a\n2016-01,1\n", ": expected at least two rows, got 1"),
+        ("date,a\n2016-01,1\n2016-02,1,2\n", ":3: expected 2 columns, got 3"),
+        ("date,a\n2016-01,1\n01/02/2016,1\n", ":3: expected a date such as 2016-07-01 or 2016-07-01 13:00, got '01/02/2016'"),
+        ("date,a\n2016-01,1\n2016-02-30,1\n", ":3: expected a date that there is, got '2016-02-30'"),
+        ("date,a\n2016-01-01,x\n2016-01-02,\n", ": expected numbers in the column a, got none"),
+        (
+            "date,a\n2016-01-01 00:00,1\n2016-01-01 01:00,1\n2016-01-01 02:00,1\n2016-01-01 02:20,1\n",
+            ":5: expected a date that is whole steps of 1 hour behind 2016-01-01T00:00:00, got 2016-01-01T02:20:00",
+        ),
+    ],
+)
+def test_what_cannot_be_mended_is_an_error(tmp_path, text, message):
+    path = written(tmp_path, text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_series(path, columns=["a"] if "date,b" in text else [], bad_rows="repair")
+
+
+def test_the_dates_alone_are_no_series(tmp_path):
+    with pytest.raises(ValueError, match="expected at least one column besides that of the dates, date"):
+        read_series(written(tmp_path, "date\n2016-01\n2016-02\n"))
