@@ -9,14 +9,17 @@ _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:
 _MARKERS = ("o", "s", "^", "D", "v", "P")  # beside the colours, for those who see none
 
 
-def learning_curve(histories: Sequence[Sequence[dict[str, float]]], metrics: Sequence[str], title: str) -> Any:
-    """Training and validation loss (logarithmic) against the step, and below it validation metrics, if there are any.
+def learning_curve(
+    histories: Sequence[Sequence[dict[str, float]]], metrics: Sequence[str], title: str, *, unit: str = "nats"
+) -> Any:
+    """Training and validation loss against the step, and below it validation metrics, if there are any.
 
     Args:
       histories: for each seed the lines of its metrics.jsonl; see `Run.history`. Of several the mean is drawn, in a band from
         the smallest value to the greatest.
       metrics: names of the validation metrics to draw, fractions from 0 to 1; those that no seed has are left out.
       title: over the figure.
+      unit: of the loss, whose axis is logarithmic where all of it is above 0.
     """
     below_it = {name: values for name in metrics if (values := _by_step(histories, f"validation/{name}"))}
     panels = 2 if below_it else 1
@@ -27,7 +30,8 @@ def learning_curve(histories: Sequence[Sequence[dict[str, float]]], metrics: Seq
         losses = _by_step(histories, f"{name}/loss")
         if losses:
             _draw_spread(above, losses, label + seeds, color, "o" if name == "validation" or len(losses) < 3 else None)
-    above.set(yscale="log", ylabel="loss (nats)", title=title)
+    positive = all(low > 0 for line in above.get_lines() for low in line.get_ydata())
+    above.set(yscale="log" if positive else "linear", ylabel=f"loss ({unit})", title=title)
     above.set_xlim(left=0)
     if above.has_data():
         above.legend(frameon=False)
@@ -178,6 +182,34 @@ def read_line(
     above.spines[["top", "right", "left"]].set_visible(False)
     scale = _scalar_mappable(colors)
     figure.colorbar(scale, ax=[above, below], label="confidence", shrink=0.8)
+    return figure
+
+
+def forecasts(panels: Sequence[Mapping[str, Any]], *, title: str) -> Any:
+    """A panel below the other for each forecast: history, what was said, the interval, and what came.
+
+    Args:
+      panels: each with `dates` [L + H], datetime64; `history` [L]; `mean` [H]; `truth` [H], or None where it is not known;
+        `interval`, a pair of [H], or None; and `title`.
+      title: over the figure; what the interval is goes with it.
+    """
+    figure, axes = _subplots(len(panels), 1, (9, 2.4 * len(panels) + 0.7))
+    for axis, panel in zip(axes[:, 0], panels, strict=True):
+        dates, known = panel["dates"], len(panel["history"])
+        # The last step of the history is the first of all lines, so that there is no gap between them.
+        after, joint = dates[known - 1 :], panel["history"][-1:]
+        axis.plot(dates[:known], panel["history"], color="tab:gray", linewidth=1.2, label="history")
+        if panel["truth"] is not None:
+            axis.plot(after, [*joint, *panel["truth"]], color="black", linewidth=1.2, label="what came")
+        axis.plot(after, [*joint, *panel["mean"]], color="tab:blue", linewidth=1.6, linestyle="--", label="forecast")
+        if panel["interval"] is not None:
+            low, high = ([*joint, *end] for end in panel["interval"])
+            axis.fill_between(after, low, high, color="tab:blue", alpha=0.2, linewidth=0, label="interval")
+        axis.set_title(panel["title"], fontsize="medium")
+        axis.margins(x=0.01)
+    axes[0, 0].legend(frameon=False, loc="upper left", ncols=4, fontsize="small")
+    figure.suptitle(title)
+    _quiet(*axes.flat)
     return figure
 
 

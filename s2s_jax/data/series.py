@@ -121,16 +121,19 @@ def read_series(
 
 def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and each row with its line; empty lines are left out, as a file may end with some."""
-    reader = csv.reader(read_lines(path))
-    header = [column.strip() for column in next(reader, [])]
-    if not header or len(set(header)) != len(header) or not all(header):
-        raise ValueError(f"{path}:1: expected a header of different names, got {header}")
+    reader = csv.reader(f"{line}\n" for line in read_lines(path))
     rows = []
-    for row in reader:
-        if row and len(row) != len(header):
-            raise ValueError(f"{path}:{reader.line_num}: expected {len(header)} columns, got {len(row)}")
-        if row:
-            rows.append((reader.line_num, row))
+    try:
+        header = [column.strip() for column in next(reader, [])]
+        if not header or len(set(header)) != len(header) or not all(header):
+            raise ValueError(f"{path}:1: expected a header of different names, got {header}")
+        for row in reader:
+            if row and len(row) != len(header):
+                raise ValueError(f"{path}:{reader.line_num}: expected {len(header)} columns, got {len(row)}")
+            if row:
+                rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: {error}") from error
     return header, rows
 
 
@@ -156,3 +159,17 @@ def _in_order(dates: np.ndarray, lines: list[int], findings: list[tuple[int, str
         findings.append((lines[order[number]], f"{dates[order[number]]} stands in line {lines[order[number - 1]]} too"))
     kept = np.delete(order, again)
     return dates[kept], kept
+
+
+def seasonal_series(days: int = 400, seed: int = 0) -> Series:
+    """A stand-in for measured series: three hourly ones with a day, a week and a trend that wanders, with noise."""
+    rng = np.random.default_rng(seed)
+    step = Step(3600, months=False)
+    dates = dates_from(np.datetime64("2020-01-01"), step, 24 * days)
+    hours = np.arange(len(dates))[:, None]
+    phase, size = rng.uniform(0, 2 * np.pi, (2, 3)), rng.uniform(0.5, 2, (2, 3))
+    day = size[0] * np.sin(2 * np.pi * hours / 24 + phase[0])
+    week = size[1] * np.sin(2 * np.pi * hours / 168 + phase[1])
+    wandering = np.cumsum(rng.normal(0, 0.03, (len(dates), 3)), axis=0)
+    values = 10 + day * (1 + 0.3 * week) + week + wandering + rng.normal(0, 0.2, (len(dates), 3))
+    return Series("seasonal", dates, step, ("north", "middle", "south"), values, np.ones(values.shape, bool))

@@ -9,10 +9,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from s2s_jax import cells
+from s2s_jax.data.windows import Window
 from s2s_jax.layers.keys import check_rngs, split_key
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
-from s2s_jax.models.forecaster import Sizes, Window
+from s2s_jax.models.forecaster import Sizes
 from s2s_jax.types import Cell
 
 

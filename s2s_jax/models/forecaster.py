@@ -11,27 +11,12 @@ from jaxtyping import Array, Float
 
 from s2s_jax import attention as attentions
 from s2s_jax import cells
+from s2s_jax.data.windows import Window
 from s2s_jax.layers.attention import Attention
 from s2s_jax.layers.keys import check_rngs, split_key
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import BatchNorm, Dropout, GaussianNoise
 from s2s_jax.types import Cell
-
-
-class Window(NamedTuple):
-    """What is known when a forecast is made.
-
-    Attributes:
-      past: the series themselves [B, L, C].
-      past_covariates: [B, L, F]; those that are known ahead come first.
-      future_covariates: [B, H, K] of the K <= F that are known ahead.
-      static: [B, S], constant in time.
-    """
-
-    past: Float[Array, "B L C"]
-    past_covariates: Float[Array, "B L F"]
-    future_covariates: Float[Array, "B H K"]
-    static: Float[Array, "B S"]
 
 
 class Sizes(NamedTuple):
@@ -47,7 +32,7 @@ class Sizes(NamedTuple):
     def check(self, window: Window) -> None:
         """Raises a ValueError where a window is of other sizes."""
         batch_size, length = window.past.shape[:2]
-        wanted = Window(
+        wanted = (
             (batch_size, length, self.series),
             (batch_size, length, self.past_covariates),
             (batch_size, self.horizon, self.future_covariates),

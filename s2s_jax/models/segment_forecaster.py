@@ -8,10 +8,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from s2s_jax import cells
+from s2s_jax.data.windows import Window
 from s2s_jax.layers.keys import check_rngs
 from s2s_jax.layers.parameters import Parameters
 from s2s_jax.layers.regularization import Dropout
-from s2s_jax.models.forecaster import Sizes, Window
+from s2s_jax.models.forecaster import Sizes
 from s2s_jax.recurrence.unroll import unroll
 from s2s_jax.types import Cell
 

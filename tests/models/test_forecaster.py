@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from s2s_jax import cells
+from s2s_jax.data.windows import Window
 from s2s_jax.models.autoregressive_forecaster import AutoregressiveForecaster
-from s2s_jax.models.forecaster import AttentionForecaster, RepeatVectorForecaster, Sizes, Window
+from s2s_jax.models.forecaster import AttentionForecaster, RepeatVectorForecaster, Sizes
 from s2s_jax.models.segment_forecaster import SegmentForecaster
 from tests import oracles
 from tests.samples import assert_close

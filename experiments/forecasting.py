@@ -1,0 +1,418 @@
+"""A network learns to forecast series: classic encoder-decoders, probabilistic DeepAR, and recurrence over segments.
+
+    python -m experiments.forecasting                                        generated seasonal series, without data
+    python -m experiments.forecasting --dataset ett --data-dir FOLDER        ETTh1, where FOLDER holds ett
+    python -m experiments.forecasting --dataset airline-passengers --data-dir FOLDER      where FOLDER holds small_series
+    python -m experiments.forecasting --csv own.csv --look-back 48 --horizon 12           a csv file of your own
+    python -m experiments.forecasting predict own.csv                        with the run of the same --name: csv and picture
+
+Every window of the test part is scored, those that overlap too, and each step ahead counts alike. Series are standardised by
+the training part; `mse`, `mae` and `crps` are of standardised values, as published figures are. `mase` divides by the error of
+the seasonal naive forecast within the training part; `smape` is of the values as they come, 0 to 2; `coverage` is the share of
+true values between the quantiles 0.1 and 0.9. Beside them: the last value, the last season, and least squares (NLinear).
+"""
+
+import csv
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from s2s_jax import cells, forecast_metrics, plots
+from s2s_jax.data.calendar import Step, dates_from
+from s2s_jax.data.pipeline import Batches
+from s2s_jax.data.series import Series
+from s2s_jax.data.series_sets import Parts, SeriesFlags, fingerprint, load_series, parts_of, read_own, table_of, targets_of
+from s2s_jax.data.windows import Range, Standard, Table, Truth, Window, apart, cut, origins_of, together
+from s2s_jax.distributions import DISTRIBUTIONS, Distribution
+from s2s_jax.forecast_baselines import Linear, naive, seasonal_naive
+from s2s_jax.metrics import Mean
+from s2s_jax.models.autoregressive_forecaster import AutoregressiveForecaster
+from s2s_jax.models.forecaster import AttentionForecaster, RepeatVectorForecaster, Sizes
+from s2s_jax.models.forecasts import Forecast, forecast, loss_of
+from s2s_jax.models.segment_forecaster import SegmentForecaster
+from s2s_jax.training import checkpoint
+from s2s_jax.training.command import main
+from s2s_jax.training.loop import make_measure
+from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
+from s2s_jax.training.run import Run
+from s2s_jax.training.state import count_parameters
+
+LOW, HIGH = 0.1, 0.9  # quantiles of the interval
+DRAWN_AT_ONCE = 20_000_000  # numbers
+# ETTh1, multivariate, look-back 96, by horizon: MSE. All from the README of SegRNN's repository.
+_MULTIVARIATE = {
+    96: {"SegRNN": 0.368, "iTransformer": 0.386, "PatchTST": 0.414, "DLinear": 0.386},
+    192: {"SegRNN": 0.408, "iTransformer": 0.441, "PatchTST": 0.460, "DLinear": 0.437},
+    336: {"SegRNN": 0.444, "iTransformer": 0.487, "PatchTST": 0.501, "DLinear": 0.481},
+    720: {"SegRNN": 0.446, "iTransformer": 0.503, "PatchTST": 0.500, "DLinear": 0.519},
+}
+# ETTh1, by number of series and horizon: MSE, from Informer's paper (arXiv 2012.07436).
+_INFORMER = {
+    (1, 24): {"LSTMa": 0.114, "DeepAR": 0.107, "Informer": 0.098},
+    (1, 48): {"LSTMa": 0.193, "DeepAR": 0.162, "Informer": 0.158},
+    (1, 168): {"LSTMa": 0.236, "DeepAR": 0.239, "Informer": 0.183},
+    (1, 336): {"LSTMa": 0.590, "DeepAR": 0.445, "Informer": 0.222},
+    (1, 720): {"LSTMa": 0.683, "DeepAR": 0.658, "Informer": 0.269},
+    (7, 24): {"LSTMa": 0.650, "LSTNet": 1.293, "Informer": 0.577},
+    (7, 48): {"LSTMa": 0.702, "LSTNet": 1.456, "Informer": 0.685},
+    (7, 168): {"LSTMa": 1.212, "LSTNet": 1.997, "Informer": 0.931},
+    (7, 336): {"LSTMa": 1.424, "LSTNet": 2.655, "Informer": 1.128},
+    (7, 720): {"LSTMa": 1.960, "LSTNet": 2.143, "Informer": 1.215},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How a probabilistic model forecasts."""
+
+    samples: int = 100
+    """Futures that are drawn for each window."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Drawing, SeriesFlags, TrainingConfig):
+    steps: int = 800
+    season: int | None = None
+    """Steps of a season; by the step of the dates if not given."""
+    series: Literal["joint", "each"] = "joint"
+    """All columns in one window, or each by itself by one network that is told which it is."""
+    window_range: Range = "none"
+    """What each window is brought to: as it is, less its last value, or over its mean size."""
+    model: Literal["repeat_vector", "attention", "autoregressive", "segments"] = "attention"
+    """Encoder and decoder of Keras' tutorials, with attention, DeepAR, or SegRNN."""
+    distribution: Literal["squared_error", "absolute_error", "gaussian", "student_t", "negative_binomial", "quantiles"] = (
+        "gaussian"
+    )
+    """What is said of each step, and the loss."""
+    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    """Recurrent cell; of the repeat vector always a GRU of relu."""
+    hidden_features: int = 64
+    """Width of the state."""
+    num_layers: int = 1
+    """Recurrent layers of attention and autoregressive."""
+    segment: int = 12
+    """Steps of a segment."""
+    dropout: float = 0.1
+    """Between layers and before the last one."""
+    batch_size: int = 64
+    """Windows in a step."""
+    learning_rate: float = 3e-3
+    evaluate_every: int = 100
+
+    may_be_zero: ClassVar[tuple[str, ...]] = TrainingConfig.may_be_zero
+    places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, "csv")
+    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Drawing,), "predict": (Drawing,)}
+
+    @property
+    def head(self) -> Distribution:
+        return DISTRIBUTIONS[self.distribution]
+
+    @property
+    def probabilistic(self) -> bool:
+        return self.head.features > 1
+
+
+def build_model(config: Config, series: int, covariates: int, known: int) -> Any:
+    """For so many series and covariates, of which some are known ahead."""
+    if config.head.counts and config.window_range != "mean":
+        raise ValueError(f"window_range: expected mean with counts, got {config.window_range}")
+    if config.model == "segments":
+        covariates = known = 0
+    if config.model == "autoregressive" and covariates > known:
+        raise ValueError("past_covariates: expected none with the autoregressive model, which reads what is known ahead")
+    static = series if config.series == "each" else 0
+    sizes = Sizes(1 if static else series, config.horizon, covariates, known, static, config.head.features)
+    rngs, cell = nnx.Rngs(config.seed), cells.PLAIN[config.cell]
+    if config.model == "repeat_vector":
+        return RepeatVectorForecaster(sizes, config.hidden_features, rngs=rngs)
+    options: dict[str, Any] = {"cell": cell, "dropout": config.dropout, "rngs": rngs}
+    if config.model == "segments":
+        return SegmentForecaster(sizes, config.hidden_features, segment=config.segment, **options)
+    make = AttentionForecaster if config.model == "attention" else AutoregressiveForecaster
+    return make(sizes, config.hidden_features, num_layers=config.num_layers, **options)
+
+
+def examples(config: Config, begin: int, end: int) -> dict[str, np.ndarray]:
+    """Where the windows of a part begin to be forecast."""
+    return {"origin": origins_of(begin, end, config.look_back, config.horizon)}
+
+
+def windows(config: Config, table: Table, batch: Mapping[str, Any]) -> tuple[Window, Truth]:
+    """The windows of a batch; rows that hold none count nowhere."""
+    window, truth = cut(table, batch["origin"], config.look_back, config.horizon)
+    rows = batch["mask"][:, None, None]
+    truth = truth._replace(observed=truth.observed & rows, past_observed=truth.past_observed & rows)
+    if config.model == "segments":  # which reads nothing but the series
+        past, future = (leaf[..., :0] for leaf in (window.past_covariates, window.future_covariates))
+        window = window._replace(past_covariates=past, future_covariates=future)
+    return apart(window, truth) if config.series == "each" else (window, truth)
+
+
+def loss(config: Config, table: Table, model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+    window, truth = windows(config, table, batch)
+    found = loss_of(model, config.head, window, truth, window_range=config.window_range, training=True, key=key)
+    return found.total / found.count, {"loss": found}
+
+
+def measure(config: Config, table: Table, model: Any, batch: Any) -> dict[str, Mean]:
+    window, truth = windows(config, table, batch)
+    return {"loss": loss_of(model, config.head, window, truth, window_range=config.window_range)}
+
+
+def train(run: Run[Config]) -> None:
+    config = run.config
+    series = load_series(config, config.data_dir)
+    if config.origin == "generated":
+        run.say("No data set named: trains on generated series, whose figures say nothing about measured ones.")
+    if series.findings:
+        run.say(mended(series))
+    run.trained_on(series.name, config.origin, fingerprint(series))
+    parts = parts_of(config, series, standardised=not config.head.counts)
+    model = build_model(config, *sizes_of(parts.table))
+    run.say(f"{series.name}: {len(series.dates)} steps of {series.step} from {series.dates[0]}, {', '.join(series.columns)}")
+    if run.writes:
+        kept = {"columns": series.columns, "step": series.step, **{k: v.tolist() for k, v in parts.standard._asdict().items()}}
+        (run.folder / "series.json").write_text(json.dumps(kept))
+    measure_over = make_measure(functools.partial(measure, config, parts.table))
+    validated = in_order(config, parts, "validation")
+    trained = train_by_recipe(
+        run,
+        model,
+        functools.partial(loss, config, parts.table),
+        Batches(examples(config, 0, parts.train), config.batch_size, seed=config.seed),
+        lambda model: measure_over(model, validated),
+    )
+    report(run, trained.model, series, parts)
+
+
+def mended(series: Series, most: int = 5) -> str:
+    """What was wrong with the rows, for people."""
+    told = "".join(f"{series.name}, {finding}\n" for finding in series.findings[:most])
+    return told + (f"and {len(series.findings) - most} more\n" if len(series.findings) > most else "")
+
+
+def sizes_of(table: Table) -> tuple[int, int, int]:
+    return table.values.shape[1], table.covariates.shape[1], table.known
+
+
+def in_order(config: Config, parts: Parts, split: Literal["validation", "test"]) -> Batches:
+    """All windows of a part, as many at a time as samples of them fit into memory."""
+    begin, end = (parts.train, parts.validation) if split == "validation" else (parts.validation, parts.test)
+    one = config.horizon * parts.table.values.shape[1] * (config.samples if config.probabilistic else 1)
+    return Batches(examples(config, begin, end), min(512, max(1, DRAWN_AT_ONCE // one)), seed=None)
+
+
+class Said(NamedTuple):
+    """Of a batch of windows: the first steps ahead, what was known, what came (NaN where unknown), and what was said."""
+
+    origins: np.ndarray
+    past: np.ndarray
+    truth: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    samples: np.ndarray
+
+
+def forecasts(config: Config, model: Any, table: Table, batches: Batches) -> Iterator[Said]:
+    """Each batch of windows with its forecasts, in the table's units."""
+    how: dict[str, Any] = {"window_range": config.window_range, "levels": (LOW, HIGH)}
+    how["samples"] = config.samples if config.probabilistic else 1
+    values = np.where(table.observed, table.values, np.nan)
+
+    @jax.jit
+    def of_batch(parts: Any, batch: Any, key: jax.Array) -> Forecast:
+        window, _ = windows(config, table, batch)
+        found = forecast(nnx.merge(*parts), config.head, window, key, **how)
+        return found if config.series == "joint" else jax.tree.map(lambda x: together(x, values.shape[1]), found)
+
+    parts, key = nnx.split(model), jax.random.key(config.seed)
+    for step in range(batches.steps_per_epoch):
+        batch = batches(step)
+        rows = batch["mask"]
+        mean, (low, high), samples = jax.tree.map(np.asarray, of_batch(parts, batch, jax.random.fold_in(key, step)))
+        origins = batch["origin"][rows]
+        past = table.values[origins[:, None] + np.arange(-config.look_back, 0)]
+        truth = values[origins[:, None] + np.arange(config.horizon)]
+        yield Said(origins, past, truth, mean[rows], low[rows], high[rows], samples[:, rows])
+
+
+def scores(config: Config, series: Series, parts: Parts, model: Any) -> tuple[dict[str, dict[str, float]], list[Said]]:
+    """Metrics of the model and of what learns little, over all test windows, and the first and the last batch of them."""
+    standard, season = parts.standard.of(parts.targets), config.season or series.step.season
+    training = np.where(parts.table.observed, parts.table.values, np.nan)[: parts.train].astype(np.float64)
+    linear = Linear(parts.table.values[: parts.train].astype(np.float64), config.look_back, config.horizon)
+    totals: dict[str, dict[str, Mean]] = {}
+    shown: list[Said] = []
+    for said in forecasts(config, model, parts.table, in_order(config, parts, "test")):
+        shown = [*shown[:1], said]
+        points = {config.model: said.mean, "naive": naive(said.past, config.horizon), "linear": linear(said.past)}
+        if season <= config.look_back:
+            points["seasonal naive"] = seasonal_naive(said.past, config.horizon, season)
+        count = int((~np.isnan(said.truth)).sum())
+        for name, point in points.items():
+            found = {
+                "mse": forecast_metrics.mse(point, said.truth),
+                "mae": forecast_metrics.mae(point, said.truth),
+                "mase": forecast_metrics.mase(point, said.truth, training, season),
+                "smape": forecast_metrics.smape(standard.back(point), standard.back(said.truth)),
+            }
+            if name == config.model and config.probabilistic:
+                found["crps"] = forecast_metrics.crps(said.samples, said.truth)
+                found["coverage"] = forecast_metrics.coverage(said.low, said.high, said.truth)
+            into = totals.setdefault(name, {})
+            for metric, value in found.items() if count else ():
+                into[metric] = into.get(metric, Mean(0.0, 0)) + Mean(value * count, count)
+    return {name: {metric: mean.value() for metric, mean in found.items()} for name, found in totals.items()}, shown
+
+
+def report(run: Run[Config], model: Any, series: Series, parts: Parts) -> None:
+    """Scores all test windows beside the baselines, draws, and writes result.json."""
+    config = run.config
+    table, shown = scores(config, series, parts, model)
+    count = len(examples(config, parts.validation, parts.test)["origin"])
+    names = list(table[config.model])
+    run.say(
+        f"\n{count} test windows of {series.name} ({config.origin}), horizon {config.horizon}, look-back {config.look_back}:"
+    )
+    run.say(f"{'':<16}" + "".join(f"{name:>10}" for name in names))
+    for name, found in table.items():
+        run.say(f"{name:<16}" + "".join(f"{found[metric]:10.4f}" if metric in found else f"{'':>10}" for metric in names))
+    result = run.finish(
+        split=f"test, all {count} windows",
+        metrics=table[config.model],
+        published=published(series.name, len(parts.targets), config.look_back, config.horizon),
+        examples_per_step=config.batch_size,
+        parameters=count_parameters(model),
+        details={"baselines": {name: found for name, found in table.items() if name != config.model}},
+    )
+    if not run.changed:
+        draw(run, series, parts, shown)
+    path = "evaluation.json is" if run.changed else "Figures, weights and result.json are"
+    run.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {run.folder}.")
+
+
+def published(name: str, series: int, look_back: int, horizon: int) -> list[dict[str, Any]]:
+    """What is known of ETTh1 with so many series; SegRNN's table is of a look-back of 96."""
+    if name != "ETTh1":
+        return []
+    known = {"README of SegRNN's repository": _MULTIVARIATE.get(horizon, {}) if (series, look_back) == (7, 96) else {}}
+    known["arXiv 2012.07436"] = _INFORMER.get((series, horizon), {})
+    return [
+        {"metric": "mse", "value": value, "how": how, "source": source}
+        for source, values in known.items()
+        for how, value in values.items()
+    ]
+
+
+def draw(run: Run[Config], series: Series, parts: Parts, shown: list[Said]) -> None:
+    """Learning curve, and forecasts of the first series at the beginning and the end of the test part."""
+    config = run.config
+    title = f"{series.name}, {config.model}, {config.distribution.replace('_', ' ')}"
+    units = {"squared_error": "squared", "absolute_error": "absolute", "quantiles": "quantile loss"}
+    unit = units.get(config.distribution, "nats")
+    run.figure("learning_curve", plots.learning_curve([run.history()], (), title, unit=unit))
+    panels = [panel(config, series, parts, said, row, 0) for said, row in ((shown[0], 0), (shown[-1], -1))]
+    run.figure("forecasts", plots.forecasts(panels, title=f"{title}{interval_name(config)}"))
+
+
+def interval_name(config: Config) -> str:
+    return f"; interval of {HIGH - LOW:.0%}" if config.probabilistic else ""
+
+
+def panel(config: Config, series: Series, parts: Parts, said: Said, row: int, column: int) -> dict[str, Any]:
+    """What `plots.forecasts` draws of a series in a window, in units of its own."""
+    back, origin = parts.standard.of(parts.targets[column : column + 1]).back, int(said.origins[row])
+    truth = back(said.truth[row, :, column])
+    return {
+        "dates": series.dates[origin - config.look_back : origin + config.horizon],
+        "history": back(said.past[row, :, column]),
+        "mean": back(said.mean[row, :, column]),
+        "truth": None if np.isnan(truth).all() else truth,
+        "interval": [back(end[row, :, column]) for end in (said.low, said.high)] if config.probabilistic else None,
+        "title": f"{series.columns[parts.targets[column]]}, forecast from {series.dates[origin].item()} on",
+    }
+
+
+def load(run: Run[Config], table: Table) -> Any:
+    model = build_model(run.config, *sizes_of(table))
+    checkpoint.load_weights(run.weights, model)
+    return model
+
+
+def evaluate(run: Run[Config]) -> None:
+    config = run.config
+    series = load_series(config, config.data_dir)
+    run.trained_on(series.name, config.origin, fingerprint(series))
+    parts = parts_of(config, series, standardised=not config.head.counts)
+    report(run, load(run, parts.table), series, parts)
+
+
+def predict(run: Run[Config], inputs: list[str]) -> None:
+    """Forecasts what comes after csv files: a csv and a picture of each in the run's folder.
+
+    Columns that are known ahead have to go on beyond the targets, whose cells are empty there.
+    """
+    if not inputs:
+        raise ValueError("expected at least one csv file")
+    config = run.config
+    for number, name in enumerate(inputs):
+        series, parts, origin = continued(run, name)
+        model = load(run, parts.table)
+        plan = Batches({"origin": np.array([origin], np.int32)}, 1, seed=None)
+        (said,) = forecasts(config, model, parts.table, plan)
+        panels = [panel(config, series, parts, said, 0, column) for column in range(len(parts.targets))]
+        path = run.folder / f"forecast_{number}.csv"
+        write(path, panels, [series.columns[column] for column in parts.targets])
+        print(f"{name}: {config.horizon} steps from {series.dates[origin].item()} on are in {path}")
+        figure = plots.forecasts(panels, title=f"{Path(name).name}{interval_name(config)}")
+        print(f"  drawn in {run.figure(f'forecast_{number}', figure)}")
+
+
+def continued(run: Run[Config], name: str) -> tuple[Series, Parts, int]:
+    """The series of a file with room for the steps ahead, its table, and the first step ahead."""
+    config, kept = run.config, json.loads((run.folder / "series.json").read_text())
+    series = read_own(dataclasses.replace(config, bad_rows="repair"), Path(name))
+    print(mended(series), end="")
+    if [list(series.columns), list(series.step)] != [kept["columns"], kept["step"]]:
+        expected = f"{', '.join(kept['columns'])} at steps of {Step(*kept['step'])}, as in the training"
+        raise ValueError(f"{name}: expected {expected}, got {', '.join(series.columns)} at steps of {series.step}")
+    targets = tuple(series.columns.index(column) for column in targets_of(config, series))
+    origin = int(np.flatnonzero(series.observed[:, targets].any(axis=1))[-1]) + 1
+    missing = max(0, origin + config.horizon - len(series.dates))
+    if origin < config.look_back:
+        raise ValueError(f"{name}: expected at least {config.look_back} steps, got {origin}")
+    if config.known_covariates and missing:
+        raise ValueError(f"{name}: expected {', '.join(config.known_covariates)} for {missing} steps more")
+    room = ((0, missing), (0, 0))
+    longer = series._replace(
+        dates=dates_from(series.dates[0], series.step, len(series.dates) + missing),
+        values=np.pad(series.values, room, mode="edge"),
+        observed=np.pad(series.observed, room),
+    )
+    standard = Standard(np.array(kept["mean"]), np.array(kept["deviation"]))
+    return longer, Parts(table_of(config, longer, standard), standard, targets, 0, 0, 0), origin
+
+
+def write(path: Path, panels: list[dict[str, Any]], names: list[str]) -> None:
+    """A row for each step ahead: its date, and of each series the mean and the ends of the interval."""
+    columns: dict[str, Any] = {"date": panels[0]["dates"][-len(panels[0]["mean"]) :]}
+    for name, shown in zip(names, panels, strict=True):
+        columns[name] = shown["mean"]
+        if shown["interval"] is not None:
+            columns |= {f"{name} q{level}": end for level, end in zip((LOW, HIGH), shown["interval"], strict=True)}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+
+
+if __name__ == "__main__":
+    main("forecasting", Config, train=train, evaluate=evaluate, predict=predict)

@@ -1,0 +1,151 @@
+"""Which series, read and split how: flags that experiments on series share, and the tables that they name."""
+
+import dataclasses
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from s2s_jax.data.calendar import time_features
+from s2s_jax.data.series import BadRows, Series, read_series, seasonal_series
+from s2s_jax.data.windows import Standard, Table, standard_of
+
+SMALL = ("airline-passengers", "daily-min-temperatures", "monthly-sunspots")
+ETT_PARTS = (8640, 2880, 2880)  # hours of training, validation and test: 12, 4 and 4 months of 30 days
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeriesFlags:
+    """Flags of an experiment on series of numbers."""
+
+    dataset: str = "seasonal"
+    """seasonal (generated), ett, or one of airline-passengers, daily-min-temperatures and monthly-sunspots."""
+    csv: Path | None = None
+    """A file of your own with a header, instead."""
+    date_column: str | None = None
+    """Its column of dates; the first if not given."""
+    targets: tuple[str, ...] = ()
+    """Columns that are forecast; all that are no covariates if none is named."""
+    past_covariates: tuple[str, ...] = ()
+    """Columns that are read, but not forecast."""
+    known_covariates: tuple[str, ...] = ()
+    """Columns that are read, and known ahead."""
+    bad_rows: BadRows = "error"
+    """Rows that are missing, double, out of order or not numbers: stop, or mend and tell them."""
+    calendar: bool = True
+    """Whether time of day, week, month and year are read."""
+    look_back: int = 96
+    """Steps that are read."""
+    horizon: int = 24
+    """Steps that are forecast."""
+    validation_share: float = 0.2
+    """Share of the steps, before those of the test; ETTh1 has published parts instead."""
+    test_share: float = 0.2
+    """Share of the steps, at the end."""
+
+    @property
+    def origin(self) -> str:
+        return "generated" if self.csv is None and self.dataset == "seasonal" else "real"
+
+    @property
+    def covariates(self) -> tuple[str, ...]:
+        """Columns that are read and not forecast, those known ahead first."""
+        return self.known_covariates + self.past_covariates
+
+
+class Parts(NamedTuple):
+    """A table of standardised values, and the steps that training, validation and test end before.
+
+    Attributes:
+      standard: by which all columns of the series are standardised.
+      targets: the columns that the table's values are of.
+    """
+
+    table: Table
+    standard: Standard
+    targets: tuple[int, ...]
+    train: int
+    validation: int
+    test: int
+
+
+def load_series(flags: SeriesFlags, data_dir: Path | None) -> Series:
+    """Raises a ValueError where the flags name no series, or one that is not there."""
+    if flags.csv is not None:
+        return read_own(flags, flags.csv)
+    if flags.dataset == "seasonal":
+        return seasonal_series()
+    if flags.dataset != "ett" and flags.dataset not in SMALL:
+        raise ValueError(f"dataset: expected seasonal, ett, {', '.join(SMALL)}, or --csv, got {flags.dataset!r}")
+    folder = data_dir or os.environ.get("S2S_DATA_DIR")
+    if not folder:
+        raise ValueError(f"data_dir: expected a folder that holds {flags.dataset}, got none")
+    name = "ett/ETTh1.csv.xz" if flags.dataset == "ett" else f"small_series/{flags.dataset}.csv"
+    return read_own(flags, Path(folder) / name)
+
+
+def read_own(flags: SeriesFlags, path: Path) -> Series:
+    """The columns that the flags name of a csv file."""
+    if not path.is_file():
+        raise ValueError(f"csv: expected a file, found none at {path}")
+    columns = (*flags.targets, *flags.covariates) if flags.targets else ()
+    return read_series(path, date=flags.date_column, columns=columns, bad_rows=flags.bad_rows)
+
+
+def parts_of(flags: SeriesFlags, series: Series, *, standardised: bool = True) -> Parts:
+    """The table of a series and its parts.
+
+    Raises:
+      ValueError: shares that leave no training part; columns that there are not.
+    """
+    if flags.csv is None and flags.dataset == "ett":
+        train, validation, test = np.cumsum(ETT_PARTS).tolist()
+    else:
+        test = len(series.dates)
+        validation = test - round(flags.test_share * test)
+        train = validation - round(flags.validation_share * test)
+    if not 0 < train < validation < test:
+        raise ValueError(
+            f"validation_share, test_share: expected parts of at least a step, got ends {train}, {validation}, {test}"
+        )
+    standard = standard_of(series.values[:train], series.observed[:train])
+    if not standardised:
+        standard = Standard(np.zeros_like(standard.mean), np.ones_like(standard.deviation))
+    targets = tuple(series.columns.index(column) for column in targets_of(flags, series))
+    return Parts(table_of(flags, series, standard), standard, targets, train, validation, test)
+
+
+def targets_of(flags: SeriesFlags, series: Series) -> tuple[str, ...]:
+    """Raises a ValueError where a column is named that is not there, or nothing is left."""
+    if missing := [column for column in (*flags.targets, *flags.covariates) if column not in series.columns]:
+        raise ValueError(f"targets, covariates: expected columns among {', '.join(series.columns)}, got {', '.join(missing)}")
+    targets = flags.targets or tuple(column for column in series.columns if column not in flags.covariates)
+    if not targets:
+        raise ValueError("targets: expected a column that is no covariate")
+    return targets
+
+
+def table_of(flags: SeriesFlags, series: Series, standard: Standard) -> Table:
+    """Targets, and beside them the calendar and the covariates, those that are known ahead first.
+
+    Args:
+      flags: which columns are what.
+      series: whole.
+      standard: of all its columns.
+    """
+    place = {column: number for number, column in enumerate(series.columns)}
+    targets, known, past = (
+        [place[column] for column in columns]
+        for columns in (targets_of(flags, series), flags.known_covariates, flags.past_covariates)
+    )
+    values = standard.into(series.values)
+    features = time_features(series.dates, series.step)[0] if flags.calendar else np.zeros((len(values), 0), np.float32)
+    covariates = np.concatenate([features, values[:, known], values[:, past]], axis=1)
+    return Table(values[:, targets], series.observed[:, targets], covariates, features.shape[1] + len(known))
+
+
+def fingerprint(series: Series) -> str:
+    """Of the numbers and their dates, so that a run knows its data again."""
+    return f"{zlib.crc32(series.values.tobytes() + series.dates.tobytes()):08x}"

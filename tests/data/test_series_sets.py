@@ -1,0 +1,90 @@
+"""Which series flags name, their parts, and what a table has in which column."""
+
+import lzma
+
+import numpy as np
+import pytest
+
+from s2s_jax.data.calendar import time_features
+from s2s_jax.data.series import seasonal_series
+from s2s_jax.data.series_sets import SeriesFlags, fingerprint, load_series, parts_of
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("S2S_DATA_DIR", raising=False)
+    hours = np.arange(np.datetime64("2016-07-01T00"), np.datetime64("2016-07-01T00") + 17_420)
+    rows = [f"{str(hour).replace('T', ' ')}:00:00,{n % 24},{n % 7}" for n, hour in enumerate(hours)]
+    (tmp_path / "ett").mkdir()
+    (tmp_path / "ett/ETTh1.csv.xz").write_bytes(lzma.compress(("date,HUFL,OT\n" + "\n".join(rows) + "\n").encode()))
+    (tmp_path / "small_series").mkdir()
+    months = "".join(f'"{1949 + n // 12}-{n % 12 + 1:02}",{n}\n' for n in range(40))
+    (tmp_path / "small_series/airline-passengers.csv").write_text('"Month","Passengers"\n' + months)
+    return tmp_path
+
+
+def test_the_hours_of_ett_have_their_published_parts(folder):
+    flags = SeriesFlags(dataset="ett", targets=("OT",))
+    series = load_series(flags, folder)
+    parts = parts_of(flags, series)
+    assert (series.name, series.columns, len(series.dates)) == ("ETTh1", ("OT",), 17_420)
+    assert (parts.train, parts.validation, parts.test) == (8640, 11_520, 14_400)
+    of_training = parts.table.values[:8640, 0].astype(float)
+    assert of_training.mean() == pytest.approx(0, abs=1e-6)
+    assert of_training.std() == pytest.approx(1, abs=1e-6)
+
+
+def test_other_series_are_cut_by_shares(folder, monkeypatch):
+    monkeypatch.setenv("S2S_DATA_DIR", str(folder))
+    flags = SeriesFlags(dataset="airline-passengers", validation_share=0.25, test_share=0.1)
+    parts = parts_of(flags, load_series(flags, None))
+    assert (parts.train, parts.validation, parts.test) == (26, 36, 40)
+    with pytest.raises(ValueError, match="validation_share, test_share: expected parts of at least a step"):
+        parts_of(SeriesFlags(dataset="airline-passengers", test_share=0.0), load_series(flags, None))
+
+
+def test_a_table_has_the_calendar_then_what_is_known_then_the_rest(tmp_path):
+    rows = "".join(f"2020-01-{day:02},{day},{day % 3},{10 * day},{-day}\n" for day in range(1, 31))
+    path = tmp_path / "own.csv"
+    path.write_text("when,y,holiday,rain,z\n" + rows)
+    flags = SeriesFlags(csv=path, past_covariates=("rain",), known_covariates=("holiday",))
+    series = load_series(flags, None)
+    parts = parts_of(flags, series)
+    assert [series.columns[column] for column in parts.targets] == ["y", "z"]
+    table, standard = parts.table, parts.standard.into(series.values)
+    features, _ = time_features(series.dates, series.step)
+    assert table.known == features.shape[1] + 1
+    np.testing.assert_array_equal(table.values, standard[:, [0, 3]])
+    np.testing.assert_array_equal(table.covariates, np.concatenate([features, standard[:, [1, 2]]], axis=1))
+    plain = parts_of(SeriesFlags(csv=path, calendar=False), series, standardised=False)
+    assert (plain.table.covariates.shape, plain.table.known) == ((30, 0), 0)
+    np.testing.assert_array_equal(plain.table.values, series.values.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "etth1"}, "dataset: expected seasonal, ett, airline-passengers"),
+        ({"dataset": "ett"}, "data_dir: expected a folder that holds ett, got none"),
+    ],
+)
+def test_what_is_not_there_is_named(monkeypatch, options, message):
+    monkeypatch.delenv("S2S_DATA_DIR", raising=False)
+    with pytest.raises(ValueError, match=message):
+        load_series(SeriesFlags(**options), None)
+
+
+def test_columns_and_files_that_are_not_there(folder):
+    with pytest.raises(ValueError, match="csv: expected a file, found none at"):
+        load_series(SeriesFlags(dataset="monthly-sunspots"), folder)
+    series = load_series(SeriesFlags(dataset="airline-passengers"), folder)
+    with pytest.raises(ValueError, match="targets, covariates: expected columns among Passengers, got rain"):
+        parts_of(SeriesFlags(dataset="airline-passengers", past_covariates=("rain",)), series)
+    with pytest.raises(ValueError, match="targets: expected a column that is no covariate"):
+        parts_of(SeriesFlags(dataset="airline-passengers", past_covariates=("Passengers",)), series)
+
+
+def test_a_fingerprint_is_of_the_numbers():
+    series = seasonal_series(days=3)
+    assert fingerprint(series) == fingerprint(seasonal_series(days=3)) != fingerprint(seasonal_series(days=3, seed=1))
+    assert len(series.dates) == 72

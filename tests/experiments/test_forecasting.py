@@ -1,0 +1,136 @@
+"""Forecasting: small runs of every model from training to prediction, and what is refused."""
+
+import csv
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from experiments import forecasting
+from experiments.forecasting import Config
+from s2s_jax.data.series import seasonal_series
+from s2s_jax.forecast_metrics import mae, mse
+from s2s_jax.training.command import main
+
+FUNCTIONS = {"train": forecasting.train, "evaluate": forecasting.evaluate, "predict": forecasting.predict}
+SMALL = ["--steps", "3", "--evaluate-every", "3", "--hidden-features", "4", "--look-back", "24", "--horizon", "6"]
+SMALL += ["--segment", "6", "--samples", "7"]
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.delenv("S2S_DATA_DIR", raising=False)
+    monkeypatch.setattr("s2s_jax.data.series_sets.seasonal_series", lambda: seasonal_series(days=9))
+
+
+def call(*arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["forecasting.py", *map(str, arguments)])
+        patch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="experiments.forecasting"))
+        main("forecasting", Config, **FUNCTIONS)
+
+
+def own_csv(path, days, missing=0):
+    """The generated series as a file; the last rows have no targets, but what is known ahead."""
+    series = seasonal_series(days=days)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["date", *series.columns, "hour"])
+        for number, (date, row) in enumerate(zip(series.dates, series.values, strict=True)):
+            shown = row.tolist() if number < len(series.dates) - missing else [""] * 3
+            writer.writerow([str(date).replace("T", " "), *shown, number % 24])
+    return path
+
+
+def test_a_run_from_training_to_prediction(tmp_path, capsys):
+    call(*SMALL, "--runs-dir", tmp_path)
+    printed = capsys.readouterr().out
+    assert "trains on generated series, whose figures say nothing about measured ones" in printed
+    folder = tmp_path / "forecasting/default"
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["data"], result["dataset"], result["published"]) == ("generated", "seasonal", [])
+    # 216 hours: 43 of the test, of which 38 begin a future of 6.
+    assert result["split"] == "test, all 38 windows"
+    assert set(result["metrics"]) == {"mse", "mae", "mase", "smape", "crps", "coverage"}
+    assert set(result["details"]["baselines"]) == {"naive", "seasonal naive", "linear"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {"learning_curve.png", "forecasts.png"}
+    call("evaluate", "--runs-dir", tmp_path)
+    assert json.loads((folder / "result.json").read_text())["metrics"] == result["metrics"]
+
+    # The baselines by hand, over every window of the test.
+    series = seasonal_series(days=9)
+    values = series.values[: 216 - 43 - 43]
+    standard = ((series.values - values.mean(0)) / values.std(0)).astype(np.float32)
+    origins = np.arange(216 - 43, 216 - 6 + 1)
+    truth = standard[origins[:, None] + np.arange(6)]
+    for name, back in (("naive", [-1] * 6), ("seasonal naive", range(-24, -18))):
+        said = standard[origins[:, None] + np.array(back)]
+        found = result["details"]["baselines"][name]
+        assert found["mse"] == pytest.approx(mse(said, truth), rel=1e-5)
+        assert found["mae"] == pytest.approx(mae(said, truth), rel=1e-5)
+
+    path = own_csv(tmp_path / "more.csv", 3)
+    with pytest.raises(SystemExit, match=r"more.csv: expected north, middle, south at steps of 1 hour, as in the training"):
+        call("predict", path, "--runs-dir", tmp_path)
+    text = path.read_text().splitlines()
+    path.write_text("\n".join(line.rsplit(",", 1)[0] for line in text) + "\n")
+    call("predict", path, "--runs-dir", tmp_path)
+    rows = list(csv.DictReader((folder / "forecast_0.csv").read_text().splitlines()))
+    assert [row["date"] for row in rows] == [f"2020-01-04 0{hour}:00:00" for hour in range(6)]
+    assert list(rows[0])[:4] == ["date", "north", "north q0.1", "north q0.9"]
+    assert all(float(row["north q0.1"]) < float(row["north"]) < float(row["north q0.9"]) for row in rows)
+    assert (folder / "figures/forecast_0.png").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--model", "repeat_vector", "--distribution", "squared_error"),
+        ("--model", "segments", "--distribution", "absolute_error", "--cell", "gru", "--window-range", "last"),
+        ("--model", "autoregressive", "--distribution", "student_t", "--series", "each", "--window-range", "mean"),
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_the_other_models(tmp_path, flags):
+    call(*SMALL, "--runs-dir", tmp_path, *flags)
+    metrics = json.loads((tmp_path / "forecasting/default/result.json").read_text())["metrics"]
+    assert ("crps" in metrics) == (flags[1] == "autoregressive")
+    assert np.isfinite(list(metrics.values())).all()
+
+
+def test_what_is_known_ahead_is_read_beyond_the_targets(tmp_path):
+    path = own_csv(tmp_path / "own.csv", 9)
+    known = ["--csv", path, "--known-covariates", "hour", "--distribution", "quantiles"]
+    call(*SMALL, "--runs-dir", tmp_path, *known)
+    with pytest.raises(SystemExit, match="expected hour for 6 steps more"):
+        call("predict", path, "--runs-dir", tmp_path)
+    call("predict", own_csv(tmp_path / "ahead.csv", 5, missing=6), "--runs-dir", tmp_path)
+    rows = list(csv.DictReader((tmp_path / "forecasting/default/forecast_0.csv").read_text().splitlines()))
+    assert rows[0]["date"] == "2020-01-05 18:00:00"
+    assert len(rows) == 6
+
+
+def test_bad_rows_and_flags_that_do_not_fit(tmp_path):
+    path = own_csv(tmp_path / "own.csv", 9, missing=2)
+    with pytest.raises(SystemExit, match=r"own.csv:216: no number in north"):
+        call(*SMALL, "--runs-dir", tmp_path, "--csv", path)
+    for flags, message in (
+        (("--distribution", "negative_binomial"), "window_range: expected mean with counts"),
+        (("--model", "segments", "--segment", "5"), "segment: expected one that the horizon 6 is a multiple of"),
+        (("--look-back", "500"), "look_back, horizon: expected room"),
+        (
+            ("--csv", path, "--bad-rows", "repair", "--past-covariates", "hour", "--model", "autoregressive"),
+            "past_covariates: ex",
+        ),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            call(*SMALL, "--runs-dir", tmp_path, *flags)
+
+
+def test_published_figures_are_of_etth1_alone():
+    assert forecasting.published("ETTh1", 7, 96, 336) != []
+    assert {row["how"] for row in forecasting.published("ETTh1", 1, 48, 24)} == {"LSTMa", "DeepAR", "Informer"}
+    assert [row["how"] for row in forecasting.published("ETTh1", 7, 48, 336)] == ["LSTMa", "LSTNet", "Informer"]
+    assert forecasting.published("own", 7, 96, 336) == []
