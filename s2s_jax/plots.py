@@ -207,7 +207,8 @@ def forecasts(panels: Sequence[Mapping[str, Any]], *, title: str) -> Any:
             axis.fill_between(after, low, high, color="tab:blue", alpha=0.2, linewidth=0, label="interval")
         axis.set_title(panel["title"], fontsize="medium")
         axis.margins(x=0.01)
-    axes[0, 0].legend(frameon=False, loc="upper left", ncols=4, fontsize="small")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4)
     figure.suptitle(title)
     _quiet(*axes.flat)
     return figure
