@@ -16,26 +16,26 @@ import csv
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from s2s_jax import cells, forecast_metrics, plots
+from s2s_jax import cells, plots
 from s2s_jax.data.calendar import Step, dates_from
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.series import Series
 from s2s_jax.data.series_sets import Parts, SeriesFlags, fingerprint, load_series, parts_of, read_own, table_of, targets_of
-from s2s_jax.data.windows import Range, Standard, Table, Truth, Window, apart, cut, origins_of, together
+from s2s_jax.data.windows import Range, Standard, Table
 from s2s_jax.distributions import DISTRIBUTIONS, Distribution
-from s2s_jax.forecast_baselines import Linear, naive, seasonal_naive
 from s2s_jax.metrics import Mean
 from s2s_jax.models.autoregressive_forecaster import AutoregressiveForecaster
+from s2s_jax.models.backtest import ForecastTask, Said, said_of, scores_of
 from s2s_jax.models.forecaster import AttentionForecaster, RepeatVectorForecaster, Sizes
-from s2s_jax.models.forecasts import Forecast, forecast, loss_of
 from s2s_jax.models.segment_forecaster import SegmentForecaster
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
@@ -45,7 +45,6 @@ from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
 LOW, HIGH = 0.1, 0.9  # quantiles of the interval
-DRAWN_AT_ONCE = 20_000_000  # numbers
 # ETTh1, multivariate, look-back 96, by horizon: MSE. All from the README of SegRNN's repository.
 _MULTIVARIATE = {
     96: {"SegRNN": 0.368, "iTransformer": 0.386, "PatchTST": 0.414, "DLinear": 0.386},
@@ -74,6 +73,14 @@ class Drawing:
 
     samples: int = 100
     """Futures that are drawn for each window."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored(Drawing):
+    """What `evaluate` scores."""
+
+    split: Literal["test", "validation"] = "test"
+    """Validation and test, or validation alone, which leaves the test unread."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,22 +115,23 @@ class Config(Drawing, SeriesFlags, TrainingConfig):
 
     may_be_zero: ClassVar[tuple[str, ...]] = TrainingConfig.may_be_zero
     places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, "csv")
-    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Drawing,), "predict": (Drawing,)}
+    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Scored,), "predict": (Drawing,)}
 
     @property
     def head(self) -> Distribution:
         return DISTRIBUTIONS[self.distribution]
 
     @property
-    def probabilistic(self) -> bool:
-        return self.head.features > 1
+    def task(self) -> ForecastTask:
+        options: dict[str, Any] = {"window_range": self.window_range, "apart": self.series == "each"}
+        return ForecastTask(self.look_back, self.horizon, self.head, **options, covariates=self.model != "segments")
 
 
 def build_model(config: Config, series: int, covariates: int, known: int) -> Any:
     """For so many series and covariates, of which some are known ahead."""
     if config.head.counts and config.window_range != "mean":
         raise ValueError(f"window_range: expected mean with counts, got {config.window_range}")
-    if config.model == "segments":
+    if not config.task.covariates:
         covariates = known = 0
     if config.model == "autoregressive" and covariates > known:
         raise ValueError("past_covariates: expected none with the autoregressive model, which reads what is known ahead")
@@ -139,31 +147,13 @@ def build_model(config: Config, series: int, covariates: int, known: int) -> Any
     return make(sizes, config.hidden_features, num_layers=config.num_layers, **options)
 
 
-def examples(config: Config, begin: int, end: int) -> dict[str, np.ndarray]:
-    """Where the windows of a part begin to be forecast."""
-    return {"origin": origins_of(begin, end, config.look_back, config.horizon)}
-
-
-def windows(config: Config, table: Table, batch: Mapping[str, Any]) -> tuple[Window, Truth]:
-    """The windows of a batch; rows that hold none count nowhere."""
-    window, truth = cut(table, batch["origin"], config.look_back, config.horizon)
-    rows = batch["mask"][:, None, None]
-    truth = truth._replace(observed=truth.observed & rows, past_observed=truth.past_observed & rows)
-    if config.model == "segments":  # which reads nothing but the series
-        past, future = (leaf[..., :0] for leaf in (window.past_covariates, window.future_covariates))
-        window = window._replace(past_covariates=past, future_covariates=future)
-    return apart(window, truth) if config.series == "each" else (window, truth)
-
-
 def loss(config: Config, table: Table, model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
-    window, truth = windows(config, table, batch)
-    found = loss_of(model, config.head, window, truth, window_range=config.window_range, training=True, key=key)
-    return found.total / found.count, {"loss": found}
+    found = config.task.loss(table, model, batch, training=True, key=key)
+    return found.total / jnp.maximum(found.count, 1), {"loss": found}
 
 
 def measure(config: Config, table: Table, model: Any, batch: Any) -> dict[str, Mean]:
-    window, truth = windows(config, table, batch)
-    return {"loss": loss_of(model, config.head, window, truth, window_range=config.window_range)}
+    return {"loss": config.task.loss(table, model, batch)}
 
 
 def train(run: Run[Config]) -> None:
@@ -181,12 +171,12 @@ def train(run: Run[Config]) -> None:
         kept = {"columns": series.columns, "step": series.step, **{k: v.tolist() for k, v in parts.standard._asdict().items()}}
         (run.folder / "series.json").write_text(json.dumps(kept))
     measure_over = make_measure(functools.partial(measure, config, parts.table))
-    validated = in_order(config, parts, "validation")
+    validated = config.task.in_order(parts.table, parts.train, parts.validation, samples=1)
     trained = train_by_recipe(
         run,
         model,
         functools.partial(loss, config, parts.table),
-        Batches(examples(config, 0, parts.train), config.batch_size, seed=config.seed),
+        Batches(config.task.origins(0, parts.train), config.batch_size, seed=config.seed),
         lambda model: measure_over(model, validated),
     )
     report(run, trained.model, series, parts)
@@ -202,96 +192,39 @@ def sizes_of(table: Table) -> tuple[int, int, int]:
     return table.values.shape[1], table.covariates.shape[1], table.known
 
 
-def in_order(config: Config, parts: Parts, split: Literal["validation", "test"]) -> Batches:
-    """All windows of a part, as many at a time as samples of them fit into memory."""
-    begin, end = (parts.train, parts.validation) if split == "validation" else (parts.validation, parts.test)
-    one = config.horizon * parts.table.values.shape[1] * (config.samples if config.probabilistic else 1)
-    return Batches(examples(config, begin, end), min(512, max(1, DRAWN_AT_ONCE // one)), seed=None)
-
-
-class Said(NamedTuple):
-    """Of a batch of windows: the first steps ahead, what was known, what came (NaN where unknown), and what was said."""
-
-    origins: np.ndarray
-    past: np.ndarray
-    truth: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    samples: np.ndarray
-
-
-def forecasts(config: Config, model: Any, table: Table, batches: Batches) -> Iterator[Said]:
-    """Each batch of windows with its forecasts, in the table's units."""
-    how: dict[str, Any] = {"window_range": config.window_range, "levels": (LOW, HIGH)}
-    how["samples"] = config.samples if config.probabilistic else 1
-    values = np.where(table.observed, table.values, np.nan)
-
-    @jax.jit
-    def of_batch(parts: Any, batch: Any, key: jax.Array) -> Forecast:
-        window, _ = windows(config, table, batch)
-        found = forecast(nnx.merge(*parts), config.head, window, key, **how)
-        return found if config.series == "joint" else jax.tree.map(lambda x: together(x, values.shape[1]), found)
-
-    parts, key = nnx.split(model), jax.random.key(config.seed)
-    for step in range(batches.steps_per_epoch):
-        batch = batches(step)
-        rows = batch["mask"]
-        mean, (low, high), samples = jax.tree.map(np.asarray, of_batch(parts, batch, jax.random.fold_in(key, step)))
-        origins = batch["origin"][rows]
-        past = table.values[origins[:, None] + np.arange(-config.look_back, 0)]
-        truth = values[origins[:, None] + np.arange(config.horizon)]
-        yield Said(origins, past, truth, mean[rows], low[rows], high[rows], samples[:, rows])
-
-
-def scores(config: Config, series: Series, parts: Parts, model: Any) -> tuple[dict[str, dict[str, float]], list[Said]]:
-    """Metrics of the model and of what learns little, over all test windows, and the first and the last batch of them."""
-    standard, season = parts.standard.of(parts.targets), config.season or series.step.season
-    training = np.where(parts.table.observed, parts.table.values, np.nan)[: parts.train].astype(np.float64)
-    linear = Linear(parts.table.values[: parts.train].astype(np.float64), config.look_back, config.horizon)
-    totals: dict[str, dict[str, Mean]] = {}
-    shown: list[Said] = []
-    for said in forecasts(config, model, parts.table, in_order(config, parts, "test")):
-        shown = [*shown[:1], said]
-        points = {config.model: said.mean, "naive": naive(said.past, config.horizon), "linear": linear(said.past)}
-        if season <= config.look_back:
-            points["seasonal naive"] = seasonal_naive(said.past, config.horizon, season)
-        count = int((~np.isnan(said.truth)).sum())
-        for name, point in points.items():
-            found = {
-                "mse": forecast_metrics.mse(point, said.truth),
-                "mae": forecast_metrics.mae(point, said.truth),
-                "mase": forecast_metrics.mase(point, said.truth, training, season),
-                "smape": forecast_metrics.smape(standard.back(point), standard.back(said.truth)),
-            }
-            if name == config.model and config.probabilistic:
-                found["crps"] = forecast_metrics.crps(said.samples, said.truth)
-                found["coverage"] = forecast_metrics.coverage(said.low, said.high, said.truth)
-            into = totals.setdefault(name, {})
-            for metric, value in found.items() if count else ():
-                into[metric] = into.get(metric, Mean(0.0, 0)) + Mean(value * count, count)
-    return {name: {metric: mean.value() for metric, mean in found.items()} for name, found in totals.items()}, shown
-
-
-def report(run: Run[Config], model: Any, series: Series, parts: Parts) -> None:
-    """Scores all test windows beside the baselines, draws, and writes result.json."""
-    config = run.config
-    table, shown = scores(config, series, parts, model)
-    count = len(examples(config, parts.validation, parts.test)["origin"])
-    names = list(table[config.model])
-    run.say(
-        f"\n{count} test windows of {series.name} ({config.origin}), horizon {config.horizon}, look-back {config.look_back}:"
-    )
-    run.say(f"{'':<16}" + "".join(f"{name:>10}" for name in names))
-    for name, found in table.items():
-        run.say(f"{name:<16}" + "".join(f"{found[metric]:10.4f}" if metric in found else f"{'':>10}" for metric in names))
+def report(
+    run: Run[Config], model: Any, series: Series, parts: Parts, splits: tuple[str, ...] = ("validation", "test")
+) -> None:
+    """Scores all windows of the splits beside the baselines, draws, and writes result.json."""
+    config, task = run.config, run.config.task
+    ends = {"validation": (parts.train, parts.validation), "test": (parts.validation, parts.test)}
+    training = parts.table._replace(**{name: getattr(parts.table, name)[: parts.train] for name in Table._fields[:3]})
+    metrics: dict[str, float] = {}
+    baselines: dict[str, Any] = {}
+    count, shown = 0, list[Said]()
+    for split in splits:
+        plan = task.in_order(parts.table, *ends[split], config.samples)
+        said = said_of(task, model, parts.table, plan, samples=config.samples, levels=(LOW, HIGH), seed=config.seed)
+        season = config.season or series.step.season
+        found, shown = scores_of(task, said, training, parts.standard.of(parts.targets), season)
+        count = len(task.origins(*ends[split])["origin"])
+        run.say(f"\n{split}, {count} windows of {series.name} ({config.origin}), {task.length} steps to {task.horizon}:")
+        names = list(found["model"])
+        run.say(f"{'':<16}" + "".join(f"{name:>10}" for name in names))
+        for name, of_name in found.items():
+            told = "".join(f"{of_name[metric]:10.4f}" if metric in of_name else f"{'':>10}" for metric in names)
+            run.say(f"{config.model if name == 'model' else name:<16}{told}")
+        suffix = "" if split == "test" else f"_{split}"
+        metrics |= {f"{metric}{suffix}": value for metric, value in found.pop("model").items()}
+        baselines[split] = found
     result = run.finish(
-        split=f"test, all {count} windows",
-        metrics=table[config.model],
+        split=f"{splits[-1]}, all {count} windows",
+        metrics=metrics,
         published=published(series.name, len(parts.targets), config.look_back, config.horizon),
         examples_per_step=config.batch_size,
+        reads_test="test" in splits,
         parameters=count_parameters(model),
-        details={"baselines": {name: found for name, found in table.items() if name != config.model}},
+        details={"baselines": baselines},
     )
     if not run.changed:
         draw(run, series, parts, shown)
@@ -301,7 +234,7 @@ def report(run: Run[Config], model: Any, series: Series, parts: Parts) -> None:
 
 def published(name: str, series: int, look_back: int, horizon: int) -> list[dict[str, Any]]:
     """What is known of ETTh1 with so many series; SegRNN's table is of a look-back of 96."""
-    if name != "ETTh1":
+    if name != "etth1":
         return []
     known = {"README of SegRNN's repository": _MULTIVARIATE.get(horizon, {}) if (series, look_back) == (7, 96) else {}}
     known["arXiv 2012.07436"] = _INFORMER.get((series, horizon), {})
@@ -324,7 +257,7 @@ def draw(run: Run[Config], series: Series, parts: Parts, shown: list[Said]) -> N
 
 
 def interval_name(config: Config) -> str:
-    return f"; interval of {HIGH - LOW:.0%}" if config.probabilistic else ""
+    return f"; interval of {HIGH - LOW:.0%}" if config.task.probabilistic else ""
 
 
 def panel(config: Config, series: Series, parts: Parts, said: Said, row: int, column: int) -> dict[str, Any]:
@@ -336,7 +269,7 @@ def panel(config: Config, series: Series, parts: Parts, said: Said, row: int, co
         "history": back(said.past[row, :, column]),
         "mean": back(said.mean[row, :, column]),
         "truth": None if np.isnan(truth).all() else truth,
-        "interval": [back(end[row, :, column]) for end in (said.low, said.high)] if config.probabilistic else None,
+        "interval": [back(end[row, :, column]) for end in (said.low, said.high)] if config.task.probabilistic else None,
         "title": f"{series.columns[parts.targets[column]]}, forecast from {series.dates[origin].item()} on",
     }
 
@@ -352,7 +285,8 @@ def evaluate(run: Run[Config]) -> None:
     series = load_series(config, config.data_dir)
     run.trained_on(series.name, config.origin, fingerprint(series))
     parts = parts_of(config, series, standardised=not config.head.counts)
-    report(run, load(run, parts.table), series, parts)
+    splits = ("validation", "test") if run.flags.split == "test" else ("validation",)
+    report(run, load(run, parts.table), series, parts, splits)
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:
@@ -367,7 +301,7 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         series, parts, origin = continued(run, name)
         model = load(run, parts.table)
         plan = Batches({"origin": np.array([origin], np.int32)}, 1, seed=None)
-        (said,) = forecasts(config, model, parts.table, plan)
+        (said,) = said_of(config.task, model, parts.table, plan, samples=config.samples, levels=(LOW, HIGH), seed=config.seed)
         panels = [panel(config, series, parts, said, 0, column) for column in range(len(parts.targets))]
         path = run.folder / f"forecast_{number}.csv"
         write(path, panels, [series.columns[column] for column in parts.targets])

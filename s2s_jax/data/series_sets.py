@@ -82,8 +82,9 @@ def load_series(flags: SeriesFlags, data_dir: Path | None) -> Series:
     folder = data_dir or os.environ.get("S2S_DATA_DIR")
     if not folder:
         raise ValueError(f"data_dir: expected a folder that holds {flags.dataset}, got none")
-    name = "ett/ETTh1.csv.xz" if flags.dataset == "ett" else f"small_series/{flags.dataset}.csv"
-    return read_own(flags, Path(folder) / name)
+    if flags.dataset == "ett":
+        return read_own(flags, Path(folder) / "ett/ETTh1.csv.xz")._replace(name="etth1")
+    return read_own(flags, Path(folder) / f"small_series/{flags.dataset}.csv")
 
 
 def read_own(flags: SeriesFlags, path: Path) -> Series:

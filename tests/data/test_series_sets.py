@@ -27,7 +27,7 @@ def test_the_hours_of_ett_have_their_published_parts(folder):
     flags = SeriesFlags(dataset="ett", targets=("OT",))
     series = load_series(flags, folder)
     parts = parts_of(flags, series)
-    assert (series.name, series.columns, len(series.dates)) == ("ETTh1", ("OT",), 17_420)
+    assert (series.name, series.columns, len(series.dates)) == ("etth1", ("OT",), 17_420)
     assert (parts.train, parts.validation, parts.test) == (8640, 11_520, 14_400)
     of_training = parts.table.values[:8640, 0].astype(float)
     assert of_training.mean() == pytest.approx(0, abs=1e-6)

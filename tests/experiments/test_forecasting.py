@@ -53,11 +53,17 @@ def test_a_run_from_training_to_prediction(tmp_path, capsys):
     assert (result["data"], result["dataset"], result["published"]) == ("generated", "seasonal", [])
     # 216 hours: 43 of the test, of which 38 begin a future of 6.
     assert result["split"] == "test, all 38 windows"
-    assert set(result["metrics"]) == {"mse", "mae", "mase", "smape", "crps", "coverage"}
-    assert set(result["details"]["baselines"]) == {"naive", "seasonal naive", "linear"}
+    names = {"mse", "mae", "mase", "smape", "crps", "coverage"}
+    assert set(result["metrics"]) == names | {f"{name}_validation" for name in names}
+    assert set(result["details"]["baselines"]["test"]) == {"naive", "seasonal naive", "linear"}
     assert {path.name for path in (folder / "figures").iterdir()} == {"learning_curve.png", "forecasts.png"}
     call("evaluate", "--runs-dir", tmp_path)
-    assert json.loads((folder / "result.json").read_text())["metrics"] == result["metrics"]
+    again = json.loads((folder / "result.json").read_text())
+    assert (again["metrics"], again["test_reads"]) == (result["metrics"], 2)
+    call("evaluate", "--runs-dir", tmp_path, "--split", "validation")
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["metrics"] == {f"{name}_validation": result["metrics"][f"{name}_validation"] for name in names}
+    assert evaluation["test_reads"] == 2
 
     # The baselines by hand, over every window of the test.
     series = seasonal_series(days=9)
@@ -67,7 +73,7 @@ def test_a_run_from_training_to_prediction(tmp_path, capsys):
     truth = standard[origins[:, None] + np.arange(6)]
     for name, back in (("naive", [-1] * 6), ("seasonal naive", range(-24, -18))):
         said = standard[origins[:, None] + np.array(back)]
-        found = result["details"]["baselines"][name]
+        found = result["details"]["baselines"]["test"][name]
         assert found["mse"] == pytest.approx(mse(said, truth), rel=1e-5)
         assert found["mae"] == pytest.approx(mae(said, truth), rel=1e-5)
 
@@ -130,7 +136,7 @@ def test_bad_rows_and_flags_that_do_not_fit(tmp_path):
 
 
 def test_published_figures_are_of_etth1_alone():
-    assert forecasting.published("ETTh1", 7, 96, 336) != []
-    assert {row["how"] for row in forecasting.published("ETTh1", 1, 48, 24)} == {"LSTMa", "DeepAR", "Informer"}
-    assert [row["how"] for row in forecasting.published("ETTh1", 7, 48, 336)] == ["LSTMa", "LSTNet", "Informer"]
+    assert forecasting.published("etth1", 7, 96, 336) != []
+    assert {row["how"] for row in forecasting.published("etth1", 1, 48, 24)} == {"LSTMa", "DeepAR", "Informer"}
+    assert [row["how"] for row in forecasting.published("etth1", 7, 48, 336)] == ["LSTMa", "LSTNet", "Informer"]
     assert forecasting.published("own", 7, 96, 336) == []

@@ -1,0 +1,78 @@
+"""Back-tests of a forecaster that is known by heart: every window once, scores by hand, what is missing, series apart."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from s2s_jax.data.windows import Standard, Table
+from s2s_jax.distributions import gaussian, squared_error
+from s2s_jax.models.backtest import ForecastTask, said_of, scores_of
+from tests.samples import assert_close
+
+T, C, L, H = 40, 2, 6, 3
+RNG = np.random.default_rng(0)
+TABLE = Table(RNG.normal(size=(T, C)).astype(np.float32), RNG.random((T, C)) < 0.8, np.zeros((T, 1), np.float32), 1)
+STANDARD = Standard(np.array([10.0, 20.0]), np.array([2.0, 3.0]))
+
+
+class Known(nnx.Module):
+    """Says the value H steps before and 1 as the scale's raw number; it counts on nothing else."""
+
+    def __init__(self, features):
+        self.features = features
+
+    def __call__(self, window, *, training=False, key=None):
+        place = window.past[:, -H:, :, None]
+        return jnp.concatenate([place, jnp.ones_like(place)], axis=-1)[..., : self.features]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_every_origin_is_said_once(apart):
+    task = ForecastTask(L, H, gaussian, apart=apart, covariates=False)
+    batches = task.in_order(TABLE, 20, 40, samples=10)
+    said = list(said_of(task, Known(2), TABLE, batches, samples=10, levels=(0.25, 0.75)))
+    origins = np.concatenate([batch.origins for batch in said])
+    np.testing.assert_array_equal(origins, np.arange(20, 38))
+    before = TABLE.values[origins[:, None] + np.arange(-H, 0)]
+    width = np.log1p(np.e) + 1e-3
+    assert_close(np.concatenate([batch.mean for batch in said]), before, 1e-6)
+    assert_close(np.concatenate([batch.low for batch in said]), before - 0.67449 * width, 1e-4)
+    assert_close(np.concatenate([batch.high for batch in said]), before + 0.67449 * width, 1e-4)
+    assert said[0].samples.shape == (10, len(said[0].origins), H, C)
+    truth = np.concatenate([batch.truth for batch in said])
+    future = origins[:, None] + np.arange(H)
+    np.testing.assert_array_equal(np.isnan(truth), ~TABLE.observed[future])
+    np.testing.assert_array_equal(truth[~np.isnan(truth)], TABLE.values[future][TABLE.observed[future]])
+
+
+def test_scores_are_means_over_all_windows_however_they_are_cut():
+    task = ForecastTask(L, H, squared_error, covariates=False)
+    training = Table(*(leaf[:20] for leaf in TABLE[:3]), TABLE.known)
+    (whole,) = said_of(task, Known(1), TABLE, task.in_order(TABLE, 20, 40, samples=1))
+    parts = [type(whole)(*(leaf[rows] for leaf in whole[:6]), whole.samples[:, rows]) for rows in (slice(5), slice(5, None))]
+    found, shown = scores_of(task, iter(parts), training, STANDARD, season=3)
+    assert [batch.origins[0] for batch in shown] == [20, 25]
+    assert list(found) == ["model", "naive", "linear", "seasonal naive"]
+    assert set(found["model"]) == {"mse", "mae", "mase", "smape"}
+    error = whole.mean - whole.truth
+    assert found["model"]["mse"] == pytest.approx(np.nanmean(error**2))
+    assert found["model"] == pytest.approx(found["seasonal naive"])  # the model is the season before
+    last = whole.past[:, -1:] - whole.truth
+    assert found["naive"]["mae"] == pytest.approx(np.nanmean(np.abs(last)))
+    real, forecast = (STANDARD.back(x.astype(float)) for x in (whole.truth, whole.mean))
+    smape = 2 * np.abs(real - forecast) / (np.abs(real) + np.abs(forecast))
+    assert found["model"]["smape"] == pytest.approx(np.nanmean(smape))
+    longer, _ = scores_of(task, iter(parts), training, STANDARD, season=L + 1)
+    assert "seasonal naive" not in longer
+
+
+def test_rows_that_hold_no_window_and_what_was_not_observed_count_nowhere():
+    task = ForecastTask(L, H, squared_error, covariates=False)
+    batch = {"origin": np.array([20, 25, 0], np.int32), "mask": np.array([True, True, False])}
+    found = task.loss(TABLE, Known(1), batch)
+    future = np.array([20, 25])[:, None] + np.arange(H)
+    error = TABLE.values[future - H] - TABLE.values[future]
+    observed = TABLE.observed[future]
+    assert float(found.count) == observed.sum()
+    assert found.value() == pytest.approx((error[observed] ** 2).mean(), rel=1e-5)
