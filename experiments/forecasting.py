@@ -85,12 +85,12 @@ class Scored(Drawing):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Drawing, SeriesFlags, TrainingConfig):
-    steps: int = 800
+    steps: int = 400
     season: int | None = None
     """Steps of a season; by the step of the dates if not given."""
     series: Literal["joint", "each"] = "joint"
     """All columns in one window, or each by itself by one network that is told which it is."""
-    window_range: Range = "none"
+    window_range: Range = "last"
     """What each window is brought to: as it is, less its last value, or over its mean size."""
     model: Literal["repeat_vector", "attention", "autoregressive", "segments"] = "attention"
     """Encoder and decoder of Keras' tutorials, with attention, DeepAR, or SegRNN."""
@@ -112,6 +112,7 @@ class Config(Drawing, SeriesFlags, TrainingConfig):
     """Windows in a step."""
     learning_rate: float = 3e-3
     evaluate_every: int = 100
+    goal: str | None = "min:loss"
 
     may_be_zero: ClassVar[tuple[str, ...]] = TrainingConfig.may_be_zero
     places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, "csv")
@@ -168,7 +169,8 @@ def train(run: Run[Config]) -> None:
     model = build_model(config, *sizes_of(parts.table))
     run.say(f"{series.name}: {len(series.dates)} steps of {series.step} from {series.dates[0]}, {', '.join(series.columns)}")
     if run.writes:
-        kept = {"columns": series.columns, "step": series.step, **{k: v.tolist() for k, v in parts.standard._asdict().items()}}
+        standard = {name: leaf.tolist() for name, leaf in parts.standard._asdict().items()}
+        kept = {"columns": series.columns, "step": series.step, "cycles": parts.cycles, **standard}
         (run.folder / "series.json").write_text(json.dumps(kept))
     measure_over = make_measure(functools.partial(measure, config, parts.table))
     validated = config.task.in_order(parts.table, parts.train, parts.validation, samples=1)
@@ -332,7 +334,8 @@ def continued(run: Run[Config], name: str) -> tuple[Series, Parts, int]:
         observed=np.pad(series.observed, room),
     )
     standard = Standard(np.array(kept["mean"]), np.array(kept["deviation"]))
-    return longer, Parts(table_of(config, longer, standard), standard, targets, 0, 0, 0), origin
+    table = table_of(config, longer, standard, kept["cycles"])
+    return longer, Parts(table, standard, targets, tuple(kept["cycles"]), 0, 0, 0), origin
 
 
 def write(path: Path, panels: list[dict[str, Any]], names: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Steps of time: what step a list of dates goes by, the dates that follow, and the features of a date that a network reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,32 +80,45 @@ def dates_from(first: np.datetime64, step: Step, count: int) -> np.ndarray:
     return (month + ahead.astype("timedelta64[M]")).astype("datetime64[s]") + (first - month.astype("datetime64[s]"))
 
 
-# Name, from which step on it says nothing, and the share of its cycle that a date is through, from 0 to 1.
-_FEATURES: list[tuple[str, int, Callable[[np.ndarray], np.ndarray]]] = [
-    ("minute of hour", HOUR, lambda dates: (dates - _floor(dates, "h")) / np.timedelta64(HOUR, "s")),
-    ("hour of day", DAY, lambda dates: (dates - _floor(dates, "D")) / np.timedelta64(DAY, "s")),
+class _Cycle(NamedTuple):
+    """How long it is, from which step on it says nothing (both in seconds), and the share of it that a date is through."""
+
+    length: int
+    least: int
+    share: Callable[[np.ndarray], np.ndarray]
+
+
+_CYCLES = {
+    "hour": _Cycle(HOUR, HOUR, lambda dates: (dates - _floor(dates, "h")) / np.timedelta64(HOUR, "s")),
+    "day": _Cycle(DAY, DAY, lambda dates: (dates - _floor(dates, "D")) / np.timedelta64(DAY, "s")),
     # 1970-01-01 was a Thursday.
-    ("day of week", WEEK, lambda dates: ((dates.astype("datetime64[D]").astype(np.int64) + 3) % 7) / 7),
-    ("day of month", 28 * DAY, lambda dates: (dates - _floor(dates, "M")) / np.timedelta64(31 * DAY, "s")),
-    ("day of year", 365 * DAY, lambda dates: (dates - _floor(dates, "Y")) / np.timedelta64(366 * DAY, "s")),
-]
+    "week": _Cycle(WEEK, WEEK, lambda dates: ((dates.astype("datetime64[D]").astype(np.int64) + 3) % 7) / 7),
+    "month": _Cycle(31 * DAY, 28 * DAY, lambda dates: (dates - _floor(dates, "M")) / np.timedelta64(31 * DAY, "s")),
+    "year": _Cycle(366 * DAY, 365 * DAY, lambda dates: (dates - _floor(dates, "Y")) / np.timedelta64(366 * DAY, "s")),
+}
 
 
-def time_features(dates: np.ndarray, step: Step) -> tuple[Float[np.ndarray, "T F"], tuple[str, ...]]:
-    """Sine and cosine of where each date stands in its hour, day, week, month and year, and their names.
+def cycles_of(dates: np.ndarray, step: Step) -> tuple[str, ...]:
+    """Hour, day, week, month and year, without those that are no longer than the step, or that the dates do not span twice.
 
-    Cycles that are not longer than the step are left out. With two features a cycle, its end is next to its beginning.
+    What a network has seen once it cannot tell from what will not come again.
     """
-    seconds = dates.astype("datetime64[s]")
-    size = step.amount * 28 * DAY if step.months else step.amount
-    columns, names = [], []
-    for name, least, share in _FEATURES:
-        if size < least:
-            angle = 2 * np.pi * share(seconds)
-            columns += [np.sin(angle), np.cos(angle)]
-            names += [f"sine of {name}", f"cosine of {name}"]
-    made = np.stack(columns, axis=-1) if columns else np.zeros((len(dates), 0))
-    return made.astype(np.float32), tuple(names)
+    size = step.amount * 61 * DAY // 2 if step.months else step.amount
+    span = (dates[-1] - dates[0]).astype("timedelta64[s]").astype(np.int64) + size if len(dates) else 0
+    return tuple(name for name, cycle in _CYCLES.items() if size < cycle.least and span >= 1.99 * cycle.length)
+
+
+def time_features(dates: np.ndarray, cycles: Sequence[str]) -> Float[np.ndarray, "T F"]:
+    """Sine and cosine of where each date stands in each cycle; with two features a cycle, its end is next to its beginning.
+
+    Raises:
+      ValueError: a cycle that there is not.
+    """
+    if unknown := [name for name in cycles if name not in _CYCLES]:
+        raise ValueError(f"cycles: expected {', '.join(_CYCLES)}, got {', '.join(unknown)}")
+    angles = [2 * np.pi * _CYCLES[name].share(dates.astype("datetime64[s]")) for name in cycles]
+    columns = [of_angle for angle in angles for of_angle in (np.sin(angle), np.cos(angle))]
+    return np.stack(columns, axis=-1).astype(np.float32) if columns else np.zeros((len(dates), 0), np.float32)
 
 
 def _floor(dates: np.ndarray, unit: str) -> np.ndarray:

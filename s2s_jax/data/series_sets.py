@@ -3,12 +3,13 @@
 import dataclasses
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from s2s_jax.data.calendar import time_features
+from s2s_jax.data.calendar import cycles_of, time_features
 from s2s_jax.data.series import BadRows, Series, read_series, seasonal_series
 from s2s_jax.data.windows import Standard, Table, standard_of
 
@@ -35,7 +36,7 @@ class SeriesFlags:
     bad_rows: BadRows = "error"
     """Rows that are missing, double, out of order or not numbers: stop, or mend and tell them."""
     calendar: bool = True
-    """Whether time of day, week, month and year are read."""
+    """Whether time of hour, day, week, month and year are read, those that the training part holds twice."""
     look_back: int = 96
     """Steps that are read."""
     horizon: int = 24
@@ -61,11 +62,13 @@ class Parts(NamedTuple):
     Attributes:
       standard: by which all columns of the series are standardised.
       targets: the columns that the table's values are of.
+      cycles: of the calendar that the table's covariates begin with.
     """
 
     table: Table
     standard: Standard
     targets: tuple[int, ...]
+    cycles: tuple[str, ...]
     train: int
     validation: int
     test: int
@@ -115,7 +118,8 @@ def parts_of(flags: SeriesFlags, series: Series, *, standardised: bool = True) -
     if not standardised:
         standard = Standard(np.zeros_like(standard.mean), np.ones_like(standard.deviation))
     targets = tuple(series.columns.index(column) for column in targets_of(flags, series))
-    return Parts(table_of(flags, series, standard), standard, targets, train, validation, test)
+    cycles = cycles_of(series.dates[:train], series.step) if flags.calendar else ()
+    return Parts(table_of(flags, series, standard, cycles), standard, targets, cycles, train, validation, test)
 
 
 def targets_of(flags: SeriesFlags, series: Series) -> tuple[str, ...]:
@@ -128,13 +132,14 @@ def targets_of(flags: SeriesFlags, series: Series) -> tuple[str, ...]:
     return targets
 
 
-def table_of(flags: SeriesFlags, series: Series, standard: Standard) -> Table:
+def table_of(flags: SeriesFlags, series: Series, standard: Standard, cycles: Sequence[str]) -> Table:
     """Targets, and beside them the calendar and the covariates, those that are known ahead first.
 
     Args:
       flags: which columns are what.
       series: whole.
       standard: of all its columns.
+      cycles: see `time_features`.
     """
     place = {column: number for number, column in enumerate(series.columns)}
     targets, known, past = (
@@ -142,7 +147,7 @@ def table_of(flags: SeriesFlags, series: Series, standard: Standard) -> Table:
         for columns in (targets_of(flags, series), flags.known_covariates, flags.past_covariates)
     )
     values = standard.into(series.values)
-    features = time_features(series.dates, series.step)[0] if flags.calendar else np.zeros((len(values), 0), np.float32)
+    features = time_features(series.dates, cycles)
     covariates = np.concatenate([features, values[:, known], values[:, past]], axis=1)
     return Table(values[:, targets], series.observed[:, targets], covariates, features.shape[1] + len(known))
 

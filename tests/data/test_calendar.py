@@ -5,7 +5,7 @@ import datetime
 import numpy as np
 import pytest
 
-from s2s_jax.data.calendar import Step, dates_from, places, step_of, time_features
+from s2s_jax.data.calendar import Step, cycles_of, dates_from, places, step_of, time_features
 from tests.samples import assert_close
 
 
@@ -43,31 +43,43 @@ def test_dates_and_places_are_each_others_inverse():
 
 
 def test_features_are_those_of_pythons_calendar():
-    dates = dates_from(np.datetime64("2015-12-30T21:00"), Step(5 * 3600, False), 200)
-    features, names = time_features(dates, Step(3600, False))
-    assert features.shape == (200, 8)
-    shares = {"hour of day": [], "day of week": [], "day of month": [], "day of year": []}
+    dates = dates_from(np.datetime64("2015-12-30T21:00"), Step(5 * 1800, False), 300)
+    cycles = ("hour", "day", "week", "month", "year")
+    features = time_features(dates, cycles)
+    assert features.shape == (300, 10)
+    shares = {name: [] for name in cycles}
     for date in dates.astype(datetime.datetime):
-        day = date.hour / 24
-        shares["hour of day"].append(day)
-        shares["day of week"].append(date.weekday() / 7)
-        shares["day of month"].append((date.day - 1 + day) / 31)
-        shares["day of year"].append((date.timetuple().tm_yday - 1 + day) / 366)
-    for number, (name, of_cycle) in enumerate(shares.items()):
-        assert names[2 * number : 2 * number + 2] == (f"sine of {name}", f"cosine of {name}")
+        day = (date.hour + date.minute / 60) / 24
+        shares["hour"].append(date.minute / 60)
+        shares["day"].append(day)
+        shares["week"].append(date.weekday() / 7)
+        shares["month"].append((date.day - 1 + day) / 31)
+        shares["year"].append((date.timetuple().tm_yday - 1 + day) / 366)
+    for number, of_cycle in enumerate(shares.values()):
         angle = 2 * np.pi * np.array(of_cycle)
         assert_close(features[:, 2 * number : 2 * number + 2], np.stack([np.sin(angle), np.cos(angle)], -1), 1e-6)
+    assert_close(time_features(dates, ("week",)), features[:, 4:6], 0)
+    assert time_features(dates, ()).shape == (300, 0)
+    with pytest.raises(ValueError, match="cycles: expected hour, day, week, month, year, got moon"):
+        time_features(dates, ("day", "moon"))
 
 
 @pytest.mark.parametrize(
-    ("step", "cycles"),
-    [(Step(60, False), 5), (Step(3600, False), 4), (Step(86_400, False), 3), (Step(604_800, False), 2), (Step(1, True), 1)],
+    ("step", "count", "cycles"),
+    [
+        (Step(60, False), 120, "hour"),
+        (Step(60, False), 119, ""),
+        (Step(3600, False), 2 * 24 * 7, "day week"),
+        (Step(3600, False), 2 * 24 * 366, "day week month year"),
+        (Step(86_400, False), 2 * 366, "week month year"),
+        (Step(604_800, False), 105, "month year"),
+        (Step(1, True), 24, "year"),
+        (Step(1, True), 20, ""),
+        (Step(12, True), 30, ""),
+    ],
 )
-def test_cycles_no_longer_than_the_step_are_left_out(step, cycles):
-    features, names = time_features(moments("2016-05-05"), step)
-    assert features.shape == (1, 2 * cycles)
-    assert len(names) == 2 * cycles
-    assert time_features(moments("2016"), Step(12 * 60, True))[0].shape == (1, 0)
+def test_cycles_are_longer_than_the_step_and_seen_twice(step, count, cycles):
+    assert " ".join(cycles_of(dates_from(np.datetime64("2015-01-01"), step, count), step)) == cycles
 
 
 def test_dates_without_a_step_are_an_error():

@@ -44,7 +44,7 @@ def test_other_series_are_cut_by_shares(folder, monkeypatch):
 
 
 def test_a_table_has_the_calendar_then_what_is_known_then_the_rest(tmp_path):
-    rows = "".join(f"2020-01-{day:02},{day},{day % 3},{10 * day},{-day}\n" for day in range(1, 31))
+    rows = "".join(f"2020-01-{day:02},{day},{day % 3},{10 * day},{-day}\n" for day in range(1, 31))  # 18 of training
     path = tmp_path / "own.csv"
     path.write_text("when,y,holiday,rain,z\n" + rows)
     flags = SeriesFlags(csv=path, past_covariates=("rain",), known_covariates=("holiday",))
@@ -52,8 +52,9 @@ def test_a_table_has_the_calendar_then_what_is_known_then_the_rest(tmp_path):
     parts = parts_of(flags, series)
     assert [series.columns[column] for column in parts.targets] == ["y", "z"]
     table, standard = parts.table, parts.standard.into(series.values)
-    features, _ = time_features(series.dates, series.step)
-    assert table.known == features.shape[1] + 1
+    assert parts.cycles == ("week",)
+    features = time_features(series.dates, ["week"])
+    assert table.known == 3
     np.testing.assert_array_equal(table.values, standard[:, [0, 3]])
     np.testing.assert_array_equal(table.covariates, np.concatenate([features, standard[:, [1, 2]]], axis=1))
     plain = parts_of(SeriesFlags(csv=path, calendar=False), series, standardised=False)
