@@ -1,15 +1,19 @@
 """A network learns to forecast series: classic encoder-decoders, probabilistic DeepAR, and recurrence over segments.
 
     python -m experiments.forecasting                                        generated seasonal series, without data
-    python -m experiments.forecasting --dataset ett --data-dir FOLDER        ETTh1, where FOLDER holds ett
-    python -m experiments.forecasting --dataset airline-passengers --data-dir FOLDER      where FOLDER holds small_series
+    python -m experiments.forecasting --dataset ett --data-dir FOLDER --targets OT      ETTh1, where FOLDER holds ett
+    python -m experiments.forecasting --dataset airline-passengers --data-dir FOLDER --look-back 24 --horizon 12
+            this, monthly-sunspots, and daily-min-temperatures (--bad-rows repair), where FOLDER holds small_series
     python -m experiments.forecasting --csv own.csv --look-back 48 --horizon 12           a csv file of your own
     python -m experiments.forecasting predict own.csv                        with the run of the same --name: csv and picture
 
+SegRNN is `--model segments --cell gru --distribution absolute_error --hidden-features 512 --segment 24 --dropout 0.5`.
+
 Every window of the test part is scored, those that overlap too, and each step ahead counts alike. Series are standardised by
-the training part; `mse`, `mae` and `crps` are of standardised values, as published figures are. `mase` divides by the error of
-the seasonal naive forecast within the training part; `smape` is of the values as they come, 0 to 2; `coverage` is the share of
-true values between the quantiles 0.1 and 0.9. Beside them: the last value, the last season, and least squares (NLinear).
+the training part, but counts are not; `mse`, `mae` and `crps` are of standardised values, as published figures are. `mase`
+divides by the error of the seasonal naive forecast within the training part; `smape` is of the values as they come, 0 to 2;
+`coverage` is the share of true values between the quantiles 0.1 and 0.9. Beside them: the last value, the last season, and
+least squares (NLinear). Of the autoregressive model the loss in training is of past and future, in validation of the future.
 """
 
 import csv
@@ -30,11 +34,11 @@ from s2s_jax.data.calendar import Step, dates_from
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.series import Series
 from s2s_jax.data.series_sets import Parts, SeriesFlags, fingerprint, load_series, parts_of, read_own, table_of, targets_of
-from s2s_jax.data.windows import Range, Standard, Table
+from s2s_jax.data.windows import Scaler, Scaling, Table
 from s2s_jax.distributions import DISTRIBUTIONS, Distribution
 from s2s_jax.metrics import Mean
 from s2s_jax.models.autoregressive_forecaster import AutoregressiveForecaster
-from s2s_jax.models.backtest import ForecastTask, Said, said_of, scores_of
+from s2s_jax.models.backtest import ForecastBatch, ForecastTask, forecast_windows, score_windows
 from s2s_jax.models.forecaster import AttentionForecaster, RepeatVectorForecaster, Sizes
 from s2s_jax.models.segment_forecaster import SegmentForecaster
 from s2s_jax.training import checkpoint
@@ -45,25 +49,25 @@ from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
 LOW, HIGH = 0.1, 0.9  # quantiles of the interval
-# ETTh1, multivariate, look-back 96, by horizon: MSE. All from the README of SegRNN's repository.
+# ETTh1, multivariate, look-back 96, by horizon: MSE and MAE, from the README of SegRNN's repository.
 _MULTIVARIATE = {
-    96: {"SegRNN": 0.368, "iTransformer": 0.386, "PatchTST": 0.414, "DLinear": 0.386},
-    192: {"SegRNN": 0.408, "iTransformer": 0.441, "PatchTST": 0.460, "DLinear": 0.437},
-    336: {"SegRNN": 0.444, "iTransformer": 0.487, "PatchTST": 0.501, "DLinear": 0.481},
-    720: {"SegRNN": 0.446, "iTransformer": 0.503, "PatchTST": 0.500, "DLinear": 0.519},
+    96: {"SegRNN": (0.368, 0.395), "iTransformer": (0.386, 0.405), "PatchTST": (0.414, 0.419), "DLinear": (0.386, 0.400)},
+    192: {"SegRNN": (0.408, 0.419), "iTransformer": (0.441, 0.436), "PatchTST": (0.460, 0.445), "DLinear": (0.437, 0.432)},
+    336: {"SegRNN": (0.444, 0.440), "iTransformer": (0.487, 0.458), "PatchTST": (0.501, 0.466), "DLinear": (0.481, 0.459)},
+    720: {"SegRNN": (0.446, 0.457), "iTransformer": (0.503, 0.491), "PatchTST": (0.500, 0.488), "DLinear": (0.519, 0.516)},
 }
-# ETTh1, by number of series and horizon: MSE, from Informer's paper (arXiv 2012.07436).
+# ETTh1, by number of series and horizon: MSE and MAE, from Informer's paper (arXiv 2012.07436).
 _INFORMER = {
-    (1, 24): {"LSTMa": 0.114, "DeepAR": 0.107, "Informer": 0.098},
-    (1, 48): {"LSTMa": 0.193, "DeepAR": 0.162, "Informer": 0.158},
-    (1, 168): {"LSTMa": 0.236, "DeepAR": 0.239, "Informer": 0.183},
-    (1, 336): {"LSTMa": 0.590, "DeepAR": 0.445, "Informer": 0.222},
-    (1, 720): {"LSTMa": 0.683, "DeepAR": 0.658, "Informer": 0.269},
-    (7, 24): {"LSTMa": 0.650, "LSTNet": 1.293, "Informer": 0.577},
-    (7, 48): {"LSTMa": 0.702, "LSTNet": 1.456, "Informer": 0.685},
-    (7, 168): {"LSTMa": 1.212, "LSTNet": 1.997, "Informer": 0.931},
-    (7, 336): {"LSTMa": 1.424, "LSTNet": 2.655, "Informer": 1.128},
-    (7, 720): {"LSTMa": 1.960, "LSTNet": 2.143, "Informer": 1.215},
+    (1, 24): {"LSTMa": (0.114, 0.272), "DeepAR": (0.107, 0.280), "Informer": (0.098, 0.247)},
+    (1, 48): {"LSTMa": (0.193, 0.358), "DeepAR": (0.162, 0.327), "Informer": (0.158, 0.319)},
+    (1, 168): {"LSTMa": (0.236, 0.392), "DeepAR": (0.239, 0.422), "Informer": (0.183, 0.346)},
+    (1, 336): {"LSTMa": (0.590, 0.698), "DeepAR": (0.445, 0.552), "Informer": (0.222, 0.387)},
+    (1, 720): {"LSTMa": (0.683, 0.768), "DeepAR": (0.658, 0.707), "Informer": (0.269, 0.435)},
+    (7, 24): {"LSTMa": (0.650, 0.624), "LSTNet": (1.293, 0.901), "Informer": (0.577, 0.549)},
+    (7, 48): {"LSTMa": (0.702, 0.675), "LSTNet": (1.456, 0.960), "Informer": (0.685, 0.625)},
+    (7, 168): {"LSTMa": (1.212, 0.867), "LSTNet": (1.997, 1.214), "Informer": (0.931, 0.752)},
+    (7, 336): {"LSTMa": (1.424, 0.994), "LSTNet": (2.655, 1.369), "Informer": (1.128, 0.873)},
+    (7, 720): {"LSTMa": (1.960, 1.322), "LSTNet": (2.143, 1.380), "Informer": (1.215, 0.896)},
 }
 
 
@@ -86,11 +90,9 @@ class Scored(Drawing):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Drawing, SeriesFlags, TrainingConfig):
     steps: int = 400
-    season: int | None = None
-    """Steps of a season; by the step of the dates if not given."""
     series: Literal["joint", "each"] = "joint"
     """All columns in one window, or each by itself by one network that is told which it is."""
-    window_range: Range = "last"
+    window_scaling: Scaling = "last"
     """What each window is brought to: as it is, less its last value, or over its mean size."""
     model: Literal["repeat_vector", "attention", "autoregressive", "segments"] = "attention"
     """Encoder and decoder of Keras' tutorials, with attention, DeepAR, or SegRNN."""
@@ -107,7 +109,7 @@ class Config(Drawing, SeriesFlags, TrainingConfig):
     segment: int = 12
     """Steps of a segment."""
     dropout: float = 0.1
-    """Between layers and before the last one."""
+    """Between layers and before the last one; not of the repeat vector, which has noise instead."""
     batch_size: int = 64
     """Windows in a step."""
     learning_rate: float = 3e-3
@@ -124,18 +126,24 @@ class Config(Drawing, SeriesFlags, TrainingConfig):
 
     @property
     def task(self) -> ForecastTask:
-        options: dict[str, Any] = {"window_range": self.window_range, "apart": self.series == "each"}
+        options: dict[str, Any] = {"window_scaling": self.window_scaling, "split_series": self.series == "each"}
         return ForecastTask(self.look_back, self.horizon, self.head, **options, covariates=self.model != "segments")
 
 
 def build_model(config: Config, series: int, covariates: int, known: int) -> Any:
     """For so many series and covariates, of which some are known ahead."""
-    if config.head.counts and config.window_range != "mean":
-        raise ValueError(f"window_range: expected mean with counts, got {config.window_range}")
+    if config.head.counts and config.window_scaling != "mean":
+        raise ValueError(f"window_scaling: expected mean with counts, got {config.window_scaling}")
+    for name, asked, known_by in (
+        ("num_layers", config.num_layers != 1, ("attention", "autoregressive")),
+        ("series", config.series == "each", ("repeat_vector", "attention", "autoregressive")),
+        ("past_covariates", bool(config.past_covariates), ("repeat_vector", "attention")),
+        ("known_covariates", bool(config.known_covariates), ("repeat_vector", "attention", "autoregressive")),
+    ):
+        if asked and config.model not in known_by:
+            raise ValueError(f"{name}: expected it with the model {' or '.join(known_by)}, got it with {config.model}")
     if not config.task.covariates:
         covariates = known = 0
-    if config.model == "autoregressive" and covariates > known:
-        raise ValueError("past_covariates: expected none with the autoregressive model, which reads what is known ahead")
     static = series if config.series == "each" else 0
     sizes = Sizes(1 if static else series, config.horizon, covariates, known, static, config.head.features)
     rngs, cell = nnx.Rngs(config.seed), cells.PLAIN[config.cell]
@@ -164,13 +172,15 @@ def train(run: Run[Config]) -> None:
         run.say("No data set named: trains on generated series, whose figures say nothing about measured ones.")
     if series.findings:
         run.say(mended(series))
-    run.trained_on(series.name, config.origin, fingerprint(series))
-    parts = parts_of(config, series, standardised=not config.head.counts)
+    parts = parts_of(config, series, scaled=not config.head.counts)
     model = build_model(config, *sizes_of(parts.table))
+    if config.head.counts and ((parts.table.values < 0) | (parts.table.values % 1 != 0)).any():
+        raise ValueError(f"distribution: expected whole numbers from 0 in the targets with {config.distribution}")
+    run.trained_on(series.name, config.origin, fingerprint(series))
     run.say(f"{series.name}: {len(series.dates)} steps of {series.step} from {series.dates[0]}, {', '.join(series.columns)}")
     if run.writes:
-        standard = {name: leaf.tolist() for name, leaf in parts.standard._asdict().items()}
-        kept = {"columns": series.columns, "step": series.step, "cycles": parts.cycles, **standard}
+        scaler = {name: leaf.tolist() for name, leaf in parts.scaler._asdict().items()}
+        kept = {"columns": series.columns, "step": series.step, "cycles": parts.cycles, **scaler}
         (run.folder / "series.json").write_text(json.dumps(kept))
     measure_over = make_measure(functools.partial(measure, config, parts.table))
     validated = config.task.in_order(parts.table, parts.train, parts.validation, samples=1)
@@ -200,15 +210,13 @@ def report(
     """Scores all windows of the splits beside the baselines, draws, and writes result.json."""
     config, task = run.config, run.config.task
     ends = {"validation": (parts.train, parts.validation), "test": (parts.validation, parts.test)}
-    training = parts.table._replace(**{name: getattr(parts.table, name)[: parts.train] for name in Table._fields[:3]})
     metrics: dict[str, float] = {}
     baselines: dict[str, Any] = {}
-    count, shown = 0, list[Said]()
+    count, shown = 0, list[ForecastBatch]()
     for split in splits:
         plan = task.in_order(parts.table, *ends[split], config.samples)
-        said = said_of(task, model, parts.table, plan, samples=config.samples, levels=(LOW, HIGH), seed=config.seed)
-        season = config.season or series.step.season
-        found, shown = scores_of(task, said, training, parts.standard.of(parts.targets), season)
+        said = forecast_windows(task, model, parts.table, plan, samples=config.samples, levels=(LOW, HIGH), seed=config.seed)
+        found, shown = score_windows(task, said, parts.table, parts.train, parts.scaler.of(parts.targets), parts.season)
         count = len(task.origins(*ends[split])["origin"])
         run.say(f"\n{split}, {count} windows of {series.name} ({config.origin}), {task.length} steps to {task.horizon}:")
         names = list(found["model"])
@@ -222,7 +230,7 @@ def report(
     result = run.finish(
         split=f"{splits[-1]}, all {count} windows",
         metrics=metrics,
-        published=published(series.name, len(parts.targets), config.look_back, config.horizon),
+        published=published(series.name, targets_of(config, series), config.look_back, config.horizon),
         examples_per_step=config.batch_size,
         reads_test="test" in splits,
         parameters=count_parameters(model),
@@ -234,44 +242,46 @@ def report(
     run.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {run.folder}.")
 
 
-def published(name: str, series: int, look_back: int, horizon: int) -> list[dict[str, Any]]:
-    """What is known of ETTh1 with so many series; SegRNN's table is of a look-back of 96."""
-    if name != "etth1":
+def published(name: str, targets: tuple[str, ...], look_back: int, horizon: int) -> list[dict[str, Any]]:
+    """What is known of ETTh1, of OT alone or of all seven; SegRNN's table is of a look-back of 96."""
+    if name != "etth1" or (targets != ("OT",) and len(targets) != 7):
         return []
-    known = {"README of SegRNN's repository": _MULTIVARIATE.get(horizon, {}) if (series, look_back) == (7, 96) else {}}
-    known["arXiv 2012.07436"] = _INFORMER.get((series, horizon), {})
+    known = {"README of SegRNN's repository": _MULTIVARIATE.get(horizon, {}) if (len(targets), look_back) == (7, 96) else {}}
+    known["arXiv 2012.07436"] = _INFORMER.get((len(targets), horizon), {})
     return [
-        {"metric": "mse", "value": value, "how": how, "source": source}
-        for source, values in known.items()
-        for how, value in values.items()
+        {"metric": metric, "value": value, "how": how, "source": source}
+        for source, of_models in known.items()
+        for how, values in of_models.items()
+        for metric, value in zip(("mse", "mae"), values, strict=True)
     ]
 
 
-def draw(run: Run[Config], series: Series, parts: Parts, shown: list[Said]) -> None:
-    """Learning curve, and forecasts of the first series at the beginning and the end of the test part."""
+def draw(run: Run[Config], series: Series, parts: Parts, shown: list[ForecastBatch]) -> None:
+    """Learning curve, and forecasts of the last series at the beginning and the end of the last part."""
     config = run.config
     title = f"{series.name}, {config.model}, {config.distribution.replace('_', ' ')}"
     units = {"squared_error": "squared", "absolute_error": "absolute", "quantiles": "quantile loss"}
     unit = units.get(config.distribution, "nats")
     run.figure("learning_curve", plots.learning_curve([run.history()], (), title, unit=unit))
-    panels = [panel(config, series, parts, said, row, 0) for said, row in ((shown[0], 0), (shown[-1], -1))]
+    last = len(parts.targets) - 1  # what is of interest stands last, ETTh1's OT say
+    panels = [panel(config, series, parts, said, row, last) for said, row in ((shown[0], 0), (shown[-1], -1))]
     run.figure("forecasts", plots.forecasts(panels, title=f"{title}{interval_name(config)}"))
 
 
 def interval_name(config: Config) -> str:
-    return f"; interval of {HIGH - LOW:.0%}" if config.task.probabilistic else ""
+    return f"; interval of {HIGH - LOW:.0%}" if not config.head.point else ""
 
 
-def panel(config: Config, series: Series, parts: Parts, said: Said, row: int, column: int) -> dict[str, Any]:
+def panel(config: Config, series: Series, parts: Parts, said: ForecastBatch, row: int, column: int) -> dict[str, Any]:
     """What `plots.forecasts` draws of a series in a window, in units of its own."""
-    back, origin = parts.standard.of(parts.targets[column : column + 1]).back, int(said.origins[row])
+    back, origin = parts.scaler.of(parts.targets[column : column + 1]).back, int(said.origins[row])
     truth = back(said.truth[row, :, column])
     return {
         "dates": series.dates[origin - config.look_back : origin + config.horizon],
         "history": back(said.past[row, :, column]),
         "mean": back(said.mean[row, :, column]),
         "truth": None if np.isnan(truth).all() else truth,
-        "interval": [back(end[row, :, column]) for end in (said.low, said.high)] if config.task.probabilistic else None,
+        "interval": [back(end[row, :, column]) for end in (said.low, said.high)] if not config.head.point else None,
         "title": f"{series.columns[parts.targets[column]]}, forecast from {series.dates[origin].item()} on",
     }
 
@@ -286,7 +296,7 @@ def evaluate(run: Run[Config]) -> None:
     config = run.config
     series = load_series(config, config.data_dir)
     run.trained_on(series.name, config.origin, fingerprint(series))
-    parts = parts_of(config, series, standardised=not config.head.counts)
+    parts = parts_of(config, series, scaled=not config.head.counts)
     splits = ("validation", "test") if run.flags.split == "test" else ("validation",)
     report(run, load(run, parts.table), series, parts, splits)
 
@@ -300,10 +310,12 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         raise ValueError("expected at least one csv file")
     config = run.config
     for number, name in enumerate(inputs):
-        series, parts, origin = continued(run, name)
+        series, parts, origin = extended(run, name)
         model = load(run, parts.table)
         plan = Batches({"origin": np.array([origin], np.int32)}, 1, seed=None)
-        (said,) = said_of(config.task, model, parts.table, plan, samples=config.samples, levels=(LOW, HIGH), seed=config.seed)
+        (said,) = forecast_windows(
+            config.task, model, parts.table, plan, samples=config.samples, levels=(LOW, HIGH), seed=config.seed
+        )
         panels = [panel(config, series, parts, said, 0, column) for column in range(len(parts.targets))]
         path = run.folder / f"forecast_{number}.csv"
         write(path, panels, [series.columns[column] for column in parts.targets])
@@ -312,43 +324,46 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         print(f"  drawn in {run.figure(f'forecast_{number}', figure)}")
 
 
-def continued(run: Run[Config], name: str) -> tuple[Series, Parts, int]:
+def extended(run: Run[Config], name: str) -> tuple[Series, Parts, int]:
     """The series of a file with room for the steps ahead, its table, and the first step ahead."""
     config, kept = run.config, json.loads((run.folder / "series.json").read_text())
     series = read_own(dataclasses.replace(config, bad_rows="repair"), Path(name))
-    print(mended(series), end="")
+    if not config.known_covariates:  # with these, the last cells of the targets are meant to be empty
+        print(mended(series), end="")
     if [list(series.columns), list(series.step)] != [kept["columns"], kept["step"]]:
         expected = f"{', '.join(kept['columns'])} at steps of {Step(*kept['step'])}, as in the training"
         raise ValueError(f"{name}: expected {expected}, got {', '.join(series.columns)} at steps of {series.step}")
     targets = tuple(series.columns.index(column) for column in targets_of(config, series))
     origin = int(np.flatnonzero(series.observed[:, targets].any(axis=1))[-1]) + 1
-    missing = max(0, origin + config.horizon - len(series.dates))
+    ahead = origin + config.horizon
     if origin < config.look_back:
         raise ValueError(f"{name}: expected at least {config.look_back} steps, got {origin}")
-    if config.known_covariates and missing:
-        raise ValueError(f"{name}: expected {', '.join(config.known_covariates)} for {missing} steps more")
+    for column in config.known_covariates:
+        if (there := int(series.observed[origin:ahead, series.columns.index(column)].sum())) < config.horizon:
+            raise ValueError(f"{name}: expected {column} for {config.horizon} steps ahead, got {there}")
+    missing = max(0, ahead - len(series.dates))
     room = ((0, missing), (0, 0))
     longer = series._replace(
         dates=dates_from(series.dates[0], series.step, len(series.dates) + missing),
         values=np.pad(series.values, room, mode="edge"),
         observed=np.pad(series.observed, room),
     )
-    standard = Standard(np.array(kept["mean"]), np.array(kept["deviation"]))
-    table = table_of(config, longer, standard, kept["cycles"])
-    return longer, Parts(table, standard, targets, tuple(kept["cycles"]), 0, 0, 0), origin
+    scaler = Scaler(np.array(kept["mean"]), np.array(kept["deviation"]))
+    table = table_of(config, longer, scaler, kept["cycles"])
+    return longer, Parts(table, scaler, targets, tuple(kept["cycles"]), 0, 0, 0, 0), origin
 
 
 def write(path: Path, panels: list[dict[str, Any]], names: list[str]) -> None:
     """A row for each step ahead: its date, and of each series the mean and the ends of the interval."""
-    columns: dict[str, Any] = {"date": panels[0]["dates"][-len(panels[0]["mean"]) :]}
+    header, columns = ["date"], [panels[0]["dates"][-len(panels[0]["mean"]) :]]
     for name, shown in zip(names, panels, strict=True):
-        columns[name] = shown["mean"]
+        header, columns = [*header, name], [*columns, shown["mean"]]
         if shown["interval"] is not None:
-            columns |= {f"{name} q{level}": end for level, end in zip((LOW, HIGH), shown["interval"], strict=True)}
+            header, columns = [*header, f"{name} q{LOW}", f"{name} q{HIGH}"], [*columns, *shown["interval"]]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+        writer.writerow(header)
+        writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
 
 
 if __name__ == "__main__":

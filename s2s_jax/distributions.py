@@ -27,9 +27,10 @@ class Distribution(NamedTuple):
       features: how many raw numbers there are for each value.
       loss: `(raw, values, loc, scale) -> [...]`, what training makes small: nats, or the quantile loss.
       sample: `(raw, key, loc, scale) -> [...]`, a value drawn of each.
-      quantile: `(raw, level, loc, scale) -> [...]`, in closed form, or None where it takes samples.
       mean: `(raw, loc, scale) -> [...]`; of quantiles the median.
+      quantile: `(raw, level, loc, scale) -> [...]`, in closed form, or None where it takes samples.
       counts: whether values are whole numbers from 0.
+      point: whether it is no more than one number.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Distribution(NamedTuple):
     mean: Callable[..., Array]
     quantile: Callable[..., Array] | None = None
     counts: bool = False
+    point: bool = False
 
 
 # One number --------------------------------------------------------------------------------------------------------------
@@ -57,6 +59,7 @@ def _point(name: str, error: Callable[[Array], Array]) -> Distribution:
         lambda raw, key, loc, scale: place(raw, loc, scale),
         place,
         lambda raw, level, loc, scale: place(raw, loc, scale),
+        point=True,
     )
 
 
@@ -116,16 +119,41 @@ student_t = Distribution(
 # Negative binomial -------------------------------------------------------------------------------------------------------
 
 
+_MANY = 30.0  # from this shape on what Stirling's series leaves out is below 1e-7
+
+
 def _negative_binomial(raw: Float[Array, "... 2"], scale: Array) -> tuple[Array, Array]:
-    """Mean mu and shape alpha, of variance mu + alpha mu^2 (arXiv 1704.04110, section 3.1: alpha by the root of the scale)."""
+    """Mean mu and shape alpha, of variance mu + alpha mu^2 (arXiv 1704.04110, section 3.3: alpha by the root of the scale)."""
     return scale * (jax.nn.softplus(raw[..., 0]) + LEAST_SCALE), (jax.nn.softplus(raw[..., 1]) + 1e-6) / jnp.sqrt(scale)
 
 
 def _negative_binomial_loss(raw: Array, values: Array, loc: Array, scale: Array) -> Array:
     mean, alpha = _negative_binomial(raw, scale)
     shape = 1 / alpha
-    log_prob = gammaln(values + shape) - gammaln(values + 1) - gammaln(shape)
-    return -(log_prob - shape * jnp.log1p(alpha * mean) + values * (jnp.log(alpha * mean) - jnp.log1p(alpha * mean)))
+    # A small shape as it is defined. Of a large one log Gamma(v + s) - log Gamma(s) and its like are differences of large
+    # numbers: by Stirling's series they come down to the Poisson distribution and a correction.
+    few = jnp.minimum(shape, _MANY)
+    defined = gammaln(values + few) - gammaln(few) - gammaln(values + 1) + few * jnp.log(few) + values * jnp.log(mean)
+    defined -= (values + few) * jnp.log(few + mean)
+    many = jnp.maximum(shape, _MANY)
+    correction = (many + mean) * _convex((values - mean) / (many + mean)) - 0.5 * jnp.log1p(values / many)
+    correction += (1 / (many + values) - 1 / many) / 12
+    return -jnp.where(shape < _MANY, defined, _poisson_log_prob(values, mean) + correction)
+
+
+def _poisson_log_prob(values: Array, mean: Array) -> Array:
+    defined = values * jnp.log(mean) - mean - gammaln(values + 1)
+    many = jnp.maximum(values, _MANY)
+    by_stirling = -mean * _convex((many - mean) / mean) - 0.5 * jnp.log(2 * jnp.pi * many) - 1 / (12 * many)
+    return jnp.where(values < _MANY, defined, by_stirling)
+
+
+def _convex(x: Array) -> Array:
+    """(1 + x) log(1 + x) - x, by its series where the terms would cancel."""
+    near = jnp.where(jnp.abs(x) < 0.1, x, 0)
+    terms = [(-1.0) ** k * near**k / (k * (k - 1)) for k in range(2, 9)]
+    far = jnp.where(jnp.abs(x) < 0.1, 1.0, x)
+    return jnp.where(jnp.abs(x) < 0.1, sum(terms), (1 + far) * jnp.log1p(far) - far)
 
 
 def _negative_binomial_sample(raw: Array, key: Array, loc: Array, scale: Array) -> Array:
@@ -154,7 +182,6 @@ def _quantiles(raw: Float[Array, "... Q"], loc: Array, scale: Array) -> Float[Ar
     return loc + scale * jnp.cumsum(steps, axis=-1)
 
 
-@functools.cache
 def make_quantiles(levels: Sequence[float] = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)) -> Distribution:
     """A distribution that is told by its quantiles at some levels, 0.5 among them; between them it is linear, and flat beyond.
 
@@ -163,6 +190,11 @@ def make_quantiles(levels: Sequence[float] = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0
     Raises:
       ValueError: levels that do not rise from above 0 to below 1, or without 0.5.
     """
+    return _make_quantiles(tuple(levels))
+
+
+@functools.cache
+def _make_quantiles(levels: tuple[float, ...]) -> Distribution:
     if not all(0 < low < high < 1 for low, high in itertools.pairwise(levels)) or 0.5 not in levels:
         raise ValueError(f"levels: expected rising ones between 0 and 1 with 0.5 among them, got {levels}")
     of_levels = np.asarray(levels, np.float32)
@@ -181,7 +213,7 @@ def make_quantiles(levels: Sequence[float] = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0
     def sample(raw: Array, key: Array, loc: Array, scale: Array) -> Array:
         return quantile(raw, jax.random.uniform(key, raw.shape[:-1], raw.dtype), loc, scale)
 
-    median = list(levels).index(0.5)
+    median = levels.index(0.5)
     return Distribution(
         "quantiles", len(levels), loss, sample, lambda raw, loc, scale: _quantiles(raw, loc, scale)[..., median], quantile
     )

@@ -11,15 +11,17 @@ def naive(past: Float[np.ndarray, "N L C"], horizon: int) -> Float[np.ndarray, "
     return np.repeat(past[:, -1:], horizon, axis=1)
 
 
-def seasonal_naive(past: Float[np.ndarray, "N L C"], horizon: int, season: int) -> Float[np.ndarray, "N H C"]:
-    """The last season, again and again.
+def seasonal_naive(
+    values: Float[np.ndarray, "T C"], origins: Int[np.ndarray, " N"], horizon: int, season: int
+) -> Float[np.ndarray, "N H C"]:
+    """The season before each origin, the first step ahead, again and again; `values` are those of all steps.
 
     Raises:
-      ValueError: a season longer than the past.
+      ValueError: an origin within the first season.
     """
-    if not 0 < season <= past.shape[1]:
-        raise ValueError(f"season: expected 1 to the length {past.shape[1]} of the past, got {season}")
-    return past[:, past.shape[1] - season + np.arange(horizon) % season]
+    if not 0 < season <= origins.min(initial=season):
+        raise ValueError(f"season: expected 1 to {origins.min(initial=season)} steps before the first origin, got {season}")
+    return values[origins[:, None] - season + np.arange(horizon) % season]
 
 
 class Linear:

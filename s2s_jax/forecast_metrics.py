@@ -1,6 +1,7 @@
 """How good forecasts are: of points, of samples, of intervals; all as plain functions of NumPy arrays.
 
-`truth` and `forecast` are [N, H, C]: windows, steps ahead, series. What is not a number in `truth` counts nowhere.
+`truth` and `forecast` are [N, H, C]: windows, steps ahead, series. What is not a number in `truth` counts nowhere; a forecast
+that is none, where there is truth, makes the whole score none.
 """
 
 import numpy as np
@@ -12,32 +13,42 @@ Samples = Float[np.ndarray, "S N H C"]
 
 def mse(forecast: Values, truth: Values) -> float:
     """Mean squared error, in squared units of the values."""
-    return _mean((forecast - truth) ** 2)
+    return _mean((forecast - truth) ** 2, truth)
 
 
 def mae(forecast: Values, truth: Values) -> float:
     """Mean absolute error, in units of the values."""
-    return _mean(np.abs(forecast - truth))
+    return _mean(np.abs(forecast - truth), truth)
 
 
 def smape(forecast: Values, truth: Values) -> float:
     """Symmetric percentage error 2 |f - y| / (|f| + |y|), 0 to 2; 0 where both are 0 (M4, Makridakis et al. 2020)."""
     size = np.abs(forecast) + np.abs(truth)
-    return _mean(np.where(size == 0, 0, 2 * np.abs(forecast - truth) / np.where(size == 0, 1, size)))
+    return _mean(np.where(size == 0, 0, 2 * np.abs(forecast - truth) / np.where(size == 0, 1, size)), truth)
 
 
-def mase(forecast: Values, truth: Values, training: Float[np.ndarray, "T C"], season: int) -> float:
-    """Absolute error over that of the seasonal naive forecast within the training part (Hyndman & Koehler 2006).
+def seasonal_error(training: Float[np.ndarray, "T C"], season: int) -> Float[np.ndarray, " C"]:
+    """Mean absolute error of the seasonal naive forecast within the training part, of each series.
 
     Raises:
-      ValueError: a season that is not positive, or no shorter than the training part; a training part that repeats exactly.
+      ValueError: a season that is not positive, or no shorter than the training part.
     """
     if not 0 < season < len(training):
         raise ValueError(f"season: expected 1 to {len(training) - 1}, got {season}")
-    naive = np.nanmean(np.abs(training[season:] - training[:-season]), axis=0)
-    if np.any(naive == 0):
-        raise ValueError("training: expected series that do not repeat exactly after a season, by whose error is divided")
-    return _mean(np.abs(forecast - truth) / naive)
+    errors = np.abs(training[season:] - training[:-season])
+    there = ~np.isnan(errors)
+    return np.where(there, errors, 0).sum(0) / np.maximum(there.sum(0), 1)
+
+
+def mase(forecast: Values, truth: Values, error: Float[np.ndarray, " C"]) -> float:
+    """Absolute error over that of the seasonal naive forecast in training, `seasonal_error` (Hyndman & Koehler 2006).
+
+    Raises:
+      ValueError: an error that is not positive: of a series that repeats exactly there is no such score.
+    """
+    if not np.all(error > 0):
+        raise ValueError(f"error: expected positive numbers, by which is divided, got {error}")
+    return _mean(np.abs(forecast - truth) / error, truth)
 
 
 def crps(samples: Samples, truth: Values) -> float:
@@ -52,21 +63,15 @@ def crps(samples: Samples, truth: Values) -> float:
         weights = 2 * np.arange(count) - count + 1
         spread = np.tensordot(weights, np.sort(samples, axis=0), 1)
         apart = apart - spread / (count * (count - 1))
-    return _mean(apart)
-
-
-def quantile_loss(forecast: Values, truth: Values, level: float) -> float:
-    """Mean of max(q (y - f), (q - 1) (y - f)) for the quantile of `level` q."""
-    error = truth - forecast
-    return _mean(np.maximum(level * error, (level - 1) * error))
+    return _mean(apart, truth)
 
 
 def coverage(low: Values, high: Values, truth: Values) -> float:
     """Share of true values inside of their interval, bounds included."""
     inside = ((low <= truth) & (truth <= high)).astype(float)
-    return _mean(np.where(np.isnan(truth), np.nan, inside))
+    return _mean(np.where(np.isnan(low) | np.isnan(high), np.nan, inside), truth)
 
 
-def _mean(values: np.ndarray) -> float:
-    valid = ~np.isnan(values)
+def _mean(values: np.ndarray, truth: np.ndarray) -> float:
+    valid = ~np.isnan(truth)
     return float(values[valid].mean()) if valid.any() else float("nan")

@@ -16,7 +16,7 @@ COUNTS = np.array([0.0, 1.0, 30.0, 5.0], np.float32)
 
 
 def softplus(x):
-    return np.log1p(np.exp(x.astype(np.float64)))
+    return np.log1p(np.exp(np.asarray(x, np.float64)))
 
 
 def of_scipy(name):
@@ -57,7 +57,7 @@ def test_what_is_drawn_is_spread_as_scipy_says(name):
 
 
 def test_quantiles_rise_and_their_loss_is_that_of_the_definition():
-    levels = (0.1, 0.5, 0.75)
+    levels = [0.1, 0.5, 0.75]
     head, raw = make_quantiles(levels), RAW["quantiles"][:, :3]
     known = np.stack([np.asarray(head.quantile(raw, level, LOC, SCALE)) for level in levels], -1)
     want = LOC[:, None] + SCALE[:, None] * np.cumsum(np.concatenate([raw[:, :1], softplus(raw[:, 1:])], -1), -1)
@@ -87,6 +87,28 @@ def test_far_numbers_give_finite_losses_and_gradients(head):
     loss, gradient = jax.value_and_grad(lambda raw: head.loss(raw, values, jnp.zeros(3), jnp.ones(3)).sum())(raw)
     assert np.isfinite(loss)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("inverse", [-14.0, -10.0, -5.0, 0.0, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
+def test_counts_that_are_nearly_poisson_keep_their_loss_and_gradient(scale, inverse):
+    """Beside SciPy in double precision, and the gradient beside its differences."""
+    raw = np.array([0.5, inverse])
+
+    def nats(raw, value):
+        mean, alpha = scale * (softplus(raw[0]) + LEAST_SCALE), (softplus(raw[1]) + 1e-6) / np.sqrt(scale)
+        return -stats.nbinom.logpmf(value, 1 / alpha, 1 / (1 + alpha * mean))
+
+    for value in np.round(scale * np.array([0.0, 1.0, 1.5])):
+        loss = jax.value_and_grad(lambda raw, value=value: negative_binomial.loss(raw, value, 0.0, scale))
+        found, gradient = loss(jnp.asarray(raw, jnp.float32))
+        assert float(found) == pytest.approx(nats(raw, value), rel=2e-4, abs=2e-3)
+        for number in range(2):
+            ahead, back = raw.copy(), raw.copy()
+            ahead[number] += 1e-3
+            back[number] -= 1e-3
+            want = (nats(ahead, value) - nats(back, value)) / 2e-3
+            assert float(gradient[number]) == pytest.approx(want, rel=5e-3, abs=5e-3)
 
 
 @pytest.mark.parametrize("levels", [(0.5, 0.4), (0.0, 0.5), (0.5, 1.0), (0.1, 0.9), ()])

@@ -10,10 +10,11 @@ PAST = np.arange(12.0).reshape(1, 6, 2)
 
 def test_the_last_value_and_the_last_season_are_repeated():
     np.testing.assert_array_equal(naive(PAST, 3)[0], [[10, 11]] * 3)
-    np.testing.assert_array_equal(seasonal_naive(PAST, 5, 2)[0], [[8, 9], [10, 11], [8, 9], [10, 11], [8, 9]])
-    np.testing.assert_array_equal(seasonal_naive(PAST, 2, 6)[0], [[0, 1], [2, 3]])
-    with pytest.raises(ValueError, match="season: expected 1 to the length 6 of the past, got 7"):
-        seasonal_naive(PAST, 2, 7)
+    values = np.arange(20.0).reshape(10, 2)
+    np.testing.assert_array_equal(seasonal_naive(values, np.array([5]), 5, 2)[0], values[[3, 4, 3, 4, 3]])
+    np.testing.assert_array_equal(seasonal_naive(values, np.array([6, 9]), 2, 6), [values[[0, 1]], values[[3, 4]]])
+    with pytest.raises(ValueError, match="season: expected 1 to 5 steps before the first origin, got 6"):
+        seasonal_naive(values, np.array([5, 9]), 2, 6)
 
 
 def test_least_squares_is_that_of_all_windows():

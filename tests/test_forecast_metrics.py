@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from s2s_jax.forecast_metrics import coverage, crps, mae, mase, mse, quantile_loss, smape
+from s2s_jax.forecast_metrics import coverage, crps, mae, mase, mse, seasonal_error, smape
 
 TRUTH = np.array([[[1.0, 0.0], [2.0, -1.0]], [[4.0, np.nan], [0.0, 3.0]]])
 FORECAST = np.array([[[2.0, 0.0], [2.0, 1.0]], [[1.0, 9.0], [0.0, 2.0]]])
@@ -21,11 +21,23 @@ def test_errors_of_points_are_sums_over_what_there_is():
 def test_mase_is_one_where_the_error_is_that_of_the_season_before():
     training = np.array([[0.0, 5.0], [1.0, 5.0], [2.0, 9.0], [5.0, 5.0]])  # a season of 2: errors 2 and 4; 4 and 0
     scaled = np.array([[1 / 3, 0], [0, 2 / 2]])
-    assert mase(FORECAST[:1], TRUTH[:1], training, 2) == pytest.approx(scaled.mean())
+    np.testing.assert_allclose(seasonal_error(training, 2), [3, 2])
+    assert mase(FORECAST[:1], TRUTH[:1], seasonal_error(training, 2)) == pytest.approx(scaled.mean())
+    np.testing.assert_allclose(seasonal_error(np.where(training == 9, np.nan, training), 2), [3, 0])
     with pytest.raises(ValueError, match="season: expected 1 to 3, got 4"):
-        mase(FORECAST, TRUTH, training, 4)
-    with pytest.raises(ValueError, match="training: expected series that do not repeat"):
-        mase(FORECAST, TRUTH, np.ones((4, 2)), 2)
+        seasonal_error(training, 4)
+    with pytest.raises(ValueError, match="error: expected positive numbers"):
+        mase(FORECAST, TRUTH, seasonal_error(np.ones((4, 2)), 2))
+
+
+def test_a_forecast_that_is_no_number_is_no_score():
+    wrong = np.where(FORECAST == 1, np.nan, FORECAST)
+    for score in (mse(wrong, TRUTH), mae(wrong, TRUTH), smape(wrong, TRUTH), mase(wrong, TRUTH, np.ones(2))):
+        assert np.isnan(score)
+    assert np.isnan(crps(np.stack([wrong, FORECAST]), TRUTH))
+    assert np.isnan(coverage(wrong, FORECAST, TRUTH))
+    unknown = np.where(np.isnan(TRUTH), np.nan, FORECAST)
+    assert mae(unknown, TRUTH) == mae(FORECAST, TRUTH)
 
 
 def test_crps_of_many_samples_is_that_of_the_distribution():
@@ -46,9 +58,6 @@ def test_crps_of_few_samples_is_the_sum_over_pairs_and_unbiased():
     assert crps(samples[:1], TRUTH) == pytest.approx(mae(samples[0], TRUTH))
 
 
-def test_quantiles_and_intervals():
-    assert quantile_loss(FORECAST, TRUTH, 0.5) == pytest.approx(mae(FORECAST, TRUTH) / 2)
-    # Too high by 1, 2; too low by 3 and by 1.
-    assert quantile_loss(FORECAST, TRUTH, 0.9) == pytest.approx((0.1 * (1 + 2) + 0.9 * (3 + 1)) / 7)
+def test_intervals_hold_a_share_of_the_truth():
     assert coverage(FORECAST - 1, FORECAST + 1, TRUTH) == pytest.approx(5 / 7)
     assert coverage(TRUTH, TRUTH, TRUTH) == 1

@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float
 from s2s_jax.data.calendar import Step, dates_from, places, step_of
 from s2s_jax.data.datasets.text_files import read_lines
 
-_DATE = re.compile(r"\d{4}-\d\d(-\d\d([ T]\d\d(:\d\d(:\d\d)?)?)?)?")
+_DATE = re.compile(r"\d{4}(-\d\d(-\d\d([ T]\d\d(:\d\d(:\d\d)?)?)?)?)?")
 _MISSING = {"", "na", "nan", "null", "none", "?"}
 _TOLD = 5  # findings in an error
+_MOST_MISSING = 10  # steps to each row, beyond which a date must be wrong
 
 BadRows = Literal["error", "repair"]
 
@@ -27,7 +28,7 @@ class Series(NamedTuple):
       dates: datetime64[s] [T], a step apart.
       step: between two of them.
       columns: names of the C series.
-      values: [T, C]; where there was none, on the line between its neighbours.
+      values: [T, C]; where there was none, the last one before.
       observed: where `values` were read, and not filled in.
       findings: what was wrong and mended, for people, a line each.
     """
@@ -44,14 +45,15 @@ class Series(NamedTuple):
 def read_series(
     path: Path, *, date: str | None = None, columns: Sequence[str] = (), bad_rows: BadRows = "error", name: str | None = None
 ) -> Series:
-    """A csv file with a header and a column of dates: 2016-07, 2016-07-01, 2016-07-01 13:00 or with seconds; plain, .gz or .xz.
+    """A csv file, plain, .gz or .xz, with a header and dates such as 2016, 2016-07, 2016-07-01 or 2016-07-01 13:00[:00].
 
     Args:
       path: of the file.
       date: the column of the dates; None for the first.
       columns: those that are read; empty for all others.
-      bad_rows: "error", or "repair": rows are sorted, of those with the same date the first stays, and what is missing, a whole
-        row or a number, or is no number, is filled in on the line between its neighbours. Each is told in `findings`.
+      bad_rows: "error", or "repair": rows are sorted, of those with the same date the first stays, and where a row or a number
+        is missing, or is none, the last one before stands; rows before the first number of every column are left out. Nothing
+        that comes later is used, so that a forecast cannot profit by it. Each is told in `findings`.
       name: None for that of the file.
 
     Raises:
@@ -100,17 +102,21 @@ def read_series(
         told = "".join(f"\n{path}:{line}: {what}" for line, what in findings[:_TOLD])
         more = f"\nand {len(findings) - _TOLD} more" if len(findings) > _TOLD else ""
         raise ValueError(f"bad_rows: expected none, got {len(findings)}; repair mends them, and says so:{told}{more}")
+    if place[-1] >= _MOST_MISSING * len(ordered):
+        raise ValueError(f"{path}: expected steps of {step} with fewer gaps, got {len(ordered)} rows of {place[-1] + 1} steps")
     read = np.full((place[-1] + 1, len(columns)), np.nan)
     read[place] = np.array(values)[kept]
     observed = ~np.isnan(read)
-    for number, column in enumerate(columns):
-        if not observed[:, number].any():
-            raise ValueError(f"{path}: expected numbers in the column {column}, got none")
-        there = np.flatnonzero(observed[:, number])
-        read[:, number] = np.interp(np.arange(len(read)), there, read[there, number])
+    if not observed.any(axis=0).all():
+        raise ValueError(f"{path}: expected numbers in the column {columns[int((~observed.any(axis=0)).argmax())]}, got none")
+    begin = int(observed.argmax(axis=0).max())
+    if begin:
+        findings.append((lines[kept[0]], f"{begin} steps before the first number of every column are left out"))
+    last = np.maximum.accumulate(np.where(observed, np.arange(len(read))[:, None], 0))
+    read, observed = np.take_along_axis(read, last, axis=0)[begin:], observed[begin:]
     return Series(
         path.name.split(".")[0] if name is None else name,
-        dates_from(ordered[0], step, len(read)),
+        dates_from(ordered[0], step, begin + len(read))[begin:],
         step,
         columns,
         read,

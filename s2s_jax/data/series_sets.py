@@ -11,10 +11,11 @@ import numpy as np
 
 from s2s_jax.data.calendar import cycles_of, time_features
 from s2s_jax.data.series import BadRows, Series, read_series, seasonal_series
-from s2s_jax.data.windows import Standard, Table, standard_of
+from s2s_jax.data.windows import Scaler, Table, fit_scaler
 
 SMALL = ("airline-passengers", "daily-min-temperatures", "monthly-sunspots")
 ETT_PARTS = (8640, 2880, 2880)  # hours of training, validation and test: 12, 4 and 4 months of 30 days
+SEASONS = {"daily-min-temperatures": 365, "monthly-sunspots": 132}  # a year, and the cycle of about 11 years
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class SeriesFlags:
     """Share of the steps, before those of the test; ETTh1 has published parts instead."""
     test_share: float = 0.2
     """Share of the steps, at the end."""
+    season: int | None = None
+    """Steps of the season that the seasonal naive forecast repeats; by data set and step if not given."""
 
     @property
     def origin(self) -> str:
@@ -60,18 +63,20 @@ class Parts(NamedTuple):
     """A table of standardised values, and the steps that training, validation and test end before.
 
     Attributes:
-      standard: by which all columns of the series are standardised.
+      scaler: by which all columns of the series are standardised.
       targets: the columns that the table's values are of.
       cycles: of the calendar that the table's covariates begin with.
+      season: in steps; where the training part is too short for the usual one, 1.
     """
 
     table: Table
-    standard: Standard
+    scaler: Scaler
     targets: tuple[int, ...]
     cycles: tuple[str, ...]
     train: int
     validation: int
     test: int
+    season: int
 
 
 def load_series(flags: SeriesFlags, data_dir: Path | None) -> Series:
@@ -98,14 +103,21 @@ def read_own(flags: SeriesFlags, path: Path) -> Series:
     return read_series(path, date=flags.date_column, columns=columns, bad_rows=flags.bad_rows)
 
 
-def parts_of(flags: SeriesFlags, series: Series, *, standardised: bool = True) -> Parts:
+def parts_of(flags: SeriesFlags, series: Series, *, scaled: bool = True) -> Parts:
     """The table of a series and its parts.
 
+    Args:
+      flags: which columns are what, and where parts end.
+      series: whole.
+      scaled: whether targets are standardised by the training part, as covariates are.
+
     Raises:
-      ValueError: shares that leave no training part; columns that there are not.
+      ValueError: parts without a step or an observed target; columns that there are not; a season as long as the training part.
     """
     if flags.csv is None and flags.dataset == "ett":
         train, validation, test = np.cumsum(ETT_PARTS).tolist()
+        if len(series.dates) < test:
+            raise ValueError(f"ett: expected at least {test} hours, got {len(series.dates)}")
     else:
         test = len(series.dates)
         validation = test - round(flags.test_share * test)
@@ -114,12 +126,21 @@ def parts_of(flags: SeriesFlags, series: Series, *, standardised: bool = True) -
         raise ValueError(
             f"validation_share, test_share: expected parts of at least a step, got ends {train}, {validation}, {test}"
         )
-    standard = standard_of(series.values[:train], series.observed[:train])
-    if not standardised:
-        standard = Standard(np.zeros_like(standard.mean), np.ones_like(standard.deviation))
+    scaler = fit_scaler(series.values[:train], series.observed[:train])
     targets = tuple(series.columns.index(column) for column in targets_of(flags, series))
+    for begin, end in ((0, train), (train, validation), (validation, test)):
+        if not series.observed[begin:end, targets].any():
+            raise ValueError(f"{series.name}: expected an observed target within the steps {begin} to {end}, got none")
+    if not scaled:
+        for leaf, as_it_is in ((scaler.mean, 0), (scaler.deviation, 1)):
+            leaf[list(targets)] = as_it_is
+    season = flags.season or SEASONS.get(series.name, series.step.season)
+    if season >= train:
+        if flags.season:
+            raise ValueError(f"season: expected less than the {train} steps of the training part, got {season}")
+        season = 1
     cycles = cycles_of(series.dates[:train], series.step) if flags.calendar else ()
-    return Parts(table_of(flags, series, standard, cycles), standard, targets, cycles, train, validation, test)
+    return Parts(table_of(flags, series, scaler, cycles), scaler, targets, cycles, train, validation, test, season)
 
 
 def targets_of(flags: SeriesFlags, series: Series) -> tuple[str, ...]:
@@ -132,13 +153,13 @@ def targets_of(flags: SeriesFlags, series: Series) -> tuple[str, ...]:
     return targets
 
 
-def table_of(flags: SeriesFlags, series: Series, standard: Standard, cycles: Sequence[str]) -> Table:
+def table_of(flags: SeriesFlags, series: Series, scaler: Scaler, cycles: Sequence[str]) -> Table:
     """Targets, and beside them the calendar and the covariates, those that are known ahead first.
 
     Args:
       flags: which columns are what.
       series: whole.
-      standard: of all its columns.
+      scaler: of all its columns.
       cycles: see `time_features`.
     """
     place = {column: number for number, column in enumerate(series.columns)}
@@ -146,7 +167,7 @@ def table_of(flags: SeriesFlags, series: Series, standard: Standard, cycles: Seq
         [place[column] for column in columns]
         for columns in (targets_of(flags, series), flags.known_covariates, flags.past_covariates)
     )
-    values = standard.into(series.values)
+    values = scaler.into(series.values)
     features = time_features(series.dates, cycles)
     covariates = np.concatenate([features, values[:, known], values[:, past]], axis=1)
     return Table(values[:, targets], series.observed[:, targets], covariates, features.shape[1] + len(known))

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-Range = Literal["none", "last", "mean"]
-LEAST = 1e-3  # of a window's mean size, in standardised units
+Scaling = Literal["none", "last", "mean"]
 
 
 class Window(NamedTuple):
@@ -50,7 +49,7 @@ class Table(NamedTuple):
     known: int
 
 
-class Standard(NamedTuple):
+class Scaler(NamedTuple):
     """Mean and deviation [C] of the training part; a series that stands still there has deviation 1."""
 
     mean: Float[np.ndarray, " C"]
@@ -62,16 +61,25 @@ class Standard(NamedTuple):
     def back(self, values: np.ndarray) -> np.ndarray:
         return values * self.deviation + self.mean
 
-    def of(self, columns: Sequence[int]) -> "Standard":
+    def of(self, columns: Sequence[int]) -> "Scaler":
         """Of some of the series."""
-        return Standard(self.mean[list(columns)], self.deviation[list(columns)])
+        return Scaler(self.mean[list(columns)], self.deviation[list(columns)])
 
 
-def standard_of(values: Float[np.ndarray, "T C"], observed: Bool[np.ndarray, "T C"]) -> Standard:
-    """Of the values that were observed; the deviation is that of the population, as in scikit-learn's StandardScaler."""
+def fit_scaler(values: Float[np.ndarray, "T C"], observed: Bool[np.ndarray, "T C"]) -> Scaler:
+    """Of the values that were observed; the deviation is that of the population, as in scikit-learn's StandardScaler.
+
+    Raises:
+      ValueError: a series of which none was observed, by its number.
+    """
+    if not observed.any(axis=0).all():
+        raise ValueError(
+            f"observed: expected a value of every series, got none of number {int((~observed.any(axis=0)).argmax())}"
+        )
     there = np.where(observed, values, np.nan)
     mean, deviation = np.nanmean(there, axis=0), np.nanstd(there, axis=0)
-    return Standard(mean, np.where(deviation > 0, deviation, 1.0))
+    # What is left of a constant is rounding.
+    return Scaler(mean, np.where(deviation > 10 * np.finfo(np.float64).eps * np.abs(mean), deviation, 1.0))
 
 
 def origins_of(begin: int, end: int, length: int, horizon: int) -> Int[np.ndarray, " N"]:
@@ -103,7 +111,7 @@ def cut(table: Table, origins: Int[Array, " B"], length: int, horizon: int) -> t
     return window, Truth(values[after], observed[after], observed[before])
 
 
-def apart(window: Window, truth: Truth) -> tuple[Window, Truth]:
+def split_series(window: Window, truth: Truth) -> tuple[Window, Truth]:
     """Each series of each row in a row of its own [B * C, L, 1]; `static` tells a network which it is, one-hot."""
     batch_size, _, series = window.past.shape
     past, future = (jnp.repeat(leaf, series, axis=0) for leaf in (window.past_covariates, window.future_covariates))
@@ -116,16 +124,27 @@ def _rows(x: Array) -> Array:
     return jnp.swapaxes(x, 1, 2).reshape(x.shape[0] * x.shape[2], x.shape[1], 1)
 
 
-def together(x: Float[Array, "*S BC H 1"], series: int) -> Float[Array, "*S B H C"]:
-    """What was said of rows that are `apart`, by window again."""
+def merge_series(x: Float[Array, "*S BC H 1"], series: int) -> Float[Array, "*S B H C"]:
+    """What was said of rows that are `split_series`, by window again."""
     return jnp.swapaxes(x.reshape(*x.shape[:-3], x.shape[-3] // series, series, x.shape[-2]), -1, -2)
 
 
-def range_of(past: Float[Array, "B L C"], how: Range) -> tuple[Float[Array, "B 1 C"], Float[Array, "B 1 C"]]:
-    """What a window is moved and divided by: nothing; its last value (arXiv 2205.13504); its mean size (arXiv 1704.04110)."""
+def scaling_of(past: Float[Array, "B L C"], how: Scaling) -> tuple[Float[Array, "B 1 C"], Float[Array, "B 1 C"]]:
+    """What a window is moved and divided by.
+
+    Args:
+      past: its values.
+      how: "none"; "last", less its last value (Zeng et al., arXiv 2205.13504, NLinear); "mean", over 1 + its mean size
+        (Salinas et al., arXiv 1704.04110, section 3.3).
+
+    Raises:
+      ValueError: another way.
+    """
     nothing = jnp.zeros_like(past[:, :1])
     if how == "last":
         return past[:, -1:], nothing + 1
     if how == "mean":
-        return nothing, LEAST + jnp.mean(jnp.abs(past), axis=1, keepdims=True)
+        return nothing, 1 + jnp.mean(jnp.abs(past), axis=1, keepdims=True)
+    if how != "none":
+        raise ValueError(f"window_scaling: expected none, last or mean, got {how!r}")
     return nothing, nothing + 1

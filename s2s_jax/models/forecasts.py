@@ -5,12 +5,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
-from s2s_jax.data.windows import Range, Truth, Window, range_of
+from s2s_jax.data.windows import Scaling, Truth, Window, scaling_of
 from s2s_jax.distributions import Distribution
 from s2s_jax.metrics import Mean, mean_over
 from s2s_jax.models.autoregressive_forecaster import AutoregressiveForecaster
+
+
+def _scaled(model: Any, window: Window, loc: Array, scale: Array) -> Window:
+    """In the dtype of the model's parameters, which a narrower precision narrows; distributions stay in that of the window."""
+    dtype = jax.tree.leaves(nnx.state(model, nnx.Param))[0].dtype if nnx.state(model, nnx.Param) else window.past.dtype
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), window._replace(past=(window.past - loc) / scale))
 
 
 class Forecast(NamedTuple):
@@ -27,22 +34,28 @@ def loss_of(
     window: Window,
     truth: Truth,
     *,
-    window_range: Range = "none",
+    window_scaling: Scaling = "none",
     training: bool = False,
     key: Array | None = None,
 ) -> Mean:
-    """The head's loss over all observed steps ahead; of an autoregressive model in training those of the past count, too."""
-    loc, scale = range_of(window.past, window_range)
-    inner = window._replace(past=(window.past - loc) / scale)
+    """The head's loss over all observed steps ahead.
+
+    Of an autoregressive model in training those of the past count, too; but not with the scaling "last", which tells each step
+    of the past where the past ends. What was not observed may be anything, NaN too.
+    """
+    loc, scale = scaling_of(window.past, window_scaling)
+    inner, horizon = _scaled(model, window, loc, scale), truth.future.shape[1]
     if isinstance(model, AutoregressiveForecaster):
-        raw = model(inner, (truth.future - loc) / scale, training=training, key=key)
+        future = jnp.where(jnp.isnan(truth.future), loc, truth.future)
+        raw = model(inner, ((future - loc) / scale).astype(inner.past.dtype), training=training, key=key)
         values = jnp.concatenate([window.past, truth.future], axis=1)[:, 1:]
         observed = jnp.concatenate([truth.past_observed, truth.observed], axis=1)[:, 1:]
-        if not training:
-            raw, values, observed = (leaf[:, -truth.future.shape[1] :] for leaf in (raw, values, observed))
+        if not training or window_scaling == "last":
+            raw, values, observed = (leaf[:, -horizon:] for leaf in (raw, values, observed))
     else:
         raw, values, observed = model(inner, training=training, key=key), truth.future, truth.observed
-    return mean_over(head.loss(raw, values, loc, scale), observed)
+    values = jnp.where(observed, values, loc)
+    return mean_over(head.loss(raw.astype(loc.dtype), values, loc, scale), observed)
 
 
 def forecast(
@@ -51,7 +64,7 @@ def forecast(
     window: Window,
     key: Array,
     *,
-    window_range: Range = "none",
+    window_scaling: Scaling = "none",
     samples: int = 100,
     levels: tuple[float, ...] = (0.1, 0.9),
 ) -> Forecast:
@@ -59,16 +72,16 @@ def forecast(
 
     An autoregressive model draws paths; others draw each step by itself, and have quantiles in closed form where the head has.
     """
-    loc, scale = range_of(window.past, window_range)
-    inner = window._replace(past=(window.past - loc) / scale)
+    loc, scale = scaling_of(window.past, window_scaling)
+    inner = _scaled(model, window, loc, scale)
     if isinstance(model, AutoregressiveForecaster):
 
         def draw(raw: Array, key: Array) -> Array:
-            return (head.sample(raw, key, loc[:, 0], scale[:, 0]) - loc[:, 0]) / scale[:, 0]
+            return (head.sample(raw.astype(loc.dtype), key, loc[:, 0], scale[:, 0]) - loc[:, 0]) / scale[:, 0]
 
         drawn = model.paths(inner, draw, key, count=samples) * scale + loc
         return Forecast(drawn.mean(0), tuple(jnp.quantile(drawn, level, axis=0) for level in levels), drawn)
-    raw = model(inner)
+    raw = model(inner).astype(loc.dtype)
     sample: Callable[[Array], Array] = lambda key: head.sample(raw, key, loc, scale)  # noqa: E731
     drawn = jax.vmap(sample)(jax.random.split(key, samples))
     if head.quantile is None:

@@ -37,9 +37,10 @@ def pair_loss(
     """
     if not 0 <= word_dropout < 1:
         raise ValueError(f"word_dropout: expected a rate in [0, 1), got {word_dropout}")
-    read = batch
+    read = dict(batch)
     if word_dropout:
-        read = {**batch, **{side: _hidden(batch[side], word_dropout, key, place) for place, side in enumerate(SIDES)}}
+        key, *of_sides = jax.random.split(key, 1 + len(SIDES))
+        read |= {side: _hidden(batch[side], word_dropout, of_side) for side, of_side in zip(SIDES, of_sides, strict=True)}
     logits = _logits(model, read, key=key, teacher_forcing=teacher_forcing)
     nats = cross_entropy(logits, batch["target"], _mask(batch), label_smoothing=label_smoothing)
     return nats.total / nats.count, {"loss": nats}
@@ -63,10 +64,9 @@ def _logits(model: Seq2Seq, batch: Mapping[str, Any], **options: Any) -> jax.Arr
     return model(batch["source"], batch["source_lengths"], shift_right(batch["target"], START), **options)
 
 
-def _hidden(ids: jax.Array, rate: float, key: jax.Array, place: int) -> jax.Array:
+def _hidden(ids: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     """Padding in the place of some: the one symbol that every kind has and no text holds, so that it has an embedding free."""
-    hidden = jax.random.bernoulli(jax.random.fold_in(key, 100 + place), rate, ids.shape)  # far from what the model splits off
-    return jnp.where(hidden, PAD, ids)
+    return jnp.where(jax.random.bernoulli(key, rate, ids.shape), PAD, ids)
 
 
 def _mask(batch: Mapping[str, Any]) -> jax.Array:

@@ -53,9 +53,12 @@ def test_what_is_wrong_is_an_error_or_mended_and_told(tmp_path, line, row, told)
         read_series(path)
     series = read_series(path, bad_rows="repair")
     assert told in series.findings
-    # All of them lie on lines, so that what is filled in is what was there before.
-    np.testing.assert_allclose(series.values, np.arange(1, 13).reshape(6, 2))
+    # Where a number is missing the one before stands; nothing that comes later is read.
     unknown = [] if "stands" in told else [(3, 0)] if row else [(3, 0), (3, 1)]
+    want = np.arange(1, 13).reshape(6, 2)
+    for at in unknown:
+        want[at] -= 2
+    np.testing.assert_array_equal(series.values, want)
     assert list(zip(*np.nonzero(~series.observed), strict=True)) == unknown
 
 
@@ -68,11 +71,18 @@ def test_rows_out_of_order_are_sorted(tmp_path):
     assert series.findings == ("line 4: 2016-07-02T00:00:00 comes after later dates",)
 
 
-def test_the_ends_are_filled_with_what_is_nearest(tmp_path):
-    path = written(tmp_path, "date,a,b\n2016-07-01,,1\n2016-07-02,5,1\n2016-07-03,?,1\n")
+def test_what_comes_before_all_columns_is_left_out(tmp_path):
+    path = written(tmp_path, "date,a,b\n2016-07-01,,1\n2016-07-02,5,?\n2016-07-03,?,1\n")
     series = read_series(path, bad_rows="repair")
-    assert series.values[:, 0].tolist() == [5, 5, 5]
-    assert series.observed[:, 0].tolist() == [False, True, False]
+    assert series.values.tolist() == [[5, 1], [5, 1]]
+    assert series.observed.tolist() == [[True, False], [False, True]]
+    assert series.dates[0] == np.datetime64("2016-07-02")
+    assert "line 2: 1 steps before the first number of every column are left out" in series.findings
+
+
+def test_years_alone_are_dates(tmp_path):
+    series = read_series(written(tmp_path, "year,a\n1949,1\n1950,2\n1951,3\n"))
+    assert (series.step, str(series.step)) == (Step(12, True), "1 year")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +95,7 @@ def test_the_ends_are_filled_with_what_is_nearest(tmp_path):
         ("date,a\n2016-01,1\n2016-02,1,2\n", ":3: expected 2 columns, got 3"),
         ("date,a\n2016-01,1\n01/02/2016,1\n", ":3: expected a date such as 2016-07-01 or 2016-07-01 13:00, got '01/02/2016'"),
         ("date,a\n2016-01,1\n2016-02-30,1\n", ":3: expected a date that there is, got '2016-02-30'"),
+        ("date,a\n2016-01-01,1\n2016-01-02,1\n2916-01-03,1\n", ": expected steps of 1 day with fewer gaps, got 3 rows of"),
         ("date,a\n2016-01-01,x\n2016-01-02,\n", ": expected numbers in the column a, got none"),
         (
             "date,a\n2016-01-01 00:00,1\n2016-01-01 01:00,1\n2016-01-01 02:00,1\n2016-01-01 02:20,1\n",

@@ -1,5 +1,6 @@
 """Which series flags name, their parts, and what a table has in which column."""
 
+import dataclasses
 import lzma
 
 import numpy as np
@@ -39,6 +40,9 @@ def test_other_series_are_cut_by_shares(folder, monkeypatch):
     flags = SeriesFlags(dataset="airline-passengers", validation_share=0.25, test_share=0.1)
     parts = parts_of(flags, load_series(flags, None))
     assert (parts.train, parts.validation, parts.test) == (26, 36, 40)
+    assert parts.season == 12
+    with pytest.raises(ValueError, match="season: expected less than the 26 steps of the training part, got 30"):
+        parts_of(dataclasses.replace(flags, season=30), load_series(flags, None))
     with pytest.raises(ValueError, match="validation_share, test_share: expected parts of at least a step"):
         parts_of(SeriesFlags(dataset="airline-passengers", test_share=0.0), load_series(flags, None))
 
@@ -51,15 +55,18 @@ def test_a_table_has_the_calendar_then_what_is_known_then_the_rest(tmp_path):
     series = load_series(flags, None)
     parts = parts_of(flags, series)
     assert [series.columns[column] for column in parts.targets] == ["y", "z"]
-    table, standard = parts.table, parts.standard.into(series.values)
+    table, scaler = parts.table, parts.scaler.into(series.values)
     assert parts.cycles == ("week",)
     features = time_features(series.dates, ["week"])
     assert table.known == 3
-    np.testing.assert_array_equal(table.values, standard[:, [0, 3]])
-    np.testing.assert_array_equal(table.covariates, np.concatenate([features, standard[:, [1, 2]]], axis=1))
-    plain = parts_of(SeriesFlags(csv=path, calendar=False), series, standardised=False)
+    np.testing.assert_array_equal(table.values, scaler[:, [0, 3]])
+    np.testing.assert_array_equal(table.covariates, np.concatenate([features, scaler[:, [1, 2]]], axis=1))
+    plain = parts_of(SeriesFlags(csv=path, calendar=False), series, scaled=False)
     assert (plain.table.covariates.shape, plain.table.known) == ((30, 0), 0)
-    np.testing.assert_array_equal(plain.table.values, series.values.astype(np.float32))
+    np.testing.assert_array_equal(plain.table.values, series.values[:, [0, 1, 2, 3]].astype(np.float32))
+    counts = parts_of(flags, series, scaled=False).table
+    np.testing.assert_array_equal(counts.values, series.values[:, [0, 3]].astype(np.float32))
+    np.testing.assert_array_equal(counts.covariates, table.covariates)
 
 
 @pytest.mark.parametrize(

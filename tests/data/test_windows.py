@@ -1,10 +1,10 @@
-"""Windows of series: what is in them, series apart and together again, and ranges."""
+"""Windows of series: what is in them, series split_series and merge_series again, and ranges."""
 
 import jax
 import numpy as np
 import pytest
 
-from s2s_jax.data.windows import Table, apart, cut, origins_of, range_of, standard_of, together
+from s2s_jax.data.windows import Table, cut, fit_scaler, merge_series, origins_of, scaling_of, split_series
 from tests.samples import assert_close
 
 T, C, F, K, L, H = 30, 3, 4, 2, 5, 2
@@ -33,7 +33,7 @@ def test_a_window_is_what_lies_before_its_origin():
 
 def test_series_apart_are_rows_and_come_together_again():
     window, truth = cut(TABLE, ORIGINS, L, H)
-    alone, came = apart(window, truth)
+    alone, came = split_series(window, truth)
     for row in range(3):
         for series in range(C):
             at = row * C + series
@@ -42,9 +42,9 @@ def test_series_apart_are_rows_and_come_together_again():
             np.testing.assert_array_equal(alone.future_covariates[at], window.future_covariates[row])
             np.testing.assert_array_equal(alone.static[at], np.eye(C)[series])
             np.testing.assert_array_equal(came.observed[at, :, 0], truth.observed[row, :, series])
-    np.testing.assert_array_equal(together(came.future, C), truth.future)
+    np.testing.assert_array_equal(merge_series(came.future, C), truth.future)
     several = np.stack([came.future, 2 * came.future])
-    np.testing.assert_array_equal(together(several, C), np.stack([truth.future, 2 * truth.future]))
+    np.testing.assert_array_equal(merge_series(several, C), np.stack([truth.future, 2 * truth.future]))
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,16 @@ def test_a_part_without_a_window_is_an_error():
 
 
 def test_standard_values_are_those_of_what_was_observed():
-    standard = standard_of(TABLE.values, TABLE.observed)
+    standard = fit_scaler(TABLE.values, TABLE.observed)
     for series in range(C):
         there = TABLE.values[TABLE.observed[:, series], series]
         assert_close(standard.into(TABLE.values)[:, series], (TABLE.values[:, series] - there.mean()) / there.std(), 1e-5)
     assert_close(standard.back(standard.into(TABLE.values)), TABLE.values, 1e-5)
     assert_close(standard.of([2]).into(TABLE.values[:, 2:]), standard.into(TABLE.values)[:, 2:], 0)
-    still = standard_of(np.full((4, 1), 7.0), np.ones((4, 1), bool))
-    np.testing.assert_array_equal(still.into(np.full((2, 1), 7.0)), np.zeros((2, 1)))
+    still = fit_scaler(np.full((8640, 1), 0.1), np.ones((8640, 1), bool))  # whose deviation is not quite 0 by rounding
+    assert_close(still.into(np.array([[0.1], [0.2]])) + 1, np.array([[1.0], [1.1]]), 1e-6)
+    with pytest.raises(ValueError, match="observed: expected a value of every series, got none of number 1"):
+        fit_scaler(TABLE.values, TABLE.observed & [True, False, True])
 
 
 def test_ranges():
@@ -78,7 +80,9 @@ def test_ranges():
     for how, loc, scale in (
         ("none", zeros, ones),
         ("last", past[:, -1:], ones),
-        ("mean", zeros, 1e-3 + np.abs(past).mean(1, keepdims=True)),
+        ("mean", zeros, 1 + np.abs(past).mean(1, keepdims=True)),
     ):
-        found = range_of(past, how)
+        found = scaling_of(past, how)
         assert_close(found, (loc, scale), 1e-6)
+    with pytest.raises(ValueError, match="window_scaling: expected none, last or mean, got 'Last'"):
+        scaling_of(past, "Last")

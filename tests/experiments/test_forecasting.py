@@ -94,15 +94,15 @@ def test_a_run_from_training_to_prediction(tmp_path, capsys):
     "flags",
     [
         ("--model", "repeat_vector", "--distribution", "squared_error"),
-        ("--model", "segments", "--distribution", "absolute_error", "--cell", "gru", "--window-range", "last"),
-        ("--model", "autoregressive", "--distribution", "student_t", "--series", "each", "--window-range", "mean"),
+        ("--model", "segments", "--distribution", "absolute_error", "--cell", "gru", "--window-scaling", "last"),
+        ("--model", "autoregressive", "--distribution", "student_t", "--series", "each", "--window-scaling", "mean"),
     ],
     ids=lambda flags: flags[1],
 )
 def test_the_other_models(tmp_path, flags):
     call(*SMALL, "--runs-dir", tmp_path, *flags)
     metrics = json.loads((tmp_path / "forecasting/default/result.json").read_text())["metrics"]
-    assert ("crps" in metrics) == (flags[1] == "autoregressive")
+    assert ("coverage" in metrics) == (flags[1] == "autoregressive")
     assert np.isfinite(list(metrics.values())).all()
 
 
@@ -110,7 +110,7 @@ def test_what_is_known_ahead_is_read_beyond_the_targets(tmp_path):
     path = own_csv(tmp_path / "own.csv", 9)
     known = ["--csv", path, "--known-covariates", "hour", "--distribution", "quantiles"]
     call(*SMALL, "--runs-dir", tmp_path, *known)
-    with pytest.raises(SystemExit, match="expected hour for 6 steps more"):
+    with pytest.raises(SystemExit, match="expected hour for 6 steps ahead, got 0"):
         call("predict", path, "--runs-dir", tmp_path)
     call("predict", own_csv(tmp_path / "ahead.csv", 5, missing=6), "--runs-dir", tmp_path)
     rows = list(csv.DictReader((tmp_path / "forecasting/default/forecast_0.csv").read_text().splitlines()))
@@ -122,21 +122,23 @@ def test_bad_rows_and_flags_that_do_not_fit(tmp_path):
     path = own_csv(tmp_path / "own.csv", 9, missing=2)
     with pytest.raises(SystemExit, match=r"own.csv:216: no number in north"):
         call(*SMALL, "--runs-dir", tmp_path, "--csv", path)
+    repaired = ("--csv", path, "--bad-rows", "repair")
     for flags, message in (
-        (("--distribution", "negative_binomial"), "window_range: expected mean with counts"),
+        (("--distribution", "negative_binomial"), "window_scaling: expected mean with counts"),
+        (("--distribution", "negative_binomial", "--window-scaling", "mean"), "distribution: expected whole numbers from 0"),
         (("--model", "segments", "--segment", "5"), "segment: expected one that the horizon 6 is a multiple of"),
+        (("--model", "segments", "--series", "each"), "series: expected it with the model repeat_vector or attention or"),
         (("--look-back", "500"), "look_back, horizon: expected room"),
-        (
-            ("--csv", path, "--bad-rows", "repair", "--past-covariates", "hour", "--model", "autoregressive"),
-            "past_covariates: ex",
-        ),
+        ((*repaired, "--past-covariates", "hour", "--model", "autoregressive"), "past_covariates: expected it with"),
     ):
         with pytest.raises(SystemExit, match=message):
             call(*SMALL, "--runs-dir", tmp_path, *flags)
 
 
 def test_published_figures_are_of_etth1_alone():
-    assert forecasting.published("etth1", 7, 96, 336) != []
-    assert {row["how"] for row in forecasting.published("etth1", 1, 48, 24)} == {"LSTMa", "DeepAR", "Informer"}
-    assert [row["how"] for row in forecasting.published("etth1", 7, 48, 336)] == ["LSTMa", "LSTNet", "Informer"]
-    assert forecasting.published("own", 7, 96, 336) == []
+    seven = tuple("abcdefg")
+    first = forecasting.published("etth1", seven, 96, 336)[0]
+    assert (first["metric"], first["value"], first["how"]) == ("mse", 0.444, "SegRNN")
+    assert {row["how"] for row in forecasting.published("etth1", ("OT",), 48, 24)} == {"LSTMa", "DeepAR", "Informer"}
+    assert {row["how"] for row in forecasting.published("etth1", seven, 48, 336)} == {"LSTMa", "LSTNet", "Informer"}
+    assert forecasting.published("etth1", ("HUFL",), 96, 24) == forecasting.published("own", seven, 96, 336) == []

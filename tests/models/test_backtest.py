@@ -1,19 +1,19 @@
-"""Back-tests of a forecaster that is known by heart: every window once, scores by hand, what is missing, series apart."""
+"""Back-tests of a forecaster known by heart: every window once, scores by hand, what is missing, series by themselves."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from s2s_jax.data.windows import Standard, Table
+from s2s_jax.data.windows import Scaler, Table
 from s2s_jax.distributions import gaussian, squared_error
-from s2s_jax.models.backtest import ForecastTask, said_of, scores_of
+from s2s_jax.models.backtest import ForecastTask, forecast_windows, score_windows
 from tests.samples import assert_close
 
 T, C, L, H = 40, 2, 6, 3
 RNG = np.random.default_rng(0)
 TABLE = Table(RNG.normal(size=(T, C)).astype(np.float32), RNG.random((T, C)) < 0.8, np.zeros((T, 1), np.float32), 1)
-STANDARD = Standard(np.array([10.0, 20.0]), np.array([2.0, 3.0]))
+STANDARD = Scaler(np.array([10.0, 20.0]), np.array([2.0, 3.0]))
 
 
 class Known(nnx.Module):
@@ -27,11 +27,11 @@ class Known(nnx.Module):
         return jnp.concatenate([place, jnp.ones_like(place)], axis=-1)[..., : self.features]
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_every_origin_is_said_once(apart):
-    task = ForecastTask(L, H, gaussian, apart=apart, covariates=False)
+@pytest.mark.parametrize("split_series", [False, True])
+def test_every_origin_is_said_once(split_series):
+    task = ForecastTask(L, H, gaussian, split_series=split_series, covariates=False)
     batches = task.in_order(TABLE, 20, 40, samples=10)
-    said = list(said_of(task, Known(2), TABLE, batches, samples=10, levels=(0.25, 0.75)))
+    said = list(forecast_windows(task, Known(2), TABLE, batches, samples=10, levels=(0.25, 0.75)))
     origins = np.concatenate([batch.origins for batch in said])
     np.testing.assert_array_equal(origins, np.arange(20, 38))
     before = TABLE.values[origins[:, None] + np.arange(-H, 0)]
@@ -48,13 +48,12 @@ def test_every_origin_is_said_once(apart):
 
 def test_scores_are_means_over_all_windows_however_they_are_cut():
     task = ForecastTask(L, H, squared_error, covariates=False)
-    training = Table(*(leaf[:20] for leaf in TABLE[:3]), TABLE.known)
-    (whole,) = said_of(task, Known(1), TABLE, task.in_order(TABLE, 20, 40, samples=1))
+    (whole,) = forecast_windows(task, Known(1), TABLE, task.in_order(TABLE, 20, 40, samples=1))
     parts = [type(whole)(*(leaf[rows] for leaf in whole[:6]), whole.samples[:, rows]) for rows in (slice(5), slice(5, None))]
-    found, shown = scores_of(task, iter(parts), training, STANDARD, season=3)
+    found, shown = score_windows(task, iter(parts), TABLE, 20, STANDARD, season=3)
     assert [batch.origins[0] for batch in shown] == [20, 25]
-    assert list(found) == ["model", "naive", "linear", "seasonal naive"]
-    assert set(found["model"]) == {"mse", "mae", "mase", "smape"}
+    assert list(found) == ["model", "naive", "seasonal naive", "linear"]
+    assert set(found["model"]) == {"mse", "mae", "mase", "smape", "crps"}
     error = whole.mean - whole.truth
     assert found["model"]["mse"] == pytest.approx(np.nanmean(error**2))
     assert found["model"] == pytest.approx(found["seasonal naive"])  # the model is the season before
@@ -63,8 +62,25 @@ def test_scores_are_means_over_all_windows_however_they_are_cut():
     real, forecast = (STANDARD.back(x.astype(float)) for x in (whole.truth, whole.mean))
     smape = 2 * np.abs(real - forecast) / (np.abs(real) + np.abs(forecast))
     assert found["model"]["smape"] == pytest.approx(np.nanmean(smape))
-    longer, _ = scores_of(task, iter(parts), training, STANDARD, season=L + 1)
-    assert "seasonal naive" not in longer
+    assert found["naive"]["crps"] == pytest.approx(np.nanmean(np.abs(last)))
+    # A season longer than the past is that of the table.
+    longer, _ = score_windows(task, iter(parts), TABLE, 20, STANDARD, season=L + 5)
+    season = TABLE.values[whole.origins[:, None] - L - 5 + np.arange(H)]
+    assert longer["seasonal naive"]["mae"] == pytest.approx(np.nanmean(np.abs(season - whole.truth)))
+    still = TABLE._replace(values=np.where(np.arange(T)[:, None] < 20, 1, TABLE.values).astype(np.float32))
+    assert "mase" not in score_windows(task, iter(parts), still, 20, STANDARD, season=3)[0]["model"]
+
+
+def test_rows_without_a_window_repeat_others():
+    """What batch norm reads in training has to be of the training part."""
+    task = ForecastTask(L, H, squared_error)
+    batch = {"origin": np.array([20, 25, 0, 0, 0], np.int32), "mask": np.array([True, True, False, False, False])}
+    window, truth = task.windows(TABLE, batch)
+    for row, origin in enumerate([20, 25, 20, 25, 20]):
+        np.testing.assert_array_equal(window.past[row], TABLE.values[origin - L : origin])
+        assert truth.observed[row].any() == (row < 2)
+    empty, _ = task.windows(TABLE, {"origin": np.zeros(2, np.int32), "mask": np.zeros(2, bool)})
+    assert np.isfinite(empty.past).all()
 
 
 def test_rows_that_hold_no_window_and_what_was_not_observed_count_nowhere():
