@@ -132,6 +132,8 @@ class Config(PairFlags, Search, TrainingConfig):
     """On the state, one mask for all steps."""
     word_dropout: float = 0.0
     """Share of the symbols, on both sides, that are hidden from the network in training."""
+    r_drop: float = 0.0
+    """Weight of how far two passes with other dropout are apart; above 0 a step takes twice as long."""
     label_smoothing: float = 0.0
     """Share of the probability that is spread over all symbols."""
     teacher_forcing: float = 1.0
@@ -231,6 +233,7 @@ def train(run: Run[Config]) -> None:
             teacher_forcing=config.teacher_forcing,
             label_smoothing=config.label_smoothing,
             word_dropout=config.word_dropout,
+            r_drop=config.r_drop,
         ),
         batches.shuffled(config.seed),
         lambda model: measure_over(model, validated),

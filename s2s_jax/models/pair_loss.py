@@ -23,6 +23,7 @@ def pair_loss(
     teacher_forcing: float = 1.0,
     label_smoothing: float = 0.0,
     word_dropout: float = 0.0,
+    r_drop: float = 0.0,
 ) -> tuple[jax.Array, dict[str, Mean]]:
     """The loss of training on a batch of `PairBatches`: nats per symbol of the targets.
 
@@ -31,19 +32,38 @@ def pair_loss(
       label_smoothing: share of the probability that is spread over all symbols.
       word_dropout: probability that a symbol of the source, or of those before in the target, is hidden from the network
         (Bowman et al., arXiv 1511.06349, section 3.1; Sennrich & Zhang, arXiv 1905.11901). What is to be predicted stays.
+      r_drop: weight of how far two passes with other dropout masks are apart, in nats per symbol: the mean of both
+        Kullback-Leibler divergences (Liang et al., arXiv 2106.14448, equations 2 to 4). Above 0
+        each batch is read twice; `loss` in what is logged is without it.
 
     Raises:
-      ValueError: `word_dropout` outside [0, 1).
+      ValueError: `word_dropout` outside [0, 1), or a negative weight.
     """
+    if r_drop < 0:
+        raise ValueError(f"r_drop: expected a weight from 0, got {r_drop}")
     if not 0 <= word_dropout < 1:
         raise ValueError(f"word_dropout: expected a rate in [0, 1), got {word_dropout}")
+    if r_drop:
+        batch = {name: jnp.concatenate([leaf, leaf]) for name, leaf in batch.items()}
     read = dict(batch)
     if word_dropout:
         key, *of_sides = jax.random.split(key, 1 + len(SIDES))
         read |= {side: _hidden(batch[side], word_dropout, of_side) for side, of_side in zip(SIDES, of_sides, strict=True)}
     logits = _logits(model, read, key=key, teacher_forcing=teacher_forcing)
     nats = cross_entropy(logits, batch["target"], _mask(batch), label_smoothing=label_smoothing)
-    return nats.total / nats.count, {"loss": nats}
+    loss = nats.total / nats.count
+    if r_drop:
+        loss += r_drop * _apart(logits, _mask(batch))
+    return loss, {"loss": nats}
+
+
+def _apart(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """(KL(p, q) + KL(q, p)) / 2 of both halves of a batch, over its symbols."""
+    log_p, log_q = jnp.split(jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32))), 2)
+    mask = mask[: len(log_p)]
+    # Both divergences together are sum (p - q) (log p - log q).
+    each = 0.5 * jnp.sum((jnp.exp(log_p) - jnp.exp(log_q)) * (log_p - log_q), axis=-1)
+    return jnp.sum(jnp.where(mask, each, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def measure_pairs(model: Seq2Seq, batch: Mapping[str, Any]) -> dict[str, Mean]:

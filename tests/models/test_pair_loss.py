@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.stats import entropy
 
 from s2s_jax.data.vocabulary import PAD, START
 from s2s_jax.models import Seq2Seq
@@ -102,3 +103,26 @@ def test_word_dropout_hides_what_is_read_and_never_what_is_asked_for():
     assert value == pytest.approx(nats, rel=1e-4)
     with pytest.raises(ValueError, match="word_dropout: expected a rate"):
         pair_loss(model, wide, jax.random.key(3), word_dropout=1.0)
+
+
+def test_r_drop_adds_how_far_two_passes_are_apart(model):
+    """Beside SciPy's divergences of a model whose dropout is known: the first half of the rows is doubled."""
+    rng = np.random.default_rng(0)
+    both = rng.normal(size=(2, 3, 5, 9)).astype(np.float32)
+
+    def drawn(source, lengths, inputs, **options):
+        assert len(source) == 6
+        return both.reshape(6, 5, 9)
+
+    value, logged = pair_loss(drawn, batch(8), jax.random.key(0), r_drop=2.0)
+    p, q = (np.exp(half - half.max()) for half in both.astype(np.float64))
+    p, q = (half / half.sum(-1, keepdims=True) for half in (p, q))
+    divergences = entropy(p, q, axis=-1) + entropy(q, p, axis=-1)
+    valid = np.arange(5) < LENGTHS[:, None]
+    nats = -np.log(np.stack([np.take_along_axis(half, TARGET[..., None], -1)[..., 0] for half in (p, q)]))
+    assert logged["loss"].value() == pytest.approx(nats[:, valid].mean(), rel=1e-5)
+    assert value == pytest.approx(nats[:, valid].mean() + 2.0 * divergences[valid].mean() / 2, rel=1e-5)
+    # A model without dropout says the same twice.
+    assert_close(*(pair_loss(model, batch(8), jax.random.key(0), r_drop=weight)[0] for weight in (0.0, 3.0)), 1e-6)
+    with pytest.raises(ValueError, match="r_drop: expected a weight from 0, got -1"):
+        pair_loss(model, batch(8), jax.random.key(0), r_drop=-1.0)
