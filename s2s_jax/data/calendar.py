@@ -10,10 +10,11 @@ MINUTE, HOUR, DAY, WEEK = 60, 3_600, 86_400, 604_800  # seconds
 
 
 class Step(NamedTuple):
-    """So many months, or so many seconds."""
+    """So many months, counted from their beginning or, where dates are the last days of months, from their end; or seconds."""
 
     amount: int
     months: bool
+    from_end: bool = False
 
     def __str__(self) -> str:
         if self.months:
@@ -44,11 +45,17 @@ def step_of(dates: np.ndarray) -> Step:
     apart = np.diff(seconds).astype(np.int64)
     if (apart <= 0).any():
         raise ValueError("dates: expected them to rise")
-    months = seconds.astype("datetime64[M]")
-    within = seconds - months.astype("datetime64[s]")
-    if (within == within[0]).all():
-        return Step(_most_frequent(np.diff(months).astype(np.int64)), months=True)
+    months = _most_frequent(np.diff(seconds.astype("datetime64[M]")).astype(np.int64))
+    for from_end in (False, True):
+        within = _within_month(seconds, from_end)
+        if (within == within[0]).all():
+            return Step(months, months=True, from_end=from_end)
     return Step(_most_frequent(apart), months=False)
+
+
+def _within_month(seconds: np.ndarray, from_end: bool) -> np.ndarray:
+    """How far each date is behind the beginning of its month, or of the next one."""
+    return seconds - (seconds.astype("datetime64[M]") + int(from_end)).astype("datetime64[s]")
 
 
 def _most_frequent(numbers: Int[np.ndarray, " N"]) -> int:
@@ -62,7 +69,7 @@ def places(dates: np.ndarray, step: Step) -> Int[np.ndarray, " T"]:
     if step.months:
         months = seconds.astype("datetime64[M]")
         apart = (months - months[0]).astype(np.int64)
-        within = seconds - months.astype("datetime64[s]")
+        within = _within_month(seconds, step.from_end)
         on_grid = (apart % step.amount == 0) & (within == within[0])
     else:
         apart = (seconds - seconds[0]).astype(np.int64)
@@ -76,8 +83,8 @@ def dates_from(first: np.datetime64, step: Step, count: int) -> np.ndarray:
     ahead = np.arange(count) * step.amount
     if not step.months:
         return first + ahead.astype("timedelta64[s]")
-    month = first.astype("datetime64[M]")
-    return (month + ahead.astype("timedelta64[M]")).astype("datetime64[s]") + (first - month.astype("datetime64[s]"))
+    month = first.astype("datetime64[M]") + int(step.from_end)
+    return (month + ahead.astype("timedelta64[M]")).astype("datetime64[s]") + _within_month(np.array([first]), step.from_end)
 
 
 class _Cycle(NamedTuple):
