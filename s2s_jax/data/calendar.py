@@ -55,7 +55,7 @@ def step_of(dates: np.ndarray) -> Step:
 
 def _within_month(seconds: np.ndarray, from_end: bool) -> np.ndarray:
     """How far each date is behind the beginning of its month, or of the next one."""
-    return seconds - (seconds.astype("datetime64[M]") + int(from_end)).astype("datetime64[s]")
+    return seconds - (seconds.astype("datetime64[M]") + np.timedelta64(int(from_end), "M")).astype("datetime64[s]")
 
 
 def _most_frequent(numbers: Int[np.ndarray, " N"]) -> int:
@@ -83,7 +83,7 @@ def dates_from(first: np.datetime64, step: Step, count: int) -> np.ndarray:
     ahead = np.arange(count) * step.amount
     if not step.months:
         return first + ahead.astype("timedelta64[s]")
-    month = first.astype("datetime64[M]") + int(step.from_end)
+    month = first.astype("datetime64[M]") + np.timedelta64(int(step.from_end), "M")
     return (month + ahead.astype("timedelta64[M]")).astype("datetime64[s]") + _within_month(np.array([first]), step.from_end)
 
 

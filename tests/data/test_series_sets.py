@@ -14,7 +14,7 @@ from s2s_jax.data.series_sets import SeriesFlags, fingerprint, load_series, part
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("S2S_DATA_DIR", raising=False)
-    hours = np.arange(np.datetime64("2016-07-01T00"), np.datetime64("2016-07-01T00") + 17_420)
+    hours = np.datetime64("2016-07-01T00") + np.arange(17_420).astype("timedelta64[h]")
     rows = [f"{str(hour).replace('T', ' ')}:00:00,{n % 24},{n % 7}" for n, hour in enumerate(hours)]
     (tmp_path / "ett").mkdir()
     (tmp_path / "ett/ETTh1.csv.xz").write_bytes(lzma.compress(("date,HUFL,OT\n" + "\n".join(rows) + "\n").encode()))
