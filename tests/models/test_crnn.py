@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from flax import nnx
 
 from s2s_jax import cells
@@ -24,6 +23,7 @@ from s2s_jax.models import CRNN, ColumnEncoder, PictureToText, decoder_step
 from s2s_jax.models.line_loss import as_ink
 from s2s_jax.models.line_reader import LineReader
 from s2s_jax.training.loop import fit
+from tests import oracles
 from tests.samples import assert_close
 
 STAGES = (Stage(3, 1, (2, 2)), Stage(4, 1, (2, 2)))
@@ -125,6 +125,7 @@ def test_lines_are_read_in_the_order_of_the_source():
 
 def test_the_loss_beside_what_is_read_is_that_of_each_line():
     """Of a CRNN beside PyTorch, a line at a time; of a decoder beside log probabilities picked one by one."""
+    torch = oracles.oracle("torch")
     source, model = lines(), crnn()
     read, measured = LineReader(model, ALPHABET).measured(in_batches(source))
     assert [line.text for line in read] == [line.text for line in LineReader(model, ALPHABET)(in_batches(source))]
