@@ -264,7 +264,8 @@ def draw(run: Run[Config], series: Series, parts: Parts, shown: list[ForecastBat
     unit = units.get(config.distribution, "nats")
     run.figure("learning_curve", plots.learning_curve([run.history()], (), title, unit=unit))
     last = len(parts.targets) - 1  # what is of interest stands last, ETTh1's OT say
-    panels = [panel(config, series, parts, said, row, last) for said, row in ((shown[0], 0), (shown[-1], -1))]
+    names, scaler = targets_of(config, series), parts.scaler.of(parts.targets)
+    panels = [panel(config, series, names, scaler, said, row, last) for said, row in ((shown[0], 0), (shown[-1], -1))]
     run.figure("forecasts", plots.forecasts(panels, title=f"{title}{interval_name(config)}"))
 
 
@@ -272,9 +273,11 @@ def interval_name(config: Config) -> str:
     return f"; interval of {HIGH - LOW:.0%}" if not config.head.point else ""
 
 
-def panel(config: Config, series: Series, parts: Parts, said: ForecastBatch, row: int, column: int) -> dict[str, Any]:
-    """What `plots.forecasts` draws of a series in a window, in units of its own."""
-    back, origin = parts.scaler.of(parts.targets[column : column + 1]).back, int(said.origins[row])
+def panel(
+    config: Config, series: Series, names: tuple[str, ...], scaler: Scaler, said: ForecastBatch, row: int, column: int
+) -> dict[str, Any]:
+    """What `plots.forecasts` draws of a target in a window, in its own units; `names` and `scaler` are of all targets."""
+    back, origin = scaler.of([column]).back, int(said.origins[row])
     truth = back(said.truth[row, :, column])
     return {
         "dates": series.dates[origin - config.look_back : origin + config.horizon],
@@ -282,7 +285,7 @@ def panel(config: Config, series: Series, parts: Parts, said: ForecastBatch, row
         "mean": back(said.mean[row, :, column]),
         "truth": None if np.isnan(truth).all() else truth,
         "interval": [back(end[row, :, column]) for end in (said.low, said.high)] if not config.head.point else None,
-        "title": f"{series.columns[parts.targets[column]]}, forecast from {series.dates[origin].item()} on",
+        "title": f"{names[column]}, forecast from {series.dates[origin].item()} on",
     }
 
 
@@ -310,22 +313,23 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         raise ValueError("expected at least one csv file")
     config = run.config
     for number, name in enumerate(inputs):
-        series, parts, origin = extended(run, name)
-        model = load(run, parts.table)
+        series, table, scaler, origin = extended(run, name)
+        names = targets_of(config, series)
+        model = load(run, table)
         plan = Batches({"origin": np.array([origin], np.int32)}, 1, seed=None)
         (said,) = forecast_windows(
-            config.task, model, parts.table, plan, samples=config.samples, levels=(LOW, HIGH), seed=config.seed
+            config.task, model, table, plan, samples=config.samples, levels=(LOW, HIGH), seed=config.seed
         )
-        panels = [panel(config, series, parts, said, 0, column) for column in range(len(parts.targets))]
+        panels = [panel(config, series, names, scaler, said, 0, column) for column in range(len(names))]
         path = run.folder / f"forecast_{number}.csv"
-        write(path, panels, [series.columns[column] for column in parts.targets])
+        write(path, panels, names)
         print(f"{name}: {config.horizon} steps from {series.dates[origin].item()} on are in {path}")
         figure = plots.forecasts(panels, title=f"{Path(name).name}{interval_name(config)}")
         print(f"  drawn in {run.figure(f'forecast_{number}', figure)}")
 
 
-def extended(run: Run[Config], name: str) -> tuple[Series, Parts, int]:
-    """The series of a file with room for the steps ahead, its table, and the first step ahead."""
+def extended(run: Run[Config], name: str) -> tuple[Series, Table, Scaler, int]:
+    """The series of a file with room for the steps ahead, its table, the scaler of its targets, and the first step ahead."""
     config, kept = run.config, json.loads((run.folder / "series.json").read_text())
     series = read_own(dataclasses.replace(config, bad_rows="repair"), Path(name))
     if not config.known_covariates:  # with these, the last cells of the targets are meant to be empty
@@ -349,11 +353,10 @@ def extended(run: Run[Config], name: str) -> tuple[Series, Parts, int]:
         observed=np.pad(series.observed, room),
     )
     scaler = Scaler(np.array(kept["mean"]), np.array(kept["deviation"]))
-    table = table_of(config, longer, scaler, kept["cycles"])
-    return longer, Parts(table, scaler, targets, tuple(kept["cycles"]), 0, 0, 0, 0), origin
+    return longer, table_of(config, longer, scaler, kept["cycles"]), scaler.of(targets), origin
 
 
-def write(path: Path, panels: list[dict[str, Any]], names: list[str]) -> None:
+def write(path: Path, panels: list[dict[str, Any]], names: tuple[str, ...]) -> None:
     """A row for each step ahead: its date, and of each series the mean and the ends of the interval."""
     header, columns = ["date"], [panels[0]["dates"][-len(panels[0]["mean"]) :]]
     for name, shown in zip(names, panels, strict=True):

@@ -16,7 +16,7 @@ from s2s_jax.models.autoregressive_forecaster import AutoregressiveForecaster
 
 def _scaled(model: Any, window: Window, loc: Array, scale: Array) -> Window:
     """In the dtype of the model's parameters, which a narrower precision narrows; distributions stay in that of the window."""
-    dtype = jax.tree.leaves(nnx.state(model, nnx.Param))[0].dtype if nnx.state(model, nnx.Param) else window.past.dtype
+    dtype = jax.tree.leaves(nnx.state(model, nnx.Param))[0].dtype
     return jax.tree.map(lambda leaf: leaf.astype(dtype), window._replace(past=(window.past - loc) / scale))
 
 

@@ -21,10 +21,11 @@ class Known(nnx.Module):
 
     def __init__(self, features):
         self.features = features
+        self.unit = nnx.Param(jnp.ones(()))
 
     def __call__(self, window, *, training=False, key=None):
         place = window.past[:, -H:, :, None]
-        return jnp.concatenate([place, jnp.ones_like(place)], axis=-1)[..., : self.features]
+        return jnp.concatenate([place, jnp.ones_like(place) * self.unit[...]], axis=-1)[..., : self.features]
 
 
 @pytest.mark.parametrize("split_series", [False, True])
