@@ -15,8 +15,6 @@ of the training texts where `--language-weight` is above 0. WER: the same of wor
 import dataclasses
 import functools
 import os
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -29,7 +27,6 @@ from s2s_jax import cells, plots
 from s2s_jax.attention import make_additive
 from s2s_jax.bootstrap import bootstrap, interval, length_groups
 from s2s_jax.ctc import ctc_frames
-from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.text_lines import (
     EncodedLines,
     LineBatches,
@@ -48,7 +45,7 @@ from s2s_jax.decoding.ngrams import fit_ngrams
 from s2s_jax.layers import Backbone
 from s2s_jax.models.crnn import CRNN, ColumnEncoder, PictureToText
 from s2s_jax.models.line_loss import line_loss
-from s2s_jax.models.line_reader import LineRead, LineReader
+from s2s_jax.models.line_reader import LineRead, LineReader, lines_per_second
 from s2s_jax.text_metrics import character_edits, character_error_rate, confusions, word_error_rate
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
@@ -376,18 +373,6 @@ def evaluate(run: Run[Config]) -> None:
         for beam_size, speed in zip(beams, lines_per_second(reader, validated, beams, len(encoded["validation"])), strict=True):
             how = "greedily" if beam_size is None else f"by a beam of {beam_size}"
             run.say(f"Read {how}: {speed:.0f} lines a second on {describe_device()}, network and batches included.")
-
-
-def lines_per_second(reader: LineReader, batches: Batches, beams: Sequence[int | None], lines: int) -> list[float]:
-    """Of each beam size: the median of five rounds in turns, all shapes compiled before."""
-    seconds: list[list[float]] = [[] for _ in beams]
-    for number in range(6):
-        for taken, beam_size in zip(seconds, beams, strict=True):
-            start = time.perf_counter()
-            reader(batches, beam_size)
-            if number:
-                taken.append(time.perf_counter() - start)
-    return [lines / statistics.median(taken) for taken in seconds]
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

@@ -2,7 +2,9 @@
 
 import functools
 import math
-from collections.abc import Mapping
+import statistics
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -162,6 +164,18 @@ class LineReader:
             spans = [(int(first[n]) * per_frame, int(last[n]) * per_frame) for n in range(length)]
             found.append(LineRead(self._characters.decode(said[:length]), sure[:length].tolist(), spans, float(log_prob)))
         return found
+
+
+def lines_per_second(reader: LineReader, batches: Batches, beams: Sequence[int | None], lines: int) -> list[float]:
+    """Of each beam size, None for greedy: the median of five rounds in turns, all shapes compiled before."""
+    seconds: list[list[float]] = [[] for _ in beams]
+    for number in range(6):
+        for taken, beam_size in zip(seconds, beams, strict=True):
+            start = time.perf_counter()
+            reader(batches, beam_size)
+            if number:
+                taken.append(time.perf_counter() - start)
+    return [lines / statistics.median(taken) for taken in seconds]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
