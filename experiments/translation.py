@@ -215,7 +215,7 @@ def train(run: Run[Config]) -> None:
         run.say(f"No bleu_lowercased_tokens: {why}.")
     run.trained_on(training.name, config.origin, training.fingerprint)
     tokenizers = fit(config, training)
-    batches = PairBatches(config, tokenizers, training)
+    batches = PairBatches(config, tokenizers, training, config.seed)
     splits = splits_of(config, batches)  # those of the test too: what is wrong with them is an error now, and not at the end
     validation, validated = splits["_validation"]
     for pairs in (training, validation):
@@ -366,7 +366,7 @@ def evaluate(run: Run[Config]) -> None:
     training = load_split(run.config, "train", run.config.data_dir)
     run.trained_on(training.name, run.config.origin, training.fingerprint)
     models, tokenizers = load(run)
-    batches = PairBatches(run.config, tokenizers, training)
+    batches = PairBatches(run.config, tokenizers, training, run.config.seed)
     report(run, models, tokenizers, batches, splits_of(run.config, batches, run.flags.split))
 
 

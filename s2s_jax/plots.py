@@ -214,6 +214,35 @@ def forecasts(panels: Sequence[Mapping[str, Any]], *, title: str) -> Any:
     return figure
 
 
+def marked_text(symbols: Sequence[str], values: Sequence[float], *, title: str, label: str, columns: int = 80) -> Any:
+    """A text, each of its characters on a colour: blue where its value is above 0, and red where it is below.
+
+    Args:
+      symbols: characters, in any script.
+      values: of each.
+      title: over the figure.
+      label: what the values are.
+      columns: characters in a row, at most.
+    """
+    columns = max(1, min(columns, len(symbols)))
+    rows = max(1, -(-len(symbols) // columns))
+    figure, ((axes,),) = _subplots(1, 1, (max(3.5, 0.105 * columns + 1.4), 0.23 * rows + 1.1))
+    cells = [*values, *[0.0] * (rows * columns - len(values))]
+    most = max(map(abs, cells)) or 1.0
+    shown = [cells[row * columns : (row + 1) * columns] for row in range(rows)]
+    drawn = axes.imshow(shown, cmap="RdBu", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+    fonts, known = _fonts_for("".join(symbols))
+    for place, (symbol, value) in enumerate(zip(symbols, values, strict=True)):
+        row, column = divmod(place, columns)
+        color = "white" if abs(value) > 0.6 * most else "black"
+        text = "" if symbol.isspace() else _literal(symbol, known)
+        axes.text(column, row, text, ha="center", va="center", fontfamily=fonts, fontsize=8, color=color)
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(drawn, ax=axes, label=label, shrink=min(1.0, 0.5 + 0.5 / rows))
+    return figure
+
+
 def heatmap(
     values: Any, rows: Sequence[str], columns: Sequence[str], *, xlabel: str, ylabel: str, title: str, label: str = "weight"
 ) -> Any:

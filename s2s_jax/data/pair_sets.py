@@ -9,9 +9,11 @@ from s2s_jax.data import moses, number_words, toy_pairs
 from s2s_jax.data.buckets import field_buckets, with_room_for
 from s2s_jax.data.parallel import BadLines, EncodedPairs, Pairs, encode_pairs, load_pairs, read_pairs
 from s2s_jax.data.pipeline import Batches
+from s2s_jax.data.subwords import Subwords
 from s2s_jax.data.tokenizers import Tokenizers, fit_tokenizers
 
 TOYS = {"reverse": toy_pairs.reversed_integers, "copy": toy_pairs.copied_digits, "sort": toy_pairs.sorted_digits}
+WAYS = 16  # in which each training text is cut with `subword_dropout`
 VALIDATION = {"multi30k": "val"}  # what its folder calls that split
 
 
@@ -59,6 +61,8 @@ class PairFlags(PairPaths):
     """How sub-words are chosen."""
     vocabulary_size: int = 400
     """Sub-words or words, of each side or of both together."""
+    subword_dropout: float = 0.0
+    """Rate at which merges of bpe are left out in training, so that texts are cut in many ways."""
     joint: bool = True
     """One vocabulary, and one embedding, for both sides."""
     lowercase: bool = False
@@ -149,14 +153,26 @@ def target_of_rules(flags: PairFlags) -> tuple[str | None, str]:
 class PairBatches:
     """Splits as numbers, in batches of the shapes of the training split.
 
+    With `subword_dropout` every training pair is there `WAYS` times, cut anew each time, and an epoch goes through all of them.
+
     Attributes:
       training: the training split, encoded.
     """
 
-    def __init__(self, flags: PairFlags, tokenizers: Tokenizers, training: Pairs):
+    def __init__(self, flags: PairFlags, tokenizers: Tokenizers, training: Pairs, seed: int = 0):
         self._flags, self._tokenizers = flags, tokenizers
-        self.training = self._encoded(training)
+        self.training = self._cut_in_many_ways(training, seed) if flags.subword_dropout else self._encoded(training)
         self._buckets = field_buckets(self.training.lengths, flags.shapes)
+
+    def _cut_in_many_ways(self, pairs: Pairs, seed: int) -> EncodedPairs:
+        both = self._tokenizers.source, self._tokenizers.target
+        if not (isinstance(both[0], Subwords) and isinstance(both[1], Subwords)):
+            raise ValueError(f"subword_dropout: expected it with --symbols subwords, got it with {self._flags.symbols}")
+        if self._flags.method != "bpe":
+            raise ValueError(f"subword_dropout: expected it with --method bpe, got it with {self._flags.method}")
+        sampled = Tokenizers(*(tokenizer.with_dropout(self._flags.subword_dropout, seed) for tokenizer in both))
+        again = pairs._replace(sources=pairs.sources * WAYS, targets=pairs.targets * WAYS)
+        return encode_pairs(again, sampled, source_end=True, target_end=True)
 
     def _encoded(self, pairs: Pairs) -> EncodedPairs:
         return encode_pairs(pairs, self._tokenizers, source_end=True, target_end=True)

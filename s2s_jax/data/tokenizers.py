@@ -314,6 +314,26 @@ def load_tokenizers(folder: str | Path) -> Tokenizers:
     return Tokenizers(*(load_tokenizer(Path(folder) / f"{side}_tokenizer.json") for side in Tokenizers._fields))
 
 
+def characters_of(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, int, int]]:
+    """What to show of symbols: text, first symbol and the one behind its last; bytes that are one character stand together.
+
+    Bytes that are no character, half a one at the beginning of a text that was cut say, are U+FFFD each.
+    """
+    if not isinstance(tokenizer, TextBytes):
+        return [(tokenizer.decode([number]), place, place + 1) for place, number in enumerate(ids)]
+    shown, place = [], 0
+    while place < len(ids):
+        for size in (1, 2, 3, 4):
+            text = tokenizer.decode(ids[place : place + size])
+            if len(text) == 1 and text != REPLACEMENT and place + size <= len(ids):
+                break
+        else:
+            text, size = REPLACEMENT, 1
+        shown.append((text, place, place + size))
+        place += size
+    return shown
+
+
 def _check_options(kind: str, options: dict[str, Any], besides: Sequence[str] = ()) -> None:
     if kind not in _KINDS:
         raise ValueError(f"kind: expected one of {list(_KINDS)}, got {kind!r}")

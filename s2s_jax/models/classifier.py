@@ -22,8 +22,8 @@ class SequenceClassifier(nnx.Module):
       in_features, hidden_features, classes: D, H and the number of labels.
       cell, num_layers, bidirectional, dropout, input_dropout, recurrent_dropout: see `Recurrent`; `dropout` also acts on
         what is pooled.
-      pooling: "last", the output at the last valid step (of the backward direction: at the first), or "mean" over the
-        valid steps.
+      pooling: "last", the output at the last valid step (of the backward direction: at the first), or "mean" or "max" over
+        the valid steps.
       rngs: key `params` draws the parameters.
 
     Raises:
@@ -45,7 +45,7 @@ class SequenceClassifier(nnx.Module):
         recurrent_dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        _check(classes, pooling)
+        check_classifier(classes, pooling)
         self.pooling = pooling
         self.recurrent = Recurrent(
             cell,
@@ -71,8 +71,8 @@ class SequenceClassifier(nnx.Module):
             lengths = check_lengths(lengths, xs.shape[0], xs.shape[1])
         key_recurrent, key_pooled = split_key(key)
         outputs, _ = self.recurrent(xs, lengths=lengths, key=key_recurrent)
-        pooled = _pooled(outputs, lengths, self.pooling, self.recurrent)
-        return self.output(self.dropout(pooled, key=key_pooled))
+        x = pooled(outputs, lengths, self.pooling, self.recurrent)
+        return self.output(self.dropout(x, key=key_pooled))
 
 
 class TextClassifier(nnx.Module):
@@ -83,7 +83,7 @@ class TextClassifier(nnx.Module):
 
     Args:
       vocabulary_size, embedding_features, hidden_features, classes: V, E, H and the number of labels.
-      pooling: "last" or "mean"; see `SequenceClassifier`.
+      pooling: "last", "mean" or "max"; see `SequenceClassifier`.
       rngs: key `params` draws the parameters.
       options: cell, num_layers, residual, dropout, input_dropout, recurrent_dropout: see `Encoder`; `dropout` also acts on
         what is pooled.
@@ -103,7 +103,7 @@ class TextClassifier(nnx.Module):
         rngs: nnx.Rngs,
         **options: Unpack[StackOptions],
     ):
-        _check(classes, pooling)
+        check_classifier(classes, pooling)
         self.pooling = pooling
         self.encoder = Encoder(vocabulary_size, embedding_features, hidden_features, rngs=rngs, **options)
         self.dropout = Dropout(options.get("dropout", 0.0))
@@ -115,26 +115,32 @@ class TextClassifier(nnx.Module):
         """Logits of each class; a key turns dropout on. A text of length 0 gives the bias of the last layer."""
         key_encoder, key_pooled = split_key(key)
         encoded = self.encoder(tokens, lengths, key=key_encoder)
-        pooled = _pooled(encoded.outputs, encoded.lengths, self.pooling, self.encoder.recurrent)
-        return self.output(self.dropout(pooled, key=key_pooled))
+        x = pooled(encoded.outputs, encoded.lengths, self.pooling, self.encoder.recurrent)
+        return self.output(self.dropout(x, key=key_pooled))
 
 
-def _check(classes: int, pooling: str) -> None:
+def check_classifier(classes: int, pooling: str) -> None:
     if classes < 1:
         raise ValueError(f"classes: expected a positive number, got {classes}")
-    if pooling not in ("last", "mean"):
-        raise ValueError(f'pooling: expected "last" or "mean", got {pooling!r}')
+    if pooling not in ("last", "mean", "max"):
+        raise ValueError(f'pooling: expected "last", "mean" or "max", got {pooling!r}')
 
 
-def _pooled(outputs: Array, lengths: Array | None, pooling: str, recurrent: Recurrent) -> Array:
-    """One vector for each row of what `recurrent` gave. Sums over valid positions, so that a row without any gives zeros."""
+def pooled(outputs: Array, lengths: Array | None, pooling: str, recurrent: Recurrent) -> Array:
+    """One vector for each row of what `recurrent` gave; a row without any valid position gives zeros."""
     batch_size, time = outputs.shape[:2]
     if pooling == "mean":
         total = jnp.sum(outputs, axis=1, dtype=jnp.promote_types(outputs.dtype, jnp.float32))
         counts = time if lengths is None else lengths[:, None]
         return (total / jnp.maximum(counts, 1)).astype(outputs.dtype)
-    features = recurrent.step_features
     valid = length_mask(jnp.full(batch_size, time) if lengths is None else lengths, time)
+    if pooling == "max":
+        # By its place: the gradient of `jnp.max` divides by how many equal the greatest, which may be none where XLA computes
+        # the outputs once more. A last position that is never valid lets T be 0.
+        ranked = jnp.pad(jnp.where(valid[..., None], outputs, -jnp.inf), ((0, 0), (0, 1), (0, 0)), constant_values=-jnp.inf)
+        most = jnp.take_along_axis(ranked, jnp.argmax(ranked, axis=1, keepdims=True), axis=1)[:, 0]
+        return jnp.where(jnp.any(valid, axis=1, keepdims=True), most, 0)
+    features = recurrent.step_features
     last = valid & ~jnp.pad(valid[:, 1:], ((0, 0), (0, 1)))
     forward = jnp.sum(outputs[..., :features] * last[..., None], axis=1)
     if len(recurrent.directions) == 1:

@@ -736,6 +736,7 @@ def test_a_set_of_the_catalogue_is_prepared_and_read_without_tensorflow(tmp_path
 
     source = load("s2s_jax_test_texts", "train[:50%]", cache_dir=tmp_path)
     assert len(source) == 10
+    assert (source.splits, source.classes) == (("train",), {"label": ("bad", "good")})
     for example in source:
         assert example["label"] == int(example["text"].removeprefix("Nº ")) % 2
     assert "tensorflow" not in sys.modules

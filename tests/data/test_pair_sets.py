@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s2s_jax.data.datasets.report import Report
-from s2s_jax.data.pair_sets import PairBatches, PairFlags, fit, load_split, load_tests, target_of_rules
+from s2s_jax.data.pair_sets import WAYS, PairBatches, PairFlags, fit, load_split, load_tests, target_of_rules
 from s2s_jax.data.parallel import Pairs
 
 
@@ -107,3 +107,31 @@ def test_files_go_without_saying_where_one_is_named():
     assert PairFlags(train_source=Path("a")).dataset == "files"
     with pytest.raises(ValueError, match="test_target: expected --dataset files with it, got --dataset sort"):
         PairFlags(dataset="sort", test_target=Path("a"))
+
+
+def test_training_pairs_are_cut_in_many_ways_and_others_in_one():
+    flags = PairFlags(vocabulary_size=300, subword_dropout=0.2)
+    training = load_split(flags, "train")
+    training = training._replace(sources=training.sources[:100], targets=training.targets[:100])
+    tokenizers = fit(flags, training)
+    batches, again, other = (PairBatches(flags, tokenizers, training, seed) for seed in (0, 0, 1))
+    assert len(batches.training) == 100 * WAYS
+    ways = [
+        [tuple(one.training[number + 100 * way]["target"]) for way in range(WAYS)]
+        for one in (batches, again, other)
+        for number in (3,)
+    ]
+    assert ways[0] == ways[1] != ways[2]
+    assert len(set(ways[0])) > 3
+    assert {tokenizers.target.decode(tokens) for tokens in ways[0]} == {training.targets[3]}
+    (batch,) = batches.in_order(training._replace(sources=training.sources[3:4], targets=training.targets[3:4]))
+    assert tuple(batch["target"][0][: batch["target_lengths"][0] - 1]) == tuple(tokenizers.target.encode(training.targets[3]))
+    for flags, message in (
+        (PairFlags(symbols="bytes", subword_dropout=0.1), "expected it with --symbols subwords, got it with bytes"),
+        (
+            PairFlags(vocabulary_size=300, method="unigram", subword_dropout=0.1),
+            "expected it with --method bpe, got it with unigram",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PairBatches(flags, fit(flags, training), training)

@@ -100,3 +100,23 @@ def test_a_model_of_other_bytes_or_numbers_is_named(tmp_path):
     path.write_text(json.dumps({"kind": "subwords", "lowercase": False, "model": base64.b64encode(b"junk").decode()}))
     with pytest.raises(ValueError, match=r"s\.json: expected a tokeniser"):
         load_tokenizer(path)
+
+
+def test_with_dropout_texts_are_cut_in_many_ways_that_mean_the_same():
+    subwords = Subwords.fit(TEXTS, size=320)
+    whole = [subwords.encode(text).tolist() for text in TEXTS]
+
+    def cut(rate, seed):
+        sampled = subwords.with_dropout(rate, seed)
+        return [sampled.encode(text).tolist() for text in TEXTS * 3]
+
+    some = cut(0.3, 1)
+    assert some == cut(0.3, 1) != cut(0.3, 2)
+    assert all(subwords.decode(tokens) == text for tokens, text in zip(some, TEXTS * 3, strict=True))
+    assert sum(map(len, whole)) * 3 < sum(map(len, some)) < sum(map(len, cut(0.9, 1)))
+    assert cut(0.0, 1) == whole * 3
+    assert [subwords.encode(text).tolist() for text in TEXTS] == whole  # the one it was made of stays as it is
+    every = [subwords.with_dropout(1.0, 1).encode(text) for text in TEXTS]
+    assert all(len(piece) == 1 for tokens in every for piece in subwords.pieces(tokens) if not piece.startswith("<0x"))
+    with pytest.raises(ValueError, match=r"rate: expected 0 to 1, got 1\.5"):
+        subwords.with_dropout(1.5, 0)

@@ -13,6 +13,7 @@ from s2s_jax.data.tokenizers import (
     OpenCharacters,
     TextBytes,
     Words,
+    characters_of,
     fit_tokenizer,
     fit_tokenizers,
     load_tokenizer,
@@ -185,3 +186,16 @@ def test_a_file_that_is_no_tokeniser_is_named(content, tmp_path):
         load_tokenizer(path)
     with pytest.raises(FileNotFoundError):
         load_tokenizer(tmp_path / "none.json")
+
+
+def test_bytes_that_are_one_character_are_shown_together():
+    texts = fit_tokenizer("bytes", ["x"])
+    text = "aé\u20ac😀 b"
+    tokens = texts.encode(text)
+    shown = characters_of(texts, tokens)
+    assert [symbol for symbol, _, _ in shown] == list(text)
+    assert [(start, end) for _, start, end in shown] == [(0, 1), (1, 3), (3, 6), (6, 10), (10, 11), (11, 12)]
+    # Cut in the middle of é, and at the end in the middle of the smiling face.
+    assert [symbol for symbol, _, _ in characters_of(texts, tokens[2:8])] == ["\ufffd", "\u20ac", "\ufffd", "\ufffd"]
+    open_ones = fit_tokenizer("characters", ["ab"])
+    assert characters_of(open_ones, open_ones.encode("b?a")) == [("b", 0, 1), ("\ufffd", 1, 2), ("a", 2, 3)]

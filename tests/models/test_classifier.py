@@ -36,7 +36,7 @@ def test_the_rank_of_the_input_is_checked(xs):
         drawn()(xs)
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
 @pytest.mark.parametrize("lengths", [LENGTHS, None], ids=["ragged", "whole"])
 def test_bfloat16_stays_near_float32(pooling, lengths):
     """Over 400 steps: a mean added up in bfloat16 stands still from some point on."""
@@ -57,7 +57,7 @@ def drawn(**options):
 
 @pytest.mark.parametrize("ragged", [True, False], ids=["ragged", "whole"])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both ways"])
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
 @pytest.mark.parametrize("cell", [cells.make_lstm(projection=2), cells.gru], ids=["lstm", "gru"])
 def test_pools_as_by_hand(cell, pooling, bidirectional, ragged):
     model = drawn(cell=cell, pooling=pooling, bidirectional=bidirectional, num_layers=2)
@@ -68,6 +68,8 @@ def test_pools_as_by_hand(cell, pooling, bidirectional, ragged):
     for b, n in enumerate(lengths):
         if n and pooling == "mean":
             pooled[b] = outputs[b, :n].mean(0)
+        elif n and pooling == "max":
+            pooled[b] = outputs[b, :n].max(0)
         elif n:
             pooled[b, :features] = outputs[b, n - 1, :features]
             pooled[b, features:] = outputs[b, 0, features:]  # where the backward direction ends
@@ -83,7 +85,7 @@ def test_last_is_the_final_state_and_length_zero_gives_the_bias():
     assert_close(logits[LENGTHS == 0], model.output.bias[...][None], 1e-6)
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
 def test_padding_reaches_neither_logits_nor_gradients(pooling):
     graphdef, params = nnx.split(drawn(pooling=pooling, bidirectional=True, num_layers=2))
 
@@ -131,7 +133,7 @@ def drawn_for_texts(**options):
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, None], ids=["ragged", "whole"])
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
 @pytest.mark.parametrize("cell", [cells.lstm, cells.gru], ids=["lstm", "gru"])
 def test_texts_are_classified_as_by_pytorch(cell, pooling, lengths):
     model = drawn_for_texts(cell=cell, pooling=pooling, num_layers=2)

@@ -31,6 +31,8 @@ class Source(Sequence[dict[str, Any]]):
       fingerprint: hexadecimal, of what all splits of the data set are made of: name, options and the bytes of a folder's files;
         of a data set of the catalogue its name, configuration and version, and the sizes of its splits.
       report: what was found in the folder; empty for a data set of the catalogue.
+      splits: names of all splits of the data set.
+      classes: {field: names of its classes}, of a data set of the catalogue that has them.
 
     Raises (from `source[i]`):
       IndexError: no such example.
@@ -38,9 +40,20 @@ class Source(Sequence[dict[str, Any]]):
     """
 
     def __init__(
-        self, name: str, split: str, records: Any, features: Any, *, fingerprint: str, report: Report, place: str | Path
+        self,
+        name: str,
+        split: str,
+        records: Any,
+        info: Any,
+        *,
+        fingerprint: str,
+        report: Report,
+        place: str | Path,
     ):
+        features = info.features
         self.name, self.split, self.fingerprint, self.report = name, split, fingerprint, report
+        self.splits = tuple(info.splits)
+        self.classes = {field: tuple(one.names) for field, one in features.items() if hasattr(one, "int2str")}
         self._records, self._place = records, place
         self._converters = {field: _converter(feature) for field, feature in features.items()}
 
@@ -110,7 +123,7 @@ def load(
         records = builder.as_data_source(split)
     except ValueError as error:
         raise ValueError(f"split: expected one or a slice of {sorted(report.examples)} of {name}, got {split!r}") from error
-    return Source(name, split, records, builder.info.features, fingerprint=fingerprint, report=report, place=prepared)
+    return Source(name, split, records, builder.info, fingerprint=fingerprint, report=report, place=prepared)
 
 
 def in_folder(name: str, data_dir: str | Path | None = None) -> bool:
@@ -151,7 +164,7 @@ def _from_catalogue(name: str, split: str, cache_dir: str | Path | None, options
     info = records.dataset_info
     sizes = {split: [part.num_examples, part.num_bytes] for split, part in info.splits.items()}
     fingerprint = _hash_of([info.full_name, sizes])
-    return Source(name, split, records, info.features, fingerprint=fingerprint, report=Report(), place=info.data_dir)
+    return Source(name, split, records, info, fingerprint=fingerprint, report=Report(), place=info.data_dir)
 
 
 # Preparing -----------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
-"""Plain text files: UTF-8 lines and tab-separated rows, plain, gzip or xz; what is wrong is named by file and line."""
+"""Plain text files: UTF-8 lines, tab- and comma-separated rows, plain, gzip or xz; what is wrong is named by file and line."""
 
+import csv
 import gzip
 import lzma
 import math
@@ -100,23 +101,44 @@ def _open_plain(path: Path) -> IO[bytes]:
 
 
 def read_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and columns by name of each row of a tab-separated file with a header; quotes mean nothing in it.
+    """Line number and columns by name of each row of a file with a header.
+
+    Tab-separated, where quotes mean nothing; or comma-separated, where the file is named .csv, plain, .gz or .xz: there a cell
+    in quotes may hold commas and line ends, and the number is that of the row's last line.
 
     Raises:
       ValueError: no row, a row of another number of columns, or a header without the required names.
     """
-    lines = read_lines(path)
-    header = next(lines, "").split("\t")
+    read = (
+        _comma_separated if path.name.removesuffix(path.suffix if path.suffix in _OPENERS else "").endswith(".csv") else _tabs
+    )
+    rows = read(path)
+    _, header = next(rows, (1, [""]))
     if not set(required) <= set(header) or len(set(header)) != len(header) or not all(header):
         raise ValueError(f"{path}:1: expected a header of different names, {', '.join(required)} among them, got {header}")
-    line = 1
-    for line, text in enumerate(lines, start=2):
-        columns = text.split("\t")
+    found = False
+    for line, columns in rows:
+        found = True
         if len(columns) != len(header):
             raise ValueError(f"{path}:{line}: expected {len(header)} columns, got {len(columns)}")
         yield line, dict(zip(header, columns, strict=True))
-    if line == 1:
+    if not found:
         raise ValueError(f"{path}: expected lines after the header, found none")
+
+
+def _tabs(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for line, text in enumerate(read_lines(path), start=1):
+        yield line, text.split("\t")
+
+
+def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    rows = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
+    try:
+        for row in rows:
+            if row:  # an empty line is none
+                yield rows.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}:{rows.line_num}: {error}") from error
 
 
 def kind_of(column: str) -> Kind:

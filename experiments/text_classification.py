@@ -1,0 +1,294 @@
+"""A network reads texts byte by byte and learns to name their class: convolutions, recurrence, and both.
+
+    python -m experiments.text_classification                                made-up reviews, without data
+    python -m experiments.text_classification --dataset imdb --data-dir FOLDER             reviews, where FOLDER holds imdb
+    python -m experiments.text_classification --train-file a.csv --test-file b.csv --label-column kind    texts of your own
+    python -m experiments.text_classification predict "What a dull film."    with the run of the same --name; a file will do
+
+`--model`: `cnn_small` and `cnn_large`, the character CNN of Zhang et al.; `vdcnn9`, `vdcnn17` and `vdcnn29`, the very deep one
+of Conneau et al. (`--shortcuts`); `recurrent`, an LSTM or GRU over all symbols; `cnn_recurrent`, convolutions and pooling below
+it. As published Zhang et al. read 70 characters: `--symbols characters --vocabulary-size 74 --lowercase`.
+
+Of a text longer than `--max-length` its last symbols are read. Accuracy: share of all texts of the split whose most probable
+class is right. `predict` tells by how much the log probability of the class falls where parts of the text are hidden, in words
+and as a picture.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from s2s_jax import cells, plots
+from s2s_jax.data.datasets.text_files import texts_named
+from s2s_jax.data.labelled_texts import PATHS, EncodedTexts, TextBatches, TextFlags, TextPaths, TextSplits, load_texts
+from s2s_jax.data.tokenizers import Tokenizer, characters_of, fit_tokenizer, load_tokenizer
+from s2s_jax.data.vocabulary import UNKNOWN
+from s2s_jax.losses import cross_entropy
+from s2s_jax.metrics import Mean, mean_over
+from s2s_jax.models.character_networks import CharacterCNN, CharacterCRNN, SequenceStage, VeryDeepCNN
+from s2s_jax.models.classifier import TextClassifier
+from s2s_jax.models.occlusion import occlusion
+from s2s_jax.training import checkpoint
+from s2s_jax.training.command import main
+from s2s_jax.training.loop import make_measure
+from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
+from s2s_jax.training.run import Run
+from s2s_jax.training.state import count_parameters
+
+_CONNEAU = "arXiv 1606.01781, table 5"
+PUBLISHED = {
+    "imdb": [
+        {"metric": "accuracy", "value": 0.6427, "how": "Transformer, bytes", "source": "Long Range Arena, arXiv 2011.04006"},
+        {"metric": "accuracy", "value": 0.8682, "how": "S4, bytes", "source": "arXiv 2111.00396"},
+    ],
+    "ag_news_subset": [
+        {"metric": "accuracy", "value": 0.902, "how": "very deep CNN, 9 layers", "source": _CONNEAU},
+        {"metric": "accuracy", "value": 0.906, "how": "very deep CNN, 17 layers", "source": _CONNEAU},
+        {"metric": "accuracy", "value": 0.913, "how": "very deep CNN, 29 layers", "source": _CONNEAU},
+        {"metric": "accuracy", "value": 0.905, "how": "character CNN", "source": "arXiv 1509.01626"},
+    ],
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored(TextPaths):
+    split: Literal["test", "validation"] = "test"
+    """Score validation and test, or validation alone, which leaves the test unread."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(TextFlags, TrainingConfig):
+    steps: int = 400
+    model: Literal["cnn_small", "cnn_large", "vdcnn9", "vdcnn17", "vdcnn29", "recurrent", "cnn_recurrent"] = "cnn_recurrent"
+    """Which network reads."""
+    symbols: Literal["bytes", "characters"] = "bytes"
+    """What texts are cut into."""
+    vocabulary_size: int = 0
+    """Of characters the most frequent ones, four special symbols among them; 0 for all of the training texts."""
+    lowercase: bool = False
+    """Lower-case all texts."""
+    max_length: int = 1014
+    """Symbols of a text that are read, its last ones."""
+    shortcuts: bool = False
+    """Very deep: links around its blocks."""
+    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    """Recurrent cell."""
+    embedding_features: int = 16
+    """Width of the embedded symbols; the character CNN reads them one-hot."""
+    features: int = 128
+    """Convolutions below recurrence: width of each."""
+    hidden_features: int = 128
+    """Width of the state, of each direction."""
+    num_layers: int = 1
+    """Recurrent layers."""
+    pooling: Literal["last", "mean", "max"] = "mean"
+    """What is taken of the recurrent outputs."""
+    dropout: float = 0.2
+    """Recurrent: on what is embedded, between layers and on what is pooled; convolutions alone: between dense layers."""
+    batch_size: int = 32
+    """Texts in a step."""
+    shapes: int = 6
+    """Shapes of batches."""
+    learning_rate: float = 2e-3
+    evaluate_every: int = 100
+    goal: str | None = "max:accuracy"
+
+    may_be_zero: ClassVar[tuple[str, ...]] = (*TrainingConfig.may_be_zero, "vocabulary_size")
+    places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, *PATHS)
+    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Scored,)}
+    fractions: ClassVar[tuple[str, ...]] = ("accuracy",)
+
+
+def build_tokenizer(config: Config, texts: Sequence[str]) -> Tokenizer:
+    options: dict[str, Any] = {"lowercase": config.lowercase}
+    if config.symbols == "characters" and config.vocabulary_size:
+        options["size"] = config.vocabulary_size
+    elif config.vocabulary_size:
+        raise ValueError(f"vocabulary_size: expected it with --symbols characters, got {config.vocabulary_size} with bytes")
+    return fit_tokenizer(config.symbols, texts, **options)
+
+
+def build_model(config: Config, vocabulary_size: int, classes: int) -> Any:
+    sizes, rngs = (vocabulary_size, classes), nnx.Rngs(config.seed)
+    if config.shortcuts and not config.model.startswith("vdcnn"):
+        raise ValueError(f"shortcuts: expected them with a vdcnn, got them with {config.model}")
+    common: dict[str, Any] = {"dropout": config.dropout, "rngs": rngs}
+    if config.model == "cnn_small":
+        return CharacterCNN(*sizes, max_length=config.max_length, **common)
+    if config.model == "cnn_large":
+        return CharacterCNN(*sizes, features=1024, hidden_features=2048, stddev=0.02, max_length=config.max_length, **common)
+    common["embedding_features"] = config.embedding_features
+    if config.model.startswith("vdcnn"):
+        return VeryDeepCNN(*sizes, depth=int(config.model.removeprefix("vdcnn")), shortcuts=config.shortcuts, **common)
+    common |= {"cell": cells.PLAIN[config.cell], "hidden_features": config.hidden_features, "num_layers": config.num_layers}
+    common["pooling"] = config.pooling
+    if config.model == "recurrent":
+        return TextClassifier(*sizes, **common)
+    return CharacterCRNN(*sizes, stages=[SequenceStage(config.features, size) for size in (5, 5, 3)], **common)
+
+
+def class_logits(model: Any, batch: Mapping[str, Any], *, training: bool = False, key: jax.Array | None = None) -> jax.Array:
+    options = {} if isinstance(model, TextClassifier) else {"training": training}  # recurrence alone has no batch norm
+    return model(batch["tokens"], batch["tokens_lengths"], key=key, **options)
+
+
+def loss(model: Any, batch: Mapping[str, Any], key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+    nats = cross_entropy(class_logits(model, batch, training=True, key=key), batch["label"], batch["mask"])
+    return nats.total / nats.count, {"loss": nats}
+
+
+def measure(model: Any, batch: Mapping[str, Any]) -> dict[str, Mean]:
+    logits, labels, counts = class_logits(model, batch), batch["label"], batch["mask"]
+    return {"accuracy": mean_over(logits.argmax(-1) == labels, counts), "loss": cross_entropy(logits, labels, counts)}
+
+
+def encode(config: Config, texts: TextSplits, tokenizer: Tokenizer) -> dict[str, EncodedTexts]:
+    unknown = UNKNOWN if config.symbols == "characters" else None  # no byte is unknown
+    return {split: EncodedTexts(some, tokenizer, config.max_length, unknown) for split, some in texts.splits.items()}
+
+
+def train(run: Run[Config]) -> None:
+    config = run.config
+    texts = load_texts(config, config.data_dir)
+    if config.origin == "generated":
+        run.say("No data set named: trains on made-up reviews, whose figures say nothing about real texts.")
+    run.trained_on(texts.name, config.origin, texts.fingerprint)
+    run.say(f"{texts.name}: {texts.report}; classes {', '.join(texts.classes)}")
+    tokenizer = build_tokenizer(config, texts.splits["train"].texts)
+    encoded = encode(config, texts, tokenizer)
+    for split, of_split in encoded.items():
+        run.say(f"{split}: {of_split.describe()}")
+    if run.writes:
+        tokenizer.save(run.folder / "tokenizer.json")
+        (run.folder / "classes.json").write_text(json.dumps(texts.classes, ensure_ascii=False), encoding="utf-8")
+    batches = TextBatches(encoded["train"], config.batch_size, config.shapes)
+    measure_over, validated = make_measure(measure), batches.in_order(encoded["validation"])
+    trained = train_by_recipe(
+        run,
+        build_model(config, len(tokenizer), len(texts.classes)),
+        loss,
+        batches.shuffled(config.seed),
+        lambda model: measure_over(model, validated),
+    )
+    report(run, trained.model, texts, encoded)
+
+
+def report(
+    run: Run[Config],
+    model: Any,
+    texts: TextSplits,
+    encoded: Mapping[str, EncodedTexts],
+    splits: tuple[str, ...] = ("validation", "test"),
+) -> None:
+    """Scores the splits, draws the figures, and writes result.json."""
+    config = run.config
+    batches = TextBatches(encoded["train"], config.batch_size, config.shapes)
+    measure_over = make_measure(measure)
+    metrics: dict[str, float] = {}
+    for split in splits:
+        values = measure_over(model, batches.in_order(encoded[split]))
+        metrics |= {f"{name}{'' if split == 'test' else f'_{split}'}": value for name, value in values.items()}
+        told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        run.say(f"\n{split}, {len(encoded[split])} texts ({config.origin}): {told}")
+    plan = batches.shuffled(config.seed)
+    usage = plan.usage()
+    result = run.finish(
+        split=f"{splits[-1]}, all {len(encoded[splits[-1]])}",
+        metrics=metrics,
+        published=PUBLISHED.get(config.dataset, []),
+        examples_per_step=len(encoded["train"]) / plan.steps_per_epoch,
+        reads_test="test" in splits,
+        parameters=count_parameters(model),
+        details={
+            "padding": round(usage.padding, 4),
+            "batch_shapes": len(usage.shapes),
+            "cut": {split: of_split.cut for split, of_split in encoded.items()},
+            "unknown": {split: of_split.unknown for split, of_split in encoded.items()},
+        },
+    )
+    if not run.changed:
+        title = f"{texts.name}, {config.model}, {config.max_length} {config.symbols}"
+        run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, title))
+        compare(run)
+    path = "evaluation.json is" if run.changed else "Figures, weights and result.json are"
+    run.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {run.folder}.")
+
+
+def compare(run: Run[Config]) -> None:
+    """A table of all finished runs on the same data that stand beside this one."""
+    here = json.loads((run.folder / "result.json").read_text())
+    run.say(f"\n{'run':<24}{'model':<15}{'symbols':>16}{'parameters':>12}{'steps':>8}{'seconds':>9}  test accuracy")
+    for path in sorted(run.folder.parent.glob("*/result.json")):
+        result = json.loads(path.read_text())
+        if any(here.get(name) != result.get(name) for name in ("dataset", "fingerprint")):
+            continue
+        config, read = result["config"], f"{result['config']['max_length']} {result['config']['symbols']}"
+        told = f"{path.parent.name:<24}{config['model']:<15}{read:>16}{result['parameters']:>12,}"
+        run.say(f"{told}{result['steps']:>8}{result['seconds']:>9.0f}  {result['metrics']['accuracy']:.4f}")
+
+
+def load(run: Run[Config]) -> tuple[Any, Tokenizer, list[str]]:
+    tokenizer = load_tokenizer(run.folder / "tokenizer.json")
+    classes = json.loads((run.folder / "classes.json").read_text(encoding="utf-8"))
+    model = build_model(run.config, len(tokenizer), len(classes))
+    checkpoint.load_weights(run.weights, model)
+    return model, tokenizer, classes
+
+
+def evaluate(run: Run[Config]) -> None:
+    config = run.config
+    texts = load_texts(config, config.data_dir)
+    run.trained_on(texts.name, config.origin, texts.fingerprint)
+    model, tokenizer, _ = load(run)
+    splits = ("validation", "test") if run.flags.split == "test" else ("validation",)
+    report(run, model, texts, encode(config, texts, tokenizer), splits)
+
+
+def predict(run: Run[Config], inputs: list[str]) -> None:
+    """The class of each text, or of each line of a file, and which of its symbols spoke for it."""
+    if not inputs:
+        raise ValueError('expected at least one text, like "What a dull film.", or a file of them')
+    config = run.config
+    model, tokenizer, classes = load(run)
+    logits = jax.jit(lambda tokens, lengths: class_logits(model, {"tokens": tokens, "tokens_lengths": lengths}))
+    blank = int(tokenizer.encode(" ")[0])
+    for number, text in enumerate(texts_named(inputs)):
+        tokens = tokenizer.encode(text)[-config.max_length :]
+        shares = jax.nn.softmax(logits(tokens[None], np.array([len(tokens)], np.int32)))[0]
+        said = int(np.argmax(shares))
+        print(f"{classes[said]} ({shares[said]:.1%}): {text}")
+        if not len(tokens):
+            continue
+        worth = occlusion(logits, tokens, blank=blank)[:, said]
+        shown = [(symbol, float(worth[start:end].sum())) for symbol, start, end in characters_of(tokenizer, tokens.tolist())]
+        words = sorted(by_words(shown), key=lambda word: -abs(word[1]))[:6]
+        print("  most of it: " + ", ".join(f"{word} {value:+.2f}" for word, value in words))
+        figure = plots.marked_text(
+            *zip(*shown, strict=True),
+            title=f"{classes[said]} ({shares[said]:.1%})",
+            label=f"nats for {classes[said]}",
+        )
+        print(f"  drawn in {run.figure(f'read_{number}', figure)}")
+
+
+def by_words(shown: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Words between white space, each with the sum of what its characters are worth."""
+    words: list[list[Any]] = []
+    before = " "
+    for symbol, value in shown:
+        if not symbol.isspace():
+            if before.isspace():
+                words.append(["", 0.0])
+            words[-1][0] += symbol
+            words[-1][1] += value
+        before = symbol
+    return [(word, value) for word, value in words]
+
+
+if __name__ == "__main__":
+    main("text_classification", Config, train=train, evaluate=evaluate, predict=predict)

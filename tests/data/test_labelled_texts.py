@@ -1,0 +1,152 @@
+"""Labelled texts: of files, folders and the catalogue, whole and wrong; what validates; and as numbers."""
+
+import gzip
+import lzma
+
+import numpy as np
+import pytest
+
+from s2s_jax.data import labelled_texts
+from s2s_jax.data.labelled_texts import EncodedTexts, TextBatches, TextFlags, held_out, load_texts
+from s2s_jax.data.reviews import LabelledTexts
+from s2s_jax.data.tokenizers import fit_tokenizer
+
+ROWS = [("sports", "a goal"), ("art", "ein schönes Bild"), ("sports", "the match, lost"), ("art", 'a "frame"')]
+
+
+def tsv(path, rows=ROWS, header=("label", "text")):
+    text = "".join("\t".join(row) + "\n" for row in (header, *rows))
+    path.write_bytes({".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)(text.encode()))
+    return path
+
+
+def quoted(path, rows=ROWS, header=("label", "text")):
+    cells = ['"' + '","'.join(cell.replace('"', '""') for cell in row) + '"' for row in (header, *rows)]
+    path.write_text("\n".join(cells) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("write", "name"), [(tsv, "a.tsv"), (tsv, "a.tsv.gz"), (tsv, "a.txt.xz"), (quoted, "a.csv")])
+def test_files_of_ones_own(tmp_path, write, name):
+    flags = TextFlags(train_file=write(tmp_path / name), test_file=tsv(tmp_path / "test.tsv", ROWS[:2]))
+    flags = TextFlags(**{**vars(flags), "validation_file": quoted(tmp_path / "b.csv", [("art", "two\nlines")])})
+    found = load_texts(flags)
+    assert (flags.dataset, flags.origin, found.classes) == ("files", "real", ("art", "sports"))
+    assert found.splits["train"].texts == [text for _, text in ROWS]
+    assert found.splits["train"].labels.tolist() == [1, 0, 1, 0]
+    assert found.splits["validation"].texts == ["two\nlines"]
+    assert found.report.examples == {"train": 4, "validation": 1, "test": 2}
+    twice = found.report.findings["the same text in two splits"]
+    assert twice["count"] == 2
+    assert twice["first"][0] == f"{name}:2 and test.tsv:2"
+    other = load_texts(TextFlags(train_file=flags.test_file, test_file=flags.test_file))
+    assert other.fingerprint != found.fingerprint
+
+
+def test_several_columns_and_classes_that_are_numbers(tmp_path):
+    rows = [(str(number), "title", f"more {number}") for number in (10, 9, 2)]
+    path = tsv(tmp_path / "a.tsv", rows, ("kind", "title", "body"))
+    flags = {"train_file": path, "test_file": path, "label_column": "kind"}
+    found = load_texts(TextFlags(**flags, text_columns=("title", "body")))
+    assert found.classes == ("2", "9", "10")
+    assert found.splits["test"].texts[0] == "title more 10"
+    with pytest.raises(ValueError, match=r"a.tsv:1: expected a header of different names, kind, text among them"):
+        load_texts(TextFlags(**flags))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([*ROWS, ("art",)], r"test.tsv:6: expected 2 columns, got 1"),
+        ([*ROWS, ("", "no class")], r"test.tsv:6: expected a class in column 'label', got none"),
+        ([*ROWS, ("music", "a song")], r"expected in test classes that training texts have, \['art', 'sports'\], got 'music'"),
+        ([], r"test.tsv: expected lines after the header, found none"),
+    ],
+)
+def test_what_is_wrong_is_named_by_file_and_line(tmp_path, rows, message):
+    flags = TextFlags(train_file=tsv(tmp_path / "train.tsv"), test_file=tsv(tmp_path / "test.tsv", rows))
+    with pytest.raises(ValueError, match=message):
+        load_texts(flags)
+
+
+def test_a_quote_that_does_not_end_is_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('label,text\nart,"a picture\nsports,a goal\n')
+    with pytest.raises(ValueError, match=r"a.csv:3: unexpected end of data"):
+        load_texts(TextFlags(train_file=path, test_file=path))
+
+
+def test_texts_of_nothing_are_counted(tmp_path):
+    path = tsv(tmp_path / "a.tsv", [*ROWS, ("art", " ")])
+    assert load_texts(TextFlags(train_file=path, test_file=path)).report.findings["rows without a text"] == {
+        "count": 2,
+        "first": ["a.tsv:6", "a.tsv:6"],
+    }
+
+
+def test_flags_that_do_not_fit(tmp_path):
+    for flags, message in (
+        (
+            {"train_file": tmp_path / "a.tsv", "dataset": "imdb"},
+            "train_file: expected --dataset files with it, got --dataset imdb",
+        ),
+        ({"train_file": tmp_path / "a.tsv"}, "train_file, test_file: expected both with --dataset files"),
+        ({"text_columns": ()}, "text_columns: expected at least one, got none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TextFlags(**flags)
+
+
+def test_a_folder_and_who_validates(tmp_path, monkeypatch):
+    monkeypatch.setattr(labelled_texts, "VALIDATION", 3)
+    folder = tmp_path / "imdb"
+    folder.mkdir()
+    rows = [(str(number % 2), f"text {number}") for number in range(50)]
+    tsv(folder / "train.tsv", rows)
+    tsv(folder / "test.tsv", rows[:4])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = load_texts(TextFlags(dataset="imdb"), tmp_path)
+    assert found.classes == ("negative", "positive")
+    train, validation = found.splits["train"], found.splits["validation"]
+    assert (len(train.texts), len(validation.texts)) == (47, 3)
+    assert sorted(train.texts + validation.texts) == sorted(text for _, text in rows)
+    for texts in (train, validation):
+        assert [str(label) for label in texts.labels] == [dict(map(reversed, rows))[text] for text in texts.texts]
+    assert load_texts(TextFlags(dataset="imdb"), tmp_path).splits["validation"].texts == validation.texts
+    assert found.report.findings["the same text in two splits"]["count"] == 4
+    tsv(folder / "val.tsv", [("1", "of its own")])
+    assert load_texts(TextFlags(dataset="imdb"), tmp_path).splits["validation"].texts == ["of its own"]
+    with pytest.raises(ValueError, match=r"expected columns of imdb, which has \['label', 'text'\], got kind and text"):
+        load_texts(TextFlags(dataset="imdb", label_column="kind"), tmp_path)
+
+
+def test_a_tenth_of_a_small_set_validates():
+    train, validation = held_out(LabelledTexts([str(n) for n in range(45)], np.arange(45, dtype=np.int32)))
+    assert (len(train.texts), len(validation.texts)) == (41, 4)
+    assert sorted(train.labels.tolist() + validation.labels.tolist()) == list(range(45))
+
+
+def test_a_set_of_the_catalogue(monkeypatch):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.delenv("S2S_DATA_DIR", raising=False)
+    with tfds.testing.mock_data(num_examples=20):
+        found = load_texts(TextFlags(dataset="ag_news_subset", text_columns=("title", "description")))
+    assert found.report.examples == {"train": 18, "validation": 2, "test": 20}
+    assert all(" " in text for text in found.splits["train"].texts)
+
+
+def test_of_a_long_text_the_end_is_read_and_the_shapes_are_those_of_training():
+    texts = LabelledTexts(["abcdefgh", "", "é", "zz"], np.array([1, 0, 1, 0], np.int32))
+    characters = fit_tokenizer("characters", ["abcdefgh"])
+    encoded = EncodedTexts(texts, characters, 3, unknown=3)
+    assert (encoded.cut, encoded.unknown, encoded.lengths.tolist()) == (1, 3, [3, 0, 1, 2])
+    assert encoded.describe() == "4 texts, of 1 of them only the last 3 symbols are read; 3 unknown symbols"
+    assert characters.decode(encoded[0]["tokens"]) == "fgh"
+    batches = TextBatches(encoded, 2, 2)
+    (usage,) = {len(batches.shuffled(0).usage().shapes)}
+    assert usage == 2
+    longer = EncodedTexts(LabelledTexts(["abcdefg"], texts.labels[:1]), characters, 9)
+    (batch,) = batches.in_order(longer)
+    assert batch["tokens"].shape == (2, 7)
+    assert batch["mask"].tolist() == [True, False]

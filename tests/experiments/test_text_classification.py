@@ -1,0 +1,112 @@
+"""Text classification: every network from training to prediction on a few made-up reviews, and what words are worth."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import text_classification
+from experiments.text_classification import Config
+from s2s_jax.data import labelled_texts
+from s2s_jax.training.command import main
+
+FUNCTIONS = {
+    "train": text_classification.train,
+    "evaluate": text_classification.evaluate,
+    "predict": text_classification.predict,
+}
+SMALL = ["--steps", "4", "--hidden-features", "4", "--embedding-features", "3", "--features", "5", "--batch-size", "8"]
+SMALL += ["--max-length", "40", "--shapes", "2", "--evaluate-every", "2"]
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Few made-up reviews, and no data folder of the machine."""
+    monkeypatch.delenv("S2S_DATA_DIR", raising=False)
+    monkeypatch.setattr(labelled_texts, "_MADE_UP", {"train": (40, 0), "validation": (20, 2), "test": (30, 1)})
+
+
+def call(*arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["text_classification.py", *map(str, arguments)])
+        patch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="experiments.text_classification"))
+        main("text_classification", Config, **FUNCTIONS)
+
+
+def test_a_run_from_training_to_prediction(tmp_path, capsys):
+    call(*SMALL, "--runs-dir", tmp_path)
+    folder = tmp_path / "text_classification/default"
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["data"], result["dataset"], result["split"]) == ("generated", "made-up-reviews", "test, all 30")
+    assert set(result["metrics"]) == {"accuracy", "loss", "accuracy_validation", "loss_validation"}
+    assert (folder / "figures/learning_curve.png").exists()
+    printed = capsys.readouterr().out
+    assert "train: 40 texts, of " in printed
+    row = ["default", "cnn_recurrent", "40", "bytes", f"{result['parameters']:,}", "4", f"{result['seconds']:.0f}"]
+    assert [*row, f"{result['metrics']['accuracy']:.4f}"] in [line.split() for line in printed.splitlines()]
+
+    call("evaluate", "--runs-dir", tmp_path, "--split", "validation")
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["metrics"] == {name: result["metrics"][name] for name in ("accuracy_validation", "loss_validation")}
+    assert evaluation["test_reads"] == 1
+    capsys.readouterr()
+
+    with pytest.raises(SystemExit, match="expected at least one text"):
+        call("predict", "--runs-dir", tmp_path)
+    path = tmp_path / "two.txt"
+    path.write_text("Schöne dull film.\n\n")
+    call("predict", path, "What a dull film.", "--runs-dir", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line for line in lines if not line.startswith("  ")]
+    assert [line.split(": ", 1)[1] for line in shown] == ["Schöne dull film.", "", "What a dull film."]
+    assert all(line.split(" ")[0] in ("positive", "negative") for line in shown)
+    assert sum("most of it: " in line for line in lines) == 2
+    assert "Schöne " in next(line for line in lines if "most of it" in line)
+    assert sorted(file.name for file in (folder / "figures").glob("read_*")) == ["read_0.png", "read_2.png"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--model", "recurrent", "--cell", "gru", "--pooling", "max"),
+        ("--model", "cnn_small", "--symbols", "characters", "--vocabulary-size", "20", "--lowercase"),
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_the_other_networks(tmp_path, flags):
+    call(*SMALL, "--steps", "1", "--runs-dir", tmp_path, *flags)
+    result = json.loads((tmp_path / "text_classification/default/result.json").read_text())
+    assert np.isfinite(list(result["metrics"].values())).all()
+    assert (result["details"]["unknown"]["test"] > 0) == ("characters" in flags)
+
+
+def test_every_network_has_its_name():
+    built = {}
+    for name in ("cnn_small", "cnn_large", "vdcnn9", "vdcnn17", "vdcnn29", "recurrent", "cnn_recurrent"):
+        config = Config(model=name, shortcuts=name == "vdcnn29")
+        shapes = jax.eval_shape(lambda config=config: nnx.state(text_classification.build_model(config, 259, 2), nnx.Param))
+        built[name] = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+    assert built["cnn_small"] < built["cnn_large"]
+    assert built["recurrent"] < built["cnn_recurrent"] < built["vdcnn9"] < built["vdcnn17"] < built["vdcnn29"]
+
+
+def test_words_are_worth_what_their_characters_are():
+    shown = [("a", 1.0), ("b", 2.0), (" ", 9.0), ("\n", 9.0), ("c", -1.0)]
+    assert text_classification.by_words(shown) == [("ab", 3.0), ("c", -1.0)]
+    assert text_classification.by_words([(" ", 1.0)]) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--shortcuts",), "shortcuts: expected them with a vdcnn, got them with cnn_recurrent"),
+        (("--vocabulary-size", "70"), "vocabulary_size: expected it with --symbols characters, got 70 with bytes"),
+    ],
+)
+def test_flags_that_do_not_fit(tmp_path, flags, message):
+    with pytest.raises(SystemExit, match=message):
+        call(*flags, "--runs-dir", tmp_path)
