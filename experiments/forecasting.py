@@ -117,7 +117,7 @@ class Config(Drawing, SeriesFlags, TrainingConfig):
     goal: str | None = "min:loss"
 
     may_be_zero: ClassVar[tuple[str, ...]] = TrainingConfig.may_be_zero
-    places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, "csv")
+    places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, "csv", "static_csv")
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Scored,), "predict": (Drawing,)}
 
     @property
@@ -130,8 +130,8 @@ class Config(Drawing, SeriesFlags, TrainingConfig):
         return ForecastTask(self.look_back, self.horizon, self.head, **options, covariates=self.model != "segments")
 
 
-def build_model(config: Config, series: int, covariates: int, known: int) -> Any:
-    """For so many series and covariates, of which some are known ahead."""
+def build_model(config: Config, series: int, covariates: int, known: int, static: int) -> Any:
+    """For so many series, covariates, of which some are known ahead, and numbers that describe a series."""
     if config.head.counts and config.window_scaling != "mean":
         raise ValueError(f"window_scaling: expected mean with counts, got {config.window_scaling}")
     for name, asked, known_by in (
@@ -144,8 +144,11 @@ def build_model(config: Config, series: int, covariates: int, known: int) -> Any
             raise ValueError(f"{name}: expected it with the model {' or '.join(known_by)}, got it with {config.model}")
     if not config.task.covariates:
         covariates = known = 0
-    static = series if config.series == "each" else 0
-    sizes = Sizes(1 if static else series, config.horizon, covariates, known, static, config.head.features)
+    each = config.series == "each"
+    if static and not each:
+        raise ValueError(f"static_csv: expected it with --series each, got it with {config.series}")
+    static = series + static if each else 0  # which series it is, and what is known of it
+    sizes = Sizes(1 if each else series, config.horizon, covariates, known, static, config.head.features)
     rngs, cell = nnx.Rngs(config.seed), cells.PLAIN[config.cell]
     if config.model == "repeat_vector":
         return RepeatVectorForecaster(sizes, config.hidden_features, rngs=rngs)
@@ -180,7 +183,8 @@ def train(run: Run[Config]) -> None:
     run.say(f"{series.name}: {len(series.dates)} steps of {series.step} from {series.dates[0]}, {', '.join(series.columns)}")
     if run.writes:
         scaler = {name: leaf.tolist() for name, leaf in parts.scaler._asdict().items()}
-        kept = {"columns": series.columns, "step": series.step, "cycles": parts.cycles, **scaler}
+        static = None if parts.table.static is None else parts.table.static.tolist()
+        kept = {"columns": series.columns, "step": series.step, "cycles": parts.cycles, "static": static, **scaler}
         (run.folder / "series.json").write_text(json.dumps(kept))
     measure_over = make_measure(functools.partial(measure, config, parts.table))
     validated = config.task.in_order(parts.table, parts.train, parts.validation, samples=1)
@@ -200,8 +204,8 @@ def mended(series: Series, most: int = 5) -> str:
     return told + (f"and {len(series.findings) - most} more\n" if len(series.findings) > most else "")
 
 
-def sizes_of(table: Table) -> tuple[int, int, int]:
-    return table.values.shape[1], table.covariates.shape[1], table.known
+def sizes_of(table: Table) -> tuple[int, int, int, int]:
+    return table.values.shape[1], table.covariates.shape[1], table.known, 0 if table.static is None else table.static.shape[1]
 
 
 def report(
@@ -276,12 +280,16 @@ def interval_name(config: Config) -> str:
 def panel(
     config: Config, series: Series, names: tuple[str, ...], scaler: Scaler, said: ForecastBatch, row: int, column: int
 ) -> dict[str, Any]:
-    """What `plots.forecasts` draws of a target in a window, in its own units; `names` and `scaler` are of all targets."""
+    """What `plots.forecasts` draws of a target in a window, in its own units; `names` and `scaler` are of all targets.
+
+    What was filled in of the past is left out.
+    """
     back, origin = scaler.of([column]).back, int(said.origins[row])
+    there = series.observed[origin - config.look_back : origin, series.columns.index(names[column])]
     truth = back(said.truth[row, :, column])
     return {
         "dates": series.dates[origin - config.look_back : origin + config.horizon],
-        "history": back(said.past[row, :, column]),
+        "history": np.where(there, back(said.past[row, :, column]), np.nan),
         "mean": back(said.mean[row, :, column]),
         "truth": None if np.isnan(truth).all() else truth,
         "interval": [back(end[row, :, column]) for end in (said.low, said.high)] if not config.head.point else None,
@@ -353,7 +361,8 @@ def extended(run: Run[Config], name: str) -> tuple[Series, Table, Scaler, int]:
         observed=np.pad(series.observed, room),
     )
     scaler = Scaler(np.array(kept["mean"]), np.array(kept["deviation"]))
-    return longer, table_of(config, longer, scaler, kept["cycles"]), scaler.of(targets), origin
+    static = None if kept["static"] is None else np.array(kept["static"], np.float32)
+    return longer, table_of(config, longer, scaler, kept["cycles"], static), scaler.of(targets), origin
 
 
 def write(path: Path, panels: list[dict[str, Any]], names: tuple[str, ...]) -> None:

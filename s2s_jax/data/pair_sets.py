@@ -165,8 +165,8 @@ class PairBatches:
         self._buckets = field_buckets(self.training.lengths, flags.shapes)
 
     def _cut_in_many_ways(self, pairs: Pairs, seed: int) -> EncodedPairs:
-        both = self._tokenizers.source, self._tokenizers.target
-        if not (isinstance(both[0], Subwords) and isinstance(both[1], Subwords)):
+        both = [tokenizer for tokenizer in self._tokenizers if isinstance(tokenizer, Subwords)]
+        if len(both) < 2:
             raise ValueError(f"subword_dropout: expected it with --symbols subwords, got it with {self._flags.symbols}")
         if self._flags.method != "bpe":
             raise ValueError(f"subword_dropout: expected it with --method bpe, got it with {self._flags.method}")

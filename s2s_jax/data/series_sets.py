@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from s2s_jax.data.calendar import cycles_of, time_features
+from s2s_jax.data.datasets.text_files import number_of, read_rows
 from s2s_jax.data.series import BadRows, Series, read_series, seasonal_series
 from s2s_jax.data.windows import Scaler, Table, fit_scaler
 
@@ -34,6 +35,8 @@ class SeriesFlags:
     """Columns that are read, but not forecast."""
     known_covariates: tuple[str, ...] = ()
     """Columns that are read, and known ahead."""
+    static_csv: Path | None = None
+    """A file with a header and a row for each target: its name, then numbers that describe it."""
     bad_rows: BadRows = "error"
     """Rows that are missing, double, out of order or not numbers: stop, or mend and tell them."""
     calendar: bool = True
@@ -140,7 +143,8 @@ def parts_of(flags: SeriesFlags, series: Series, *, scaled: bool = True) -> Part
             raise ValueError(f"season: expected less than the {train} steps of the training part, got {season}")
         season = 1
     cycles = cycles_of(series.dates[:train], series.step) if flags.calendar else ()
-    return Parts(table_of(flags, series, scaler, cycles), scaler, targets, cycles, train, validation, test, season)
+    static = None if flags.static_csv is None else read_static(flags.static_csv, targets_of(flags, series))
+    return Parts(table_of(flags, series, scaler, cycles, static), scaler, targets, cycles, train, validation, test, season)
 
 
 def targets_of(flags: SeriesFlags, series: Series) -> tuple[str, ...]:
@@ -153,7 +157,32 @@ def targets_of(flags: SeriesFlags, series: Series) -> tuple[str, ...]:
     return targets
 
 
-def table_of(flags: SeriesFlags, series: Series, scaler: Scaler, cycles: Sequence[str]) -> Table:
+def read_static(path: Path, targets: Sequence[str]) -> np.ndarray:
+    """What a file says of each target, float32 [C, S], standardised over the targets.
+
+    Raises:
+      ValueError: no such file; a row that is not numbers, of an unknown target or double, by file and line; a target without.
+    """
+    if not path.is_file():
+        raise ValueError(f"static_csv: expected a file, found none at {path}")
+    found: dict[str, list[float]] = {}
+    for line, row in read_rows(path, ()):
+        (_, name), *numbers = row.items()
+        where = f"{path}:{line}"
+        if name not in targets or name in found:
+            raise ValueError(f"{where}: expected one row for each of {', '.join(targets)}, got {name!r}")
+        found[name] = [number_of(text, float, column, where) for column, text in numbers]
+    if missing := [name for name in targets if name not in found]:
+        raise ValueError(f"{path}: expected a row for each of {', '.join(targets)}, got none for {', '.join(missing)}")
+    values = np.array([found[name] for name in targets], np.float64)
+    if not values.shape[1]:
+        raise ValueError(f"{path}:1: expected columns of numbers behind the names of the targets, got none")
+    return fit_scaler(values, np.ones(values.shape, bool)).into(values)
+
+
+def table_of(
+    flags: SeriesFlags, series: Series, scaler: Scaler, cycles: Sequence[str], static: np.ndarray | None = None
+) -> Table:
     """Targets, and beside them the calendar and the covariates, those that are known ahead first.
 
     Args:
@@ -161,6 +190,7 @@ def table_of(flags: SeriesFlags, series: Series, scaler: Scaler, cycles: Sequenc
       series: whole.
       scaler: of all its columns.
       cycles: see `time_features`.
+      static: of each target.
     """
     place = {column: number for number, column in enumerate(series.columns)}
     targets, known, past = (
@@ -170,7 +200,7 @@ def table_of(flags: SeriesFlags, series: Series, scaler: Scaler, cycles: Sequenc
     values = scaler.into(series.values)
     features = time_features(series.dates, cycles)
     covariates = np.concatenate([features, values[:, known], values[:, past]], axis=1)
-    return Table(values[:, targets], series.observed[:, targets], covariates, features.shape[1] + len(known))
+    return Table(values[:, targets], series.observed[:, targets], covariates, features.shape[1] + len(known), static)
 
 
 def fingerprint(series: Series) -> str:

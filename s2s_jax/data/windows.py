@@ -41,12 +41,14 @@ class Table(NamedTuple):
       values, observed: [T, C].
       covariates: [T, F], of which the first `known` are known ahead.
       known: K.
+      static: [C, S], what is known of each series itself; None for nothing.
     """
 
     values: Float[np.ndarray, "T C"]
     observed: Bool[np.ndarray, "T C"]
     covariates: Float[np.ndarray, "T F"]
     known: int
+    static: Float[np.ndarray, "C S"] | None = None
 
 
 class Scaler(NamedTuple):
@@ -111,13 +113,18 @@ def cut(table: Table, origins: Int[Array, " B"], length: int, horizon: int) -> t
     return window, Truth(values[after], observed[after], observed[before])
 
 
-def split_series(window: Window, truth: Truth) -> tuple[Window, Truth]:
-    """Each series of each row in a row of its own [B * C, L, 1]; `static` tells a network which it is, one-hot."""
+def split_series(window: Window, truth: Truth, static: Float[np.ndarray, "C S"] | None = None) -> tuple[Window, Truth]:
+    """Each series of each row in a row of its own [B * C, L, 1]; its `static` tells a network which it is, one-hot, and what is
+    known of it.
+    """
     batch_size, _, series = window.past.shape
     past, future = (jnp.repeat(leaf, series, axis=0) for leaf in (window.past_covariates, window.future_covariates))
-    which = jnp.tile(jnp.eye(series, dtype=window.past.dtype), (batch_size, 1))
-    static = jnp.concatenate([jnp.repeat(window.static, series, axis=0), which], axis=1)
-    return Window(_rows(window.past), past, future, static), Truth(*map(_rows, truth))
+    which = jnp.eye(series, dtype=window.past.dtype)
+    if static is not None:
+        which = jnp.concatenate([which, jnp.asarray(static, which.dtype)], axis=1)
+    which = jnp.tile(which, (batch_size, 1))
+    described = jnp.concatenate([jnp.repeat(window.static, series, axis=0), which], axis=1)
+    return Window(_rows(window.past), past, future, described), Truth(*map(_rows, truth))
 
 
 def _rows(x: Array) -> Array:

@@ -54,7 +54,7 @@ class ForecastTask(NamedTuple):
         if not self.covariates:
             past, future = (leaf[..., :0] for leaf in (window.past_covariates, window.future_covariates))
             window = window._replace(past_covariates=past, future_covariates=future)
-        return split_series(window, truth) if self.split_series else (window, truth)
+        return split_series(window, truth, table.static) if self.split_series else (window, truth)
 
     def loss(self, table: Table, model: Any, batch: Mapping[str, Any], **how: Any) -> Mean:
         """See `loss_of`."""
@@ -106,7 +106,7 @@ def forecast_windows(
         batch = batches(step)
         rows = batch["mask"]
         how = task, count, levels, table.known
-        arrays = table.values, table.observed, table.covariates
+        arrays = table.values, table.observed, table.covariates, table.static
         found = _forecast(graphdef, how, state, arrays, batch, jax.random.fold_in(key, step))
         mean, (low, high), drawn = jax.tree.map(np.asarray, found)
         origins = batch["origin"][rows]
@@ -118,8 +118,8 @@ def forecast_windows(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _forecast(graphdef: Any, how: Any, state: Any, arrays: Any, batch: Any, key: jax.Array) -> Forecast:
     task, samples, levels, known = how
-    values, observed, covariates = arrays
-    window, _ = task.windows(Table(values, observed, covariates, known), batch)
+    values, observed, covariates, static = arrays
+    window, _ = task.windows(Table(values, observed, covariates, known, static), batch)
     options: dict[str, Any] = {"window_scaling": task.window_scaling, "samples": samples, "levels": levels}
     found = forecast(nnx.merge(graphdef, state), task.distribution, window, key, **options)
     return jax.tree.map(lambda x: merge_series(x, values.shape[1]), found) if task.split_series else found

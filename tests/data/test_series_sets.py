@@ -8,7 +8,7 @@ import pytest
 
 from s2s_jax.data.calendar import time_features
 from s2s_jax.data.series import seasonal_series
-from s2s_jax.data.series_sets import SeriesFlags, fingerprint, load_series, parts_of
+from s2s_jax.data.series_sets import SeriesFlags, fingerprint, load_series, parts_of, read_static
 
 
 @pytest.fixture
@@ -96,3 +96,26 @@ def test_a_fingerprint_is_of_the_numbers():
     series = seasonal_series(days=3)
     assert fingerprint(series) == fingerprint(seasonal_series(days=3)) != fingerprint(seasonal_series(days=3, seed=1))
     assert len(series.dates) == 72
+
+
+def test_what_is_known_of_each_target_is_standardised_and_in_their_order(tmp_path):
+    path = tmp_path / "static.csv"
+    path.write_text("series,area,height\nsouth,1,7\nnorth,3,7\nmiddle,8,7\n")
+    names = ("north", "middle", "south")
+    found = read_static(path, names)
+    area = np.array([3, 8, 1])
+    np.testing.assert_allclose(found, np.stack([(area - 4) / area.std(), np.zeros(3)], 1), rtol=1e-6)
+    series = seasonal_series(days=9)
+    assert parts_of(SeriesFlags(static_csv=path), series).table.static.shape == (3, 2)
+    for content, message in (
+        ("series,area\nnorth,1\nwest,2\n", r"static.csv:3: expected one row for each of north, middle, south, got 'west'"),
+        ("series,area\nnorth,1\nnorth,2\n", r"static.csv:3: expected one row for each of north, middle, south, got 'north'"),
+        ("series,area\nnorth,1\nmiddle,x\n", r"static.csv:3: expected a finite number that float32 holds in column 'area'"),
+        ("series,area\nnorth,1\nmiddle,1\n", "expected a row for each of north, middle, south, got none for south"),
+        ("series\nnorth\nmiddle\nsouth\n", "static.csv:1: expected columns of numbers behind the names"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_static(path, names)
+    with pytest.raises(ValueError, match="static_csv: expected a file, found none at"):
+        read_static(tmp_path / "none.csv", names)

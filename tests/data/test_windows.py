@@ -42,6 +42,10 @@ def test_series_apart_are_rows_and_come_together_again():
             np.testing.assert_array_equal(alone.future_covariates[at], window.future_covariates[row])
             np.testing.assert_array_equal(alone.static[at], np.eye(C)[series])
             np.testing.assert_array_equal(came.observed[at, :, 0], truth.observed[row, :, series])
+    known = np.arange(2 * C).reshape(C, 2)
+    described, _ = split_series(window, truth, known)
+    for at in range(3 * C):
+        np.testing.assert_array_equal(described.static[at], [*np.eye(C)[at % C], *known[at % C]])
     np.testing.assert_array_equal(merge_series(came.future, C), truth.future)
     several = np.stack([came.future, 2 * came.future])
     np.testing.assert_array_equal(merge_series(several, C), np.stack([truth.future, 2 * truth.future]))

@@ -106,6 +106,19 @@ def test_the_other_models(tmp_path, flags):
     assert np.isfinite(list(metrics.values())).all()
 
 
+def test_what_is_known_of_each_series_is_read(tmp_path):
+    static = tmp_path / "static.csv"
+    static.write_text("series,area\nnorth,1\nmiddle,2\nsouth,4\nhour,0\n")
+    path = own_csv(tmp_path / "own.csv", 9)
+    flags = ["--csv", path, "--static-csv", static]
+    with pytest.raises(SystemExit, match="static_csv: expected it with --series each, got it with joint"):
+        call(*SMALL, "--runs-dir", tmp_path, *flags)
+    call(*SMALL, "--runs-dir", tmp_path, *flags, "--series", "each")
+    static.unlink()  # the run has what it needs
+    call("predict", path, "--runs-dir", tmp_path)
+    assert (tmp_path / "forecasting/default/forecast_0.csv").exists()
+
+
 def test_what_is_known_ahead_is_read_beyond_the_targets(tmp_path):
     path = own_csv(tmp_path / "own.csv", 9)
     known = ["--csv", path, "--known-covariates", "hour", "--distribution", "quantiles"]
