@@ -1,6 +1,7 @@
 """Settings of the whole test run: eight virtual CPU devices, Keras on JAX, float64 on request, what may be skipped."""
 
 import os
+import tempfile
 
 # Before the first import of jax or keras; both read them once.
 # A quarter of the suite's time is compiling; nothing here runs long enough for optimised code to pay.
@@ -8,6 +9,12 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
 ).strip()
 os.environ["KERAS_BACKEND"] = "jax"
+# What one worker, or a process that a test starts, has compiled the others need not: they inherit the folder of the first.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="s2s_jax-compiled-")  # kept for as long as the run
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
 import jax

@@ -1,6 +1,5 @@
 """Series of numbers at even steps of time, from csv files: what is wrong is found and told by line."""
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from s2s_jax.data.calendar import Step, dates_from, places, step_of
-from s2s_jax.data.datasets.text_files import read_lines
+from s2s_jax.data.datasets.text_files import comma_separated
 
 _DATE = re.compile(r"\d{4}(-\d\d(-\d\d([ T]\d\d(:\d\d(:\d\d)?)?)?)?)?")
 _MISSING = {"", "na", "nan", "null", "none", "?"}
@@ -127,20 +126,16 @@ def read_series(
 
 def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and each row with its line; empty lines are left out, as a file may end with some."""
-    reader = csv.reader(f"{line}\n" for line in read_lines(path))
-    rows = []
-    try:
-        header = [column.strip() for column in next(reader, [])]
-        if not header or len(set(header)) != len(header) or not all(header):
-            raise ValueError(f"{path}:1: expected a header of different names, got {header}")
-        for row in reader:
-            if row and len(row) != len(header):
-                raise ValueError(f"{path}:{reader.line_num}: expected {len(header)} columns, got {len(row)}")
-            if row:
-                rows.append((reader.line_num, row))
-    except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: {error}") from error
-    return header, rows
+    rows = comma_separated(path)
+    header = [column.strip() for column in next(rows, (1, []))[1]]
+    if not header or len(set(header)) != len(header) or not all(header):
+        raise ValueError(f"{path}:1: expected a header of different names, got {header}")
+    kept = []
+    for line, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{path}:{line}: expected {len(header)} columns, got {len(row)}")
+        kept.append((line, row))
+    return header, kept
 
 
 def _number(text: str) -> float | None:

@@ -1,6 +1,5 @@
 """Five plain formats of a folder, each checked as it is read: nothing is skipped, and faults are named by file and line."""
 
-import csv
 import decimal
 import itertools
 import re
@@ -12,7 +11,16 @@ import numpy as np
 
 from s2s_jax.data.datasets.media import Medium, check_media, media_beside, member, opened
 from s2s_jax.data.datasets.report import Duplicates, Report
-from s2s_jax.data.datasets.text_files import Kind, decoded_lines, kind_of, number_of, read_lines, read_rows, value_of
+from s2s_jax.data.datasets.text_files import (
+    Kind,
+    comma_separated,
+    decoded_lines,
+    kind_of,
+    number_of,
+    read_lines,
+    read_rows,
+    value_of,
+)
 from s2s_jax.data.images import load_mnist, read_idx
 
 Example = dict[str, Any]
@@ -251,31 +259,27 @@ def _read_series(folder: Path, name: str) -> Contents:
 
     def examples(split: str) -> Iterator[Example]:
         path = paths[split]
-        rows = csv.reader(f"{line}\n" for line in read_lines(path))
+        rows = comma_separated(path)
         before = None
-        try:
-            header = next(rows, [])
-            if len(header) < 2 or len(set(header)) != len(header):
-                raise ValueError(f"{path}:1: expected the names of a date column and of columns of numbers, got {header}")
-            report.columns[split] = header[1:]
-            for row in rows:
-                where = f"{path}:{rows.line_num}"
-                if len(row) != len(header):
-                    raise ValueError(f"{where}: expected {len(header)} columns, got {len(row)}")
-                date = _date(row[0], where)
-                if before is not None and not date > before:
-                    raise ValueError(f"{where}: expected a date after {before}, got {row[0]}")
-                before = date
-                numbers = [number_of(text, float, column, where) for text, column in zip(row[1:], header[1:], strict=True)]
-                values = np.array(numbers, np.float32)
-                for text, value, column in zip(row[1:], values.tolist(), header[1:], strict=True):
-                    # Up to 2^24 float32 holds every integer.
-                    if abs(value) >= 2**24 and _INTEGER.fullmatch(text) and decimal.Decimal(text) != decimal.Decimal(value):
-                        place = f"{path.name}:{rows.line_num} {column!r}"
-                        report.found("numbers that float32 rounds to another integer", place)
-                yield {"date": row[0], "values": values}
-        except csv.Error as error:
-            raise ValueError(f"{path}:{rows.line_num}: {error}") from error
+        _, header = next(rows, (1, []))
+        if len(header) < 2 or len(set(header)) != len(header):
+            raise ValueError(f"{path}:1: expected the names of a date column and of columns of numbers, got {header}")
+        report.columns[split] = header[1:]
+        for line, row in rows:
+            where = f"{path}:{line}"
+            if len(row) != len(header):
+                raise ValueError(f"{where}: expected {len(header)} columns, got {len(row)}")
+            date = _date(row[0], where)
+            if before is not None and not date > before:
+                raise ValueError(f"{where}: expected a date after {before}, got {row[0]}")
+            before = date
+            numbers = [number_of(text, float, column, where) for text, column in zip(row[1:], header[1:], strict=True)]
+            values = np.array(numbers, np.float32)
+            for text, value, column in zip(row[1:], values.tolist(), header[1:], strict=True):
+                # Up to 2^24 float32 holds every integer.
+                if abs(value) >= 2**24 and _INTEGER.fullmatch(text) and decimal.Decimal(text) != decimal.Decimal(value):
+                    report.found("numbers that float32 rounds to another integer", f"{path.name}:{line} {column!r}")
+            yield {"date": row[0], "values": values}
 
     # TFDS writes all numbers with a fraction as float32, so that float64 here would promise too much.
     return Contents({"date": "text", "values": "floats"}, _per_split(examples, paths), report)

@@ -109,10 +109,8 @@ def read_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[s
     Raises:
       ValueError: no row, a row of another number of columns, or a header without the required names.
     """
-    read = (
-        _comma_separated if path.name.removesuffix(path.suffix if path.suffix in _OPENERS else "").endswith(".csv") else _tabs
-    )
-    rows = read(path)
+    plain = path.with_suffix("") if path.suffix in _OPENERS else path
+    rows = comma_separated(path) if plain.suffix == ".csv" else _tab_separated(path)
     _, header = next(rows, (1, [""]))
     if not set(required) <= set(header) or len(set(header)) != len(header) or not all(header):
         raise ValueError(f"{path}:1: expected a header of different names, {', '.join(required)} among them, got {header}")
@@ -126,16 +124,21 @@ def read_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[s
         raise ValueError(f"{path}: expected lines after the header, found none")
 
 
-def _tabs(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
     for line, text in enumerate(read_lines(path), start=1):
         yield line, text.split("\t")
 
 
-def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+def comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a comma-separated file, the header too, each with the number of its last line; empty lines are none.
+
+    Raises:
+      ValueError: quotes that make no sense, by file and line.
+    """
     rows = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
     try:
         for row in rows:
-            if row:  # an empty line is none
+            if row:
                 yield rows.line_num, row
     except csv.Error as error:
         raise ValueError(f"{path}:{rows.line_num}: {error}") from error
