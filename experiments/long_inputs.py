@@ -172,7 +172,7 @@ def train(run: Run[Config]) -> None:
     grouped(tokenizers, test_of(config))  # an error now, and not after the training
     if run.writes:
         tokenizers.save(run.folder)
-    batches = PairBatches(config, tokenizers, training)
+    batches = PairBatches(config, tokenizers, training, config.seed)
     validated = batches.in_order(validation)
     models, trained = {}, []
     for name, width in widths(config, tokenizers).items():
@@ -343,7 +343,7 @@ def evaluate(run: Run[Config]) -> None:
     training = load_split(run.config, "train", run.config.data_dir)
     run.trained_on(training.name, run.config.origin, training.fingerprint)
     models, tokenizers = load(run)
-    report(run, models, tokenizers, PairBatches(run.config, tokenizers, training))
+    report(run, models, tokenizers, PairBatches(run.config, tokenizers, training, run.config.seed))
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

@@ -7,11 +7,12 @@
 
 `--model`: `cnn_small` and `cnn_large`, the character CNN of Zhang et al.; `vdcnn9`, `vdcnn17` and `vdcnn29`, the very deep one
 of Conneau et al. (`--shortcuts`); `recurrent`, an LSTM or GRU over all symbols; `cnn_recurrent`, convolutions and pooling below
-it. As published Zhang et al. read 70 characters: `--symbols characters --vocabulary-size 74 --lowercase`.
+it. Zhang et al. read 70 characters; `--symbols characters --vocabulary-size 74 --lowercase` reads the 70 most frequent ones.
 
-Of a text longer than `--max-length` its last symbols are read. Accuracy: share of all texts of the split whose most probable
-class is right. `predict` tells by how much the log probability of the class falls where parts of the text are hidden, in words
-and as a picture.
+Of a text longer than `--max-length` its last symbols are read. Where there is no validation split, 1,000 training texts, a
+tenth at most, are for that. Accuracy: share of all texts of the split whose most probable class is right. `predict` tells by
+how much the log probability of the class falls where parts of the text are hidden, in words and, of the first ten texts, as a
+picture.
 """
 
 import dataclasses
@@ -40,19 +41,29 @@ from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
-_CONNEAU = "arXiv 1606.01781, table 5"
-PUBLISHED = {
-    "imdb": [
-        {"metric": "accuracy", "value": 0.6427, "how": "Transformer, bytes", "source": "Long Range Arena, arXiv 2011.04006"},
-        {"metric": "accuracy", "value": 0.8682, "how": "S4, bytes", "source": "arXiv 2111.00396"},
+# By data set and network (None: any): accuracy, how, and where it stands.
+PUBLISHED: dict[tuple[str, str | None], list[tuple[float, str, str]]] = {
+    ("imdb", None): [
+        (0.6427, "Transformer, bytes", "Long Range Arena, arXiv 2011.04006"),
+        (0.8682, "S4, bytes", "arXiv 2111.00396"),
     ],
-    "ag_news_subset": [
-        {"metric": "accuracy", "value": 0.902, "how": "very deep CNN, 9 layers", "source": _CONNEAU},
-        {"metric": "accuracy", "value": 0.906, "how": "very deep CNN, 17 layers", "source": _CONNEAU},
-        {"metric": "accuracy", "value": 0.913, "how": "very deep CNN, 29 layers", "source": _CONNEAU},
-        {"metric": "accuracy", "value": 0.905, "how": "character CNN", "source": "arXiv 1509.01626"},
-    ],
+    ("ag_news_subset", "cnn_large"): [(0.905, "character CNN, the best of its table", "arXiv 1509.01626")],
+    ("ag_news_subset", "vdcnn9"): [(0.902, "9 layers", "arXiv 1606.01781")],
+    ("ag_news_subset", "vdcnn17"): [(0.906, "17 layers", "arXiv 1606.01781")],
+    ("ag_news_subset", "vdcnn29"): [(0.913, "29 layers, the best of its table", "arXiv 1606.01781")],
 }
+DRAWN = 10  # texts that `predict` draws
+RECURRENT = ("recurrent", "cnn_recurrent")
+# Which networks take which flags; the others take none of them.
+TAKEN_BY = {
+    "shortcuts": ("vdcnn9", "vdcnn17", "vdcnn29"),
+    "embedding_features": ("vdcnn9", "vdcnn17", "vdcnn29", *RECURRENT),
+    "features": ("cnn_small", "cnn_large", "vdcnn9", "vdcnn17", "vdcnn29", "cnn_recurrent"),
+    **dict.fromkeys(("cell", "num_layers", "bidirectional", "pooling"), RECURRENT),
+}
+# What stands for a 0 of features and hidden features, and for no dropout, as published where it is.
+SIZES = {"cnn_small": (256, 1024), "cnn_large": (1024, 2048), "recurrent": (0, 128), "cnn_recurrent": (128, 128)}
+DROPOUT = {"cnn_small": 0.5, "cnn_large": 0.5, "recurrent": 0.2, "cnn_recurrent": 0.2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,17 +90,20 @@ class Config(TextFlags, TrainingConfig):
     cell: Literal["rnn", "lstm", "gru"] = "lstm"
     """Recurrent cell."""
     embedding_features: int = 16
-    """Width of the embedded symbols; the character CNN reads them one-hot."""
-    features: int = 128
-    """Convolutions below recurrence: width of each."""
-    hidden_features: int = 128
-    """Width of the state, of each direction."""
+    """Width of the embedded symbols."""
+    features: int = 0
+    """Width of the convolutions, of a very deep network of its first; 0 for the published one, or 128."""
+    hidden_features: int = 0
+    """Width of the state, of each direction, or of the dense layers; 0 for the published one, or 128."""
     num_layers: int = 1
     """Recurrent layers."""
+    bidirectional: bool = True
+    """Read in both directions."""
     pooling: Literal["last", "mean", "max"] = "mean"
     """What is taken of the recurrent outputs."""
-    dropout: float = 0.2
-    """Recurrent: on what is embedded, between layers and on what is pooled; convolutions alone: between dense layers."""
+    dropout: float | None = None
+    """Recurrent: on what is embedded, between layers and on what is pooled; convolutions alone: between dense layers. If not
+    given 0.2, or as published: 0.5 of the character CNN, none of the very deep one."""
     batch_size: int = 32
     """Texts in a step."""
     shapes: int = 6
@@ -98,38 +112,50 @@ class Config(TextFlags, TrainingConfig):
     evaluate_every: int = 100
     goal: str | None = "max:accuracy"
 
-    may_be_zero: ClassVar[tuple[str, ...]] = (*TrainingConfig.may_be_zero, "vocabulary_size")
+    may_be_zero: ClassVar[tuple[str, ...]] = (
+        *TrainingConfig.may_be_zero,
+        *("vocabulary_size", "features", "hidden_features"),
+    )
     places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, *PATHS)
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Scored,)}
     fractions: ClassVar[tuple[str, ...]] = ("accuracy",)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, models in TAKEN_BY.items():
+            if getattr(self, name) != getattr(type(self), name) and self.model not in models:
+                raise ValueError(f"{name}: expected it with {', '.join(models)}, got it with {self.model}")
+        if self.vocabulary_size and self.symbols != "characters":
+            raise ValueError(f"vocabulary_size: expected it with --symbols characters, got it with {self.symbols}")
+        if 0 < self.vocabulary_size < UNKNOWN + 2:
+            raise ValueError(f"vocabulary_size: expected at least {UNKNOWN + 2}, got {self.vocabulary_size}")
+
 
 def build_tokenizer(config: Config, texts: Sequence[str]) -> Tokenizer:
     options: dict[str, Any] = {"lowercase": config.lowercase}
-    if config.symbols == "characters" and config.vocabulary_size:
+    if config.vocabulary_size:
         options["size"] = config.vocabulary_size
-    elif config.vocabulary_size:
-        raise ValueError(f"vocabulary_size: expected it with --symbols characters, got {config.vocabulary_size} with bytes")
     return fit_tokenizer(config.symbols, texts, **options)
 
 
 def build_model(config: Config, vocabulary_size: int, classes: int) -> Any:
-    sizes, rngs = (vocabulary_size, classes), nnx.Rngs(config.seed)
-    if config.shortcuts and not config.model.startswith("vdcnn"):
-        raise ValueError(f"shortcuts: expected them with a vdcnn, got them with {config.model}")
-    common: dict[str, Any] = {"dropout": config.dropout, "rngs": rngs}
-    if config.model == "cnn_small":
-        return CharacterCNN(*sizes, max_length=config.max_length, **common)
-    if config.model == "cnn_large":
-        return CharacterCNN(*sizes, features=1024, hidden_features=2048, stddev=0.02, max_length=config.max_length, **common)
-    common["embedding_features"] = config.embedding_features
-    if config.model.startswith("vdcnn"):
-        return VeryDeepCNN(*sizes, depth=int(config.model.removeprefix("vdcnn")), shortcuts=config.shortcuts, **common)
-    common |= {"cell": cells.PLAIN[config.cell], "hidden_features": config.hidden_features, "num_layers": config.num_layers}
-    common["pooling"] = config.pooling
-    if config.model == "recurrent":
-        return TextClassifier(*sizes, **common)
-    return CharacterCRNN(*sizes, stages=[SequenceStage(config.features, size) for size in (5, 5, 3)], **common)
+    name = config.model
+    own = SIZES.get(name, (64, 2048))
+    features, hidden = config.features or own[0], config.hidden_features or own[1]
+    dropout = DROPOUT.get(name, 0.0) if config.dropout is None else config.dropout
+    options: dict[str, Any] = {"hidden_features": hidden, "dropout": dropout, "rngs": nnx.Rngs(config.seed)}
+    if name in ("cnn_small", "cnn_large"):
+        options |= {"features": features, "stddev": 0.05 if name == "cnn_small" else 0.02, "max_length": config.max_length}
+        return CharacterCNN(vocabulary_size, classes, **options)
+    options["embedding_features"] = config.embedding_features
+    if name.startswith("vdcnn"):
+        options |= {"width": features, "depth": int(name.removeprefix("vdcnn")), "shortcuts": config.shortcuts}
+        return VeryDeepCNN(vocabulary_size, classes, **options)
+    options |= {field: getattr(config, field) for field in ("num_layers", "bidirectional", "pooling")}
+    options["cell"] = cells.PLAIN[config.cell]
+    if name == "recurrent":
+        return TextClassifier(vocabulary_size, classes, **options)
+    return CharacterCRNN(vocabulary_size, classes, stages=[SequenceStage(features, size) for size in (5, 5, 3)], **options)
 
 
 def class_logits(model: Any, batch: Mapping[str, Any], *, training: bool = False, key: jax.Array | None = None) -> jax.Array:
@@ -163,6 +189,7 @@ def train(run: Run[Config]) -> None:
     encoded = encode(config, texts, tokenizer)
     for split, of_split in encoded.items():
         run.say(f"{split}: {of_split.describe()}")
+    model = build_model(config, len(tokenizer), len(texts.classes))
     if run.writes:
         tokenizer.save(run.folder / "tokenizer.json")
         (run.folder / "classes.json").write_text(json.dumps(texts.classes, ensure_ascii=False), encoding="utf-8")
@@ -170,7 +197,7 @@ def train(run: Run[Config]) -> None:
     measure_over, validated = make_measure(measure), batches.in_order(encoded["validation"])
     trained = train_by_recipe(
         run,
-        build_model(config, len(tokenizer), len(texts.classes)),
+        model,
         loss,
         batches.shuffled(config.seed),
         lambda model: measure_over(model, validated),
@@ -200,11 +227,13 @@ def report(
     result = run.finish(
         split=f"{splits[-1]}, all {len(encoded[splits[-1]])}",
         metrics=metrics,
-        published=PUBLISHED.get(config.dataset, []),
+        published=published(config),
         examples_per_step=len(encoded["train"]) / plan.steps_per_epoch,
         reads_test="test" in splits,
         parameters=count_parameters(model),
         details={
+            "classes": texts.classes,
+            "texts": texts.report.examples,
             "padding": round(usage.padding, 4),
             "batch_shapes": len(usage.shapes),
             "cut": {split: of_split.cut for split, of_split in encoded.items()},
@@ -219,16 +248,23 @@ def report(
     run.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {run.folder}.")
 
 
+def published(config: Config) -> list[dict[str, Any]]:
+    rows = [row for name in (config.model, None) for row in PUBLISHED.get((config.dataset, name), [])]
+    return [{"metric": "accuracy", "value": value, "how": how, "source": source} for value, how, source in rows]
+
+
 def compare(run: Run[Config]) -> None:
-    """A table of all finished runs on the same data that stand beside this one."""
+    """A table of all finished runs on the same training texts that stand beside this one."""
     here = json.loads((run.folder / "result.json").read_text())
-    run.say(f"\n{'run':<24}{'model':<15}{'symbols':>16}{'parameters':>12}{'steps':>8}{'seconds':>9}  test accuracy")
+    run.say(f"\n{'run':<24}{'model':<26}{'read':>16}{'parameters':>12}{'seed':>6}{'steps':>8}{'seconds':>9}  test accuracy")
     for path in sorted(run.folder.parent.glob("*/result.json")):
         result = json.loads(path.read_text())
         if any(here.get(name) != result.get(name) for name in ("dataset", "fingerprint")):
             continue
-        config, read = result["config"], f"{result['config']['max_length']} {result['config']['symbols']}"
-        told = f"{path.parent.name:<24}{config['model']:<15}{read:>16}{result['parameters']:>12,}"
+        config = result["config"]
+        kind = config["cell"] if config["model"] in RECURRENT else "shortcuts" if config["shortcuts"] else ""
+        model, read = ", ".join(filter(None, (config["model"], kind))), f"{config['max_length']} {config['symbols']}"
+        told = f"{path.parent.name:<24}{model:<26}{read:>16}{result['parameters']:>12,}{result['seed']:>6}"
         run.say(f"{told}{result['steps']:>8}{result['seconds']:>9.0f}  {result['metrics']['accuracy']:.4f}")
 
 
@@ -255,25 +291,35 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         raise ValueError('expected at least one text, like "What a dull film.", or a file of them')
     config = run.config
     model, tokenizer, classes = load(run)
-    logits = jax.jit(lambda tokens, lengths: class_logits(model, {"tokens": tokens, "tokens_lengths": lengths}))
     blank = int(tokenizer.encode(" ")[0])
+
+    @jax.jit
+    def logits(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        return class_logits(model, {"tokens": tokens[:, : config.max_length], "tokens_lengths": lengths})
+
     for number, text in enumerate(texts_named(inputs)):
-        tokens = tokenizer.encode(text)[-config.max_length :]
-        shares = jax.nn.softmax(logits(tokens[None], np.array([len(tokens)], np.int32)))[0]
-        said = int(np.argmax(shares))
-        print(f"{classes[said]} ({shares[said]:.1%}): {text}")
+        whole = tokenizer.encode(text)
+        tokens = whole[-config.max_length :]
+        found = occlusion(logits, tokens, blank=blank)
+        said = int(np.argmax(found.log_probabilities))
+        answer = f"{classes[said]} ({np.exp(found.log_probabilities[said]):.1%})"
+        print(f"{answer}: {text}")
+        if len(whole) > len(tokens):
+            print(f"  only the last {len(tokens)} of its {len(whole)} symbols are read")
+        if config.symbols == "characters" and (unknown := int((tokens == UNKNOWN).sum())):
+            print(f"  {unknown} of its symbols are unknown")
         if not len(tokens):
             continue
-        worth = occlusion(logits, tokens, blank=blank)[:, said]
-        shown = [(symbol, float(worth[start:end].sum())) for symbol, start, end in characters_of(tokenizer, tokens.tolist())]
+        shown = [
+            (symbol, float(found.worth[start:end, said].sum()))
+            for symbol, start, end in characters_of(tokenizer, tokens.tolist())
+        ]
         words = sorted(by_words(shown), key=lambda word: -abs(word[1]))[:6]
         print("  most of it: " + ", ".join(f"{word} {value:+.2f}" for word, value in words))
-        figure = plots.marked_text(
-            *zip(*shown, strict=True),
-            title=f"{classes[said]} ({shares[said]:.1%})",
-            label=f"nats for {classes[said]}",
-        )
-        print(f"  drawn in {run.figure(f'read_{number}', figure)}")
+        if number < DRAWN:
+            label = f"nats for {classes[said]}"
+            figure = plots.marked_text(*zip(*shown, strict=True), title=answer, label=label)
+            print(f"  drawn in {run.figure(f'read_{number}', figure)}")
 
 
 def by_words(shown: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:

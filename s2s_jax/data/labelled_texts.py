@@ -47,6 +47,8 @@ class TextFlags(TextPaths):
     """Column of the classes."""
     text_columns: tuple[str, ...] = ("text",)
     """Columns of the texts, put together with a space between them; of ag_news_subset title and description."""
+    header: tuple[str, ...] = ()
+    """Names of all columns, for files that do not begin with them."""
 
     def __post_init__(self) -> None:
         given = [name for name in PATHS if getattr(self, name) is not None]
@@ -56,6 +58,8 @@ class TextFlags(TextPaths):
             raise ValueError(f"{given[0]}: expected --dataset files with it, got --dataset {self.dataset}")
         if self.dataset == "files" and not (self.train_file and self.test_file):
             raise ValueError("train_file, test_file: expected both with --dataset files")
+        if self.header and self.dataset != "files":
+            raise ValueError(f"header: expected it with files, got it with --dataset {self.dataset}")
         if not self.text_columns:
             raise ValueError("text_columns: expected at least one, got none")
         getattr(super(), "__post_init__", lambda: None)()  # of the other flags of an experiment
@@ -72,7 +76,7 @@ class TextSplits(NamedTuple):
       name: of the data.
       classes: names, of the labels 0 to C - 1.
       splits: by name, "train", "validation" and "test".
-      fingerprint: of real data.
+      fingerprint: of the training texts, if they are real.
       report: what is worth knowing of them.
     """
 
@@ -92,46 +96,50 @@ def load_texts(flags: TextFlags, data_dir: str | Path | None = None) -> TextSpli
     """
     if flags.dataset == "reviews":
         made = {split: made_up_reviews(count, seed) for split, (count, seed) in _MADE_UP.items()}
-        return TextSplits("made-up-reviews", _CLASSES["reviews"], made, None, _report(made))
+        return TextSplits("made-up-reviews", _CLASSES["reviews"], made, None, Report(_counts(made)))
     if flags.dataset == "files":
         return _of_files(flags)
     return _of_data_set(flags, data_dir)
 
 
 def _of_data_set(flags: TextFlags, data_dir: str | Path | None) -> TextSplits:
-    name = flags.dataset
-    sources = {"train": datasets.load(name, "train", data_dir=data_dir)}
-    first = sources["train"]
+    name, columns = flags.dataset, flags.text_columns
+    first = datasets.load(name, "train", data_dir=data_dir)
     if not isinstance(first, datasets.Source):
         raise ValueError(f"dataset: expected texts, got the saved arrays of {name}")
-    named = next((split for split in ("validation", "val", "dev", "valid") if split in first.splits), None)
-    sources |= {"test": datasets.load(name, "test", data_dir=data_dir)}
-    sources |= {} if named is None else {"validation": datasets.load(name, named, data_dir=data_dir)}
-    columns = flags.text_columns
-    if len(first) and not {flags.label_column, *columns} <= set(first[0]):
-        expected = f"columns of {name}, which has {sorted(first[0])}"
-        raise ValueError(f"label_column, text_columns: expected {expected}, got {flags.label_column} and {', '.join(columns)}")
-    rows = {
-        split: [
-            (str(example[flags.label_column]), " ".join(example[column] for column in columns))
-            for example in map(source.__getitem__, range(len(source)))
-        ]
-        for split, source in sources.items()
-    }
-    known = first.classes.get(flags.label_column) or _CLASSES.get(name)
+    named = {"train": "train", "test": "test"}
+    validation = [split for split in ("validation", "val", "valid", "dev") if split in first.splits]
+    named |= dict(zip(["validation"], validation, strict=False))
+    rows: dict[str, list[tuple[str, str]]] = {}
     report = Report(findings=dict(first.report.findings))
+    for split, theirs in named.items():
+        source = first if split == "train" else datasets.load(name, theirs, data_dir=data_dir)
+        rows[split] = []
+        for number in range(len(source)):
+            example = source[number]
+            if not {flags.label_column, *columns} <= set(example):
+                expected = f"columns of {name}, which has {', '.join(sorted(example))}"
+                raise ValueError(
+                    f"label_column, text_columns: expected {expected}, got {flags.label_column}, {', '.join(columns)}"
+                )
+            if other := [column for column in columns if not isinstance(example[column], str)]:
+                raise ValueError(f"text_columns: expected columns of texts, got {', '.join(other)}")
+            rows[split].append((str(example[flags.label_column]), " ".join(example[column] for column in columns)))
+    known = first.classes.get(flags.label_column) or _CLASSES.get(name)
     return _split(name, rows, known, first.fingerprint, report)
 
 
 def _of_files(flags: TextFlags) -> TextSplits:
-    paths = {split: getattr(flags, f"{split}_file") for split in ("train", "validation", "test")}
-    report, rows, digest = Report(), {}, hashlib.sha256()
+    report, rows = Report(), {}
     twice = Duplicates(report, "the same text in two splits")
-    for split, path in paths.items():
+    for split in ("train", "validation", "test"):
+        path = getattr(flags, f"{split}_file")
         if path is None:
             continue
+        if not path.is_file():
+            raise FileNotFoundError(f"{split}_file: expected a file, found none at {path.absolute()}")
         rows[split] = []
-        for line, row in read_rows(path, (flags.label_column, *flags.text_columns)):
+        for line, row in read_rows(path, (flags.label_column, *flags.text_columns), flags.header):
             label, text = row[flags.label_column].strip(), " ".join(row[column] for column in flags.text_columns)
             if not label:
                 raise ValueError(f"{path}:{line}: expected a class in column {flags.label_column!r}, got none")
@@ -139,15 +147,23 @@ def _of_files(flags: TextFlags) -> TextSplits:
                 report.found("rows without a text", f"{path.name}:{line}")
             twice.add(text.encode(), split, f"{path.name}:{line}")
             rows[split].append((label, text))
-        digest.update(path.read_bytes())
-    return _split(flags.train_file.stem if flags.train_file else "files", rows, None, digest.hexdigest()[:16], report)
+    assert flags.train_file is not None
+    return _split(flags.train_file.name.split(".")[0], rows, None, fingerprint(rows["train"]), report)
+
+
+def fingerprint(rows: Sequence[tuple[str, str]]) -> str:
+    """Hexadecimal, of classes and texts."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update("\0".join((*row, "")).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
 
 
 def _split(
     name: str,
     rows: dict[str, list[tuple[str, str]]],
     known: Sequence[str] | None,
-    fingerprint: str,
+    of_training: str,
     report: Report,
 ) -> TextSplits:
     """Classes as numbers, in the order of their numbers where all are numbers, and else of their names."""
@@ -163,26 +179,38 @@ def _split(
         for split, of_split in rows.items()
     }
     if "validation" not in splits:
-        splits["train"], splits["validation"] = held_out(splits["train"])
+        splits["train"], splits["validation"] = held_out(splits["train"], report)
     classes = tuple(known) if known is not None and len(known) == len(ordered) else tuple(ordered)
-    report.examples = {split: len(of_split.texts) for split, of_split in splits.items()}
-    return TextSplits(name, classes, splits, fingerprint, report)
+    report.examples = _counts(splits)
+    return TextSplits(name, classes, splits, of_training, report)
 
 
-def _report(splits: dict[str, LabelledTexts]) -> Report:
-    return Report({split: len(of_split.texts) for split, of_split in splits.items()})
+def _counts(splits: dict[str, LabelledTexts]) -> dict[str, int]:
+    return {split: len(of_split.texts) for split, of_split in splits.items()}
 
 
-def held_out(texts: LabelledTexts) -> tuple[LabelledTexts, LabelledTexts]:
-    """Training texts without those for validation, and these, drawn by a fixed seed: `VALIDATION`, or a tenth of all."""
+def held_out(texts: LabelledTexts, report: Report) -> tuple[LabelledTexts, LabelledTexts]:
+    """Training texts without those for validation, and these, drawn by a fixed seed: `VALIDATION`, or a tenth of all.
+
+    A text that stands in both is left out of training, and reported by its number.
+
+    Raises:
+      ValueError: fewer than ten texts.
+    """
     count = len(texts.texts)
+    if count < 10:
+        raise ValueError(f"validation_file: expected one with fewer than 10 training texts, got {count} and none")
     order = np.random.default_rng(0).permutation(count)
     cut = min(VALIDATION, count // 10)
+    drawn = {texts.texts[place] for place in order[:cut]}
+    kept = [place for place in np.sort(order[cut:]) if texts.texts[place] not in drawn]
+    for place in sorted(set(order[cut:].tolist()) - set(kept)):
+        report.found("training texts left out, as they validate", f"number {place}")
 
-    def at(chosen: np.ndarray) -> LabelledTexts:
+    def at(chosen: Sequence[int]) -> LabelledTexts:
         return LabelledTexts([texts.texts[place] for place in chosen], texts.labels[chosen])
 
-    return at(np.sort(order[cut:])), at(np.sort(order[:cut]))
+    return at(kept), at(np.sort(order[:cut]).tolist())
 
 
 class EncodedTexts:
@@ -195,6 +223,8 @@ class EncodedTexts:
     """
 
     def __init__(self, texts: LabelledTexts, tokenizer: Tokenizer, max_length: int, unknown: int | None = None):
+        if max_length < 1:
+            raise ValueError(f"max_length: expected a positive number, got {max_length}")
         encoded = [tokenizer.encode(text) for text in texts.texts]
         self._max_length = max_length
         self.cut = sum(len(tokens) > max_length for tokens in encoded)

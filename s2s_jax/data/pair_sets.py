@@ -62,7 +62,7 @@ class PairFlags(PairPaths):
     vocabulary_size: int = 400
     """Sub-words or words, of each side or of both together."""
     subword_dropout: float = 0.0
-    """Rate at which merges of bpe are left out in training, so that texts are cut in many ways."""
+    """Rate at which merges of bpe are left out in training, so that texts are cut in many ways; 0.05 is much."""
     joint: bool = True
     """One vocabulary, and one embedding, for both sides."""
     lowercase: bool = False
@@ -78,6 +78,11 @@ class PairFlags(PairPaths):
             object.__setattr__(self, "dataset", "files")
         if given and self.dataset != "files":
             raise ValueError(f"{given[0]}: expected --dataset files with it, got --dataset {self.dataset}")
+        if self.subword_dropout and (self.symbols, self.method) != ("subwords", "bpe"):
+            expected = "it with --symbols subwords --method bpe"
+            raise ValueError(f"subword_dropout: expected {expected}, got it with {self.symbols} and {self.method}")
+        if not 0 <= self.subword_dropout <= 1:
+            raise ValueError(f"subword_dropout: expected 0 to 1, got {self.subword_dropout}")
         getattr(super(), "__post_init__", lambda: None)()  # of the other flags of an experiment
 
     @property
@@ -159,17 +164,13 @@ class PairBatches:
       training: the training split, encoded.
     """
 
-    def __init__(self, flags: PairFlags, tokenizers: Tokenizers, training: Pairs, seed: int = 0):
+    def __init__(self, flags: PairFlags, tokenizers: Tokenizers, training: Pairs, seed: int):
         self._flags, self._tokenizers = flags, tokenizers
         self.training = self._cut_in_many_ways(training, seed) if flags.subword_dropout else self._encoded(training)
         self._buckets = field_buckets(self.training.lengths, flags.shapes)
 
     def _cut_in_many_ways(self, pairs: Pairs, seed: int) -> EncodedPairs:
         both = [tokenizer for tokenizer in self._tokenizers if isinstance(tokenizer, Subwords)]
-        if len(both) < 2:
-            raise ValueError(f"subword_dropout: expected it with --symbols subwords, got it with {self._flags.symbols}")
-        if self._flags.method != "bpe":
-            raise ValueError(f"subword_dropout: expected it with --method bpe, got it with {self._flags.method}")
         sampled = Tokenizers(*(tokenizer.with_dropout(self._flags.subword_dropout, seed) for tokenizer in both))
         again = pairs._replace(sources=pairs.sources * WAYS, targets=pairs.targets * WAYS)
         return encode_pairs(again, sampled, source_end=True, target_end=True)

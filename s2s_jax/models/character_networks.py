@@ -14,7 +14,7 @@ from s2s_jax.layers.keys import check_rngs, split_key
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.layers.sequence_convolution import Frames, SequenceConvolution, frames_of, k_max_pool, max_pool_sequence
-from s2s_jax.masks import check_ids, length_mask
+from s2s_jax.masks import check_ids, check_lengths, length_mask, reverse_sequence
 from s2s_jax.models.classifier import check_classifier, pooled
 from s2s_jax.models.encoder import check_positive, embed
 from s2s_jax.types import Cell
@@ -28,9 +28,10 @@ VERY_DEEP = {9: (1, 1, 1, 1), 17: (2, 2, 2, 2), 29: (5, 5, 2, 2)}
 class CharacterCNN(nnx.Module):
     """Six convolutions and three dense layers over symbols one-hot (Zhang, Zhao & LeCun, arXiv 1509.01626, tables 1 and 2).
 
-    Where a text is shorter than `max_length`, zeros stand for what is missing, behind every layer: a text gives the same
-    whatever it is padded to. The published network takes the biases of what it computes of padding instead, and each of its
-    convolutions loses the positions at the edges, which leaves it 34 of 1,014 positions where this one has 38.
+    A text is read from its end, so that its last symbol is always the first. Where it is shorter than `max_length`, zeros stand
+    for what is missing, behind every layer: it gives the same whatever it is padded to. In the published network the biases
+    of what is computed of padding stand there; its convolutions lose the positions at the edges, which leaves it 34 of 1,014
+    positions where this one has 38; and a symbol that is none of its 70 is all zeros, where here every symbol has a place.
 
     Args:
       vocabulary_size, classes: V and the number of labels.
@@ -58,7 +59,8 @@ class CharacterCNN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_rngs(rngs)
-        check_positive(vocabulary_size=vocabulary_size, classes=classes, max_length=max_length, hidden_features=hidden_features)
+        check_positive(vocabulary_size=vocabulary_size, classes=classes, max_length=max_length)
+        check_positive(features=features, hidden_features=hidden_features)
         self.vocabulary_size, self.max_length = vocabulary_size, max_length
         self.convolutions = nnx.List([])
         self.places = max_length
@@ -84,15 +86,15 @@ class CharacterCNN(nnx.Module):
         Raises:
           ValueError: more than `max_length` positions, or concrete ids outside the vocabulary.
         """
-        _check_tokens(tokens, self.vocabulary_size, lengths)
+        lengths = _check_tokens(tokens, self.vocabulary_size, lengths)
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"tokens: expected at most max_length = {self.max_length} positions, got {tokens.shape[1]}")
-        dtype = self.convolutions[0].kernel[...].dtype
-        frames = frames_of(jax.nn.one_hot(tokens, self.vocabulary_size, dtype=dtype), lengths)
-        for convolution, (_, pool) in zip(self.convolutions, _CHARACTER_CNN, strict=True):
-            frames = max_pool_sequence(convolution(frames), pool)
+        first, *others = self.convolutions
+        frames = first.of_symbols(reverse_sequence(tokens, lengths), lengths)
+        for number, (_, pool) in enumerate(_CHARACTER_CNN):
+            frames = max_pool_sequence(others[number - 1](frames) if number else frames, pool)
         x = frames.features
-        x = jnp.pad(x, ((0, 0), (0, self.places - x.shape[1]), (0, 0))).reshape(len(x), -1)
+        x = jnp.pad(x, ((0, 0), (0, self.places - x.shape[1]), (0, 0)))
         return _dense(self.dense, self.dropout, x, key)
 
 
@@ -100,7 +102,7 @@ class VeryDeepCNN(nnx.Module):
     """Convolutions of 3 in 9, 17 or 29 layers, k-max pooling, dense layers (Conneau et al., arXiv 1606.01781, figure 1).
 
     Blocks of two convolutions with batch norm and ReLU; between those of 64, 128, 256 and 512 features max-pooling of 3 with
-    stride 2. Padding changes no output, but in training by batch norm's statistics, which count valid positions alone.
+    stride 2, of the paper's three ways to shrink. Padding changes no output: batch norm counts valid positions alone.
 
     Args:
       vocabulary_size, classes: V and the number of labels.
@@ -132,7 +134,8 @@ class VeryDeepCNN(nnx.Module):
         check_rngs(rngs)
         if depth not in VERY_DEEP:
             raise ValueError(f"depth: expected one of {sorted(VERY_DEEP)}, got {depth}")
-        check_positive(classes=classes, embedding_features=embedding_features, hidden_features=hidden_features, k=k)
+        check_positive(vocabulary_size=vocabulary_size, classes=classes, embedding_features=embedding_features)
+        check_positive(width=width, hidden_features=hidden_features, k=k)
         self.k = k
         self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs)
         self.first = SequenceConvolution(embedding_features, width, 3, rngs=rngs)
@@ -161,14 +164,13 @@ class VeryDeepCNN(nnx.Module):
         Raises:
           ValueError: concrete ids outside the vocabulary.
         """
-        _check_tokens(tokens, self.embedding.num_embeddings, lengths)
+        lengths = _check_tokens(tokens, self.embedding.num_embeddings, lengths)
         frames = self.first(frames_of(embed(self.embedding, tokens), lengths), relu=False)
         for number, stage in enumerate(self.stages):
             frames = max_pool_sequence(frames, 3, 2) if number else frames
             for block in stage:
                 frames = block(frames, training)
-        x = k_max_pool(frames, self.k)
-        return _dense(self.dense, self.dropout, x.reshape(len(x), -1), key)
+        return _dense(self.dense, self.dropout, k_max_pool(frames, self.k), key)
 
 
 class _Block(nnx.Module):
@@ -204,7 +206,10 @@ class SequenceStage(NamedTuple):
 
 
 class CharacterCRNN(nnx.Module):
-    """Convolutions and pooling, and a recurrent stack over what is left (Xiao & Cho, arXiv 1602.00367).
+    """Convolutions and pooling, and a recurrent stack over what is left, after Xiao & Cho (arXiv 1602.00367).
+
+    Theirs has no batch norm, and classifies the last states of both directions (`pooling="last"`) where this takes the mean
+    over time if nothing else is said.
 
     Args:
       vocabulary_size, classes: V and the number of labels.
@@ -239,6 +244,8 @@ class CharacterCRNN(nnx.Module):
         check_positive(vocabulary_size=vocabulary_size, embedding_features=embedding_features)
         if not stages:
             raise ValueError("stages: expected at least one, got none")
+        for stage in stages:
+            check_positive(**stage._asdict())
         self.pooling, self.pools = pooling, tuple(stage.pool for stage in stages)
         self.embedding = nnx.Embed(vocabulary_size, embedding_features, rngs=rngs)
         self.convolutions = nnx.List([])
@@ -271,7 +278,7 @@ class CharacterCRNN(nnx.Module):
         Raises:
           ValueError: concrete ids outside the vocabulary.
         """
-        _check_tokens(tokens, self.embedding.num_embeddings, lengths)
+        lengths = _check_tokens(tokens, self.embedding.num_embeddings, lengths)
         keys = split_key(key, 4)
         frames = frames_of(self.dropout(embed(self.embedding, tokens), key=keys[0]), lengths)
         for convolution, pool in zip(self.convolutions, self.pools, strict=True):
@@ -281,15 +288,19 @@ class CharacterCRNN(nnx.Module):
         return self.output(self.dropout(pooled(outputs, frames.lengths, self.pooling, self.recurrent), key=keys[3]))
 
 
-def _check_tokens(tokens: Array, vocabulary_size: int, lengths: Array | None) -> None:
+def _check_tokens(tokens: Array, vocabulary_size: int, lengths: Array | None) -> Array | None:
+    """The lengths, checked as the symbols are."""
     if tokens.ndim != 2:
         raise ValueError(f"tokens: expected [B, T], got {tokens.shape}")
-    mask = None if lengths is None else length_mask(jnp.asarray(lengths), tokens.shape[1])
-    check_ids(tokens, vocabulary_size, "tokens", mask)
+    lengths = None if lengths is None else check_lengths(lengths, tokens.shape[0], tokens.shape[1])
+    check_ids(tokens, vocabulary_size, "tokens", None if lengths is None else length_mask(lengths, tokens.shape[1]))
+    return lengths
 
 
-def _dense(layers: Sequence[nnx.Linear], dropout: Dropout, x: Float[Array, "B F"], key: Array | None) -> Float[Array, "B C"]:
+def _dense(layers: Sequence[nnx.Linear], dropout: Dropout, x: Float[Array, "B P F"], key: Array | None) -> Float[Array, "B C"]:
+    """Dense layers over all features of all places."""
     keys = split_key(key, len(layers))
+    x = x.reshape(len(x), x.shape[1] * x.shape[2])
     for number, layer in enumerate(layers):
         x = layer(dropout(jax.nn.relu(x), key=keys[number]) if number else x)
     return x

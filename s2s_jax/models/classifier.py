@@ -83,6 +83,7 @@ class TextClassifier(nnx.Module):
 
     Args:
       vocabulary_size, embedding_features, hidden_features, classes: V, E, H and the number of labels.
+      bidirectional: both directions, their outputs side by side; no language model has an encoder of that kind.
       pooling: "last", "mean" or "max"; see `SequenceClassifier`.
       rngs: key `params` draws the parameters.
       options: cell, num_layers, residual, dropout, input_dropout, recurrent_dropout: see `Encoder`; `dropout` also acts on
@@ -99,13 +100,15 @@ class TextClassifier(nnx.Module):
         *,
         embedding_features: int,
         hidden_features: int,
+        bidirectional: bool = False,
         pooling: str = "last",
         rngs: nnx.Rngs,
         **options: Unpack[StackOptions],
     ):
         check_classifier(classes, pooling)
         self.pooling = pooling
-        self.encoder = Encoder(vocabulary_size, embedding_features, hidden_features, rngs=rngs, **options)
+        sizes = (vocabulary_size, embedding_features, hidden_features)
+        self.encoder = Encoder(*sizes, bidirectional=bidirectional, merge="concat", rngs=rngs, **options)
         self.dropout = Dropout(options.get("dropout", 0.0))
         self.output = nnx.Linear(self.encoder.recurrent.out_features, classes, rngs=rngs)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from s2s_jax.data import labelled_texts
+from s2s_jax.data.datasets.report import Report
 from s2s_jax.data.labelled_texts import EncodedTexts, TextBatches, TextFlags, held_out, load_texts
 from s2s_jax.data.reviews import LabelledTexts
 from s2s_jax.data.tokenizers import fit_tokenizer
@@ -39,19 +40,25 @@ def test_files_of_ones_own(tmp_path, write, name):
     twice = found.report.findings["the same text in two splits"]
     assert twice["count"] == 2
     assert twice["first"][0] == f"{name}:2 and test.tsv:2"
-    other = load_texts(TextFlags(train_file=flags.test_file, test_file=flags.test_file))
-    assert other.fingerprint != found.fingerprint
+    assert found.fingerprint == labelled_texts.fingerprint(ROWS)  # of the training texts, whatever else there is
+    assert labelled_texts.fingerprint(ROWS[:3]) != found.fingerprint
 
 
 def test_several_columns_and_classes_that_are_numbers(tmp_path):
     rows = [(str(number), "title", f"more {number}") for number in (10, 9, 2)]
     path = tsv(tmp_path / "a.tsv", rows, ("kind", "title", "body"))
-    flags = {"train_file": path, "test_file": path, "label_column": "kind"}
+    flags = {"train_file": path, "validation_file": path, "test_file": path, "label_column": "kind"}
     found = load_texts(TextFlags(**flags, text_columns=("title", "body")))
     assert found.classes == ("2", "9", "10")
     assert found.splits["test"].texts[0] == "title more 10"
     with pytest.raises(ValueError, match=r"a.tsv:1: expected a header of different names, kind, text among them"):
         load_texts(TextFlags(**flags))
+    bare = tmp_path / "bare.csv"  # as Zhang et al. hand out theirs
+    bare.write_text("".join(f'"{label}","{title}","{body}"\n' for label, title, body in rows))
+    of_bare = {"train_file": bare, "validation_file": bare, "test_file": bare, "header": ("label", "title", "body")}
+    again = load_texts(TextFlags(**of_bare, text_columns=("title", "body")))
+    assert again.splits["train"].texts == found.splits["train"].texts
+    assert again.fingerprint == found.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -64,7 +71,8 @@ def test_several_columns_and_classes_that_are_numbers(tmp_path):
     ],
 )
 def test_what_is_wrong_is_named_by_file_and_line(tmp_path, rows, message):
-    flags = TextFlags(train_file=tsv(tmp_path / "train.tsv"), test_file=tsv(tmp_path / "test.tsv", rows))
+    train = tsv(tmp_path / "train.tsv", ROWS * 5)
+    flags = TextFlags(train_file=train, test_file=tsv(tmp_path / "test.tsv", rows))
     with pytest.raises(ValueError, match=message):
         load_texts(flags)
 
@@ -78,7 +86,9 @@ def test_a_quote_that_does_not_end_is_named(tmp_path):
 
 def test_texts_of_nothing_are_counted(tmp_path):
     path = tsv(tmp_path / "a.tsv", [*ROWS, ("art", " ")])
-    assert load_texts(TextFlags(train_file=path, test_file=path)).report.findings["rows without a text"] == {
+    assert load_texts(TextFlags(train_file=path, validation_file=tsv(tmp_path / "b.tsv"), test_file=path)).report.findings[
+        "rows without a text"
+    ] == {
         "count": 2,
         "first": ["a.tsv:6", "a.tsv:6"],
     }
@@ -92,6 +102,7 @@ def test_flags_that_do_not_fit(tmp_path):
         ),
         ({"train_file": tmp_path / "a.tsv"}, "train_file, test_file: expected both with --dataset files"),
         ({"text_columns": ()}, "text_columns: expected at least one, got none"),
+        ({"header": ("a",)}, "header: expected it with files, got it with --dataset reviews"),
     ):
         with pytest.raises(ValueError, match=message):
             TextFlags(**flags)
@@ -116,14 +127,28 @@ def test_a_folder_and_who_validates(tmp_path, monkeypatch):
     assert found.report.findings["the same text in two splits"]["count"] == 4
     tsv(folder / "val.tsv", [("1", "of its own")])
     assert load_texts(TextFlags(dataset="imdb"), tmp_path).splits["validation"].texts == ["of its own"]
-    with pytest.raises(ValueError, match=r"expected columns of imdb, which has \['label', 'text'\], got kind and text"):
+    with pytest.raises(ValueError, match=r"expected columns of imdb, which has label, text, got kind, text"):
         load_texts(TextFlags(dataset="imdb", label_column="kind"), tmp_path)
+    with pytest.raises(ValueError, match="text_columns: expected columns of texts, got label"):
+        load_texts(TextFlags(dataset="imdb", text_columns=("label",)), tmp_path)
+    with pytest.raises(FileNotFoundError, match="test_file: expected a file, found none at"):
+        load_texts(TextFlags(train_file=folder / "train.tsv", test_file=folder))
 
 
-def test_a_tenth_of_a_small_set_validates():
-    train, validation = held_out(LabelledTexts([str(n) for n in range(45)], np.arange(45, dtype=np.int32)))
-    assert (len(train.texts), len(validation.texts)) == (41, 4)
+def test_a_tenth_of_a_small_set_validates_and_no_text_of_it_is_trained_on():
+    report = Report()
+    train, validation = held_out(LabelledTexts([str(n) for n in range(45)], np.arange(45, dtype=np.int32)), report)
+    assert (len(train.texts), len(validation.texts), report.findings) == (41, 4, {})
     assert sorted(train.labels.tolist() + validation.labels.tolist()) == list(range(45))
+    twice = [str(n % 20) for n in range(40)]
+    train, validation = held_out(LabelledTexts(twice, np.arange(40, dtype=np.int32)), report)
+    assert len(validation.texts) == 4
+    assert not set(train.texts) & set(validation.texts)
+    left_out = report.findings["training texts left out, as they validate"]["count"]
+    assert len(train.texts) == 36 - left_out
+    assert left_out == sum(twice.count(text) for text in set(validation.texts)) - 4
+    with pytest.raises(ValueError, match="validation_file: expected one with fewer than 10 training texts, got 9 and none"):
+        held_out(LabelledTexts(twice[:9], np.zeros(9, np.int32)), report)
 
 
 def test_a_set_of_the_catalogue(monkeypatch):

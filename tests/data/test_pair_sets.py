@@ -51,7 +51,7 @@ def test_batches_hold_the_pairs_and_an_evaluation_goes_through_the_shapes_of_tra
     flags = PairFlags(dataset="copy", symbols="words", tokens=200, shapes=3)
     training, validation = load_split(flags, "train"), load_split(flags, "validation")
     tokenizers = fit(flags, training)
-    batches = PairBatches(flags, tokenizers, training)
+    batches = PairBatches(flags, tokenizers, training, 0)
     shapes = {batch["source"].shape for batch in batches.shuffled(0)}
     assert len(shapes) == 3
     seen = []
@@ -75,7 +75,7 @@ def of(*texts, split="train"):
 def test_a_line_longer_than_a_batch_of_training_is_in_an_evaluation():
     flags = PairFlags(dataset="copy", symbols="words", tokens=8, shapes=2)
     training, test = of("1 2 3", "4 5 6 7"), of("1 2", " ".join("1234567890123"), split="test")
-    batches = PairBatches(flags, fit(flags, training), training)
+    batches = PairBatches(flags, fit(flags, training), training, 0)
     lengths = [length for batch in batches.in_order(test) for length in batch["source_lengths"] if length]
     assert sorted(lengths) == [3, 14]
 
@@ -126,12 +126,8 @@ def test_training_pairs_are_cut_in_many_ways_and_others_in_one():
     assert {tokenizers.target.decode(tokens) for tokens in ways[0]} == {training.targets[3]}
     (batch,) = batches.in_order(training._replace(sources=training.sources[3:4], targets=training.targets[3:4]))
     assert tuple(batch["target"][0][: batch["target_lengths"][0] - 1]) == tuple(tokenizers.target.encode(training.targets[3]))
-    for flags, message in (
-        (PairFlags(symbols="bytes", subword_dropout=0.1), "expected it with --symbols subwords, got it with bytes"),
-        (
-            PairFlags(vocabulary_size=300, method="unigram", subword_dropout=0.1),
-            "expected it with --method bpe, got it with unigram",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            PairBatches(flags, fit(flags, training), training)
+    for options in ({"symbols": "bytes"}, {"method": "unigram"}):
+        with pytest.raises(ValueError, match="subword_dropout: expected it with --symbols subwords --method bpe, got it with"):
+            PairFlags(subword_dropout=0.1, **options)
+    with pytest.raises(ValueError, match=r"subword_dropout: expected 0 to 1, got 1\.5"):
+        PairFlags(subword_dropout=1.5)

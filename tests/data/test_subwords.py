@@ -5,6 +5,7 @@ import collections
 import io
 import json
 
+import numpy as np
 import pytest
 import sentencepiece
 
@@ -120,3 +121,13 @@ def test_with_dropout_texts_are_cut_in_many_ways_that_mean_the_same():
     assert all(len(piece) == 1 for tokens in every for piece in subwords.pieces(tokens) if not piece.startswith("<0x"))
     with pytest.raises(ValueError, match=r"rate: expected 0 to 1, got 1\.5"):
         subwords.with_dropout(1.5, 0)
+
+
+def test_a_merge_is_left_out_at_the_rate():
+    """The one merge of "ab": that it happens is a coin, thrown 4,000 times; within four deviations."""
+    subwords = Subwords.fit(["ab ab ab"], size=264)
+    assert "ab" in subwords.pieces(range(4, 264)) or "▁ab" in subwords.pieces(range(4, 264))
+    sampled = subwords.with_dropout(0.3, 0)
+    whole = np.mean([len(sampled.encode("ab")) == len(subwords.encode("ab")) for _ in range(4000)])
+    merges = 3 - len(subwords.encode("ab"))  # of ▁, a and b
+    assert abs(whole - 0.7**merges) < 4 * 0.5 / 4000**0.5

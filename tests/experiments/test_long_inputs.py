@@ -244,14 +244,14 @@ def test_a_loss_is_that_of_all_texts_together():
     config, tokenizers = Config(tokens=14, shapes=2), of_digits()
     model = build_model(config, tokenizers, "plain", 4)
     pairs = Pairs("some", "test", ["7 8 9 0 1 2", "4", "5 6", "1 2 3"], ["9", "4", "5 6 7 8", "1 2"], None, Report())
-    batches = PairBatches(config, tokenizers, pairs).in_order(pairs)
+    batches = PairBatches(config, tokenizers, pairs, 0).in_order(pairs)
     assert batches.steps_per_epoch > 1
     counts = long_inputs.counted_loss(model, batches)
     np.testing.assert_array_equal(counts.counts[:, 1], [2, 2, 5, 3])  # in the order of the texts, end symbols included
     want = make_measure(measure_pairs)(model, batches)["loss"]
     assert counts.value(counts.counts.sum(0)) == pytest.approx(want, rel=1e-5)
     assert long_inputs.validate(model, batches) == {"loss": pytest.approx(want, rel=1e-5)}
-    alone = PairBatches(config, tokenizers, pairs).in_order(pairs._replace(sources=["5 6"], targets=["5 6 7 8"]))
+    alone = PairBatches(config, tokenizers, pairs, 0).in_order(pairs._replace(sources=["5 6"], targets=["5 6 7 8"]))
     assert counts.value(counts.counts[2]) == pytest.approx(make_measure(measure_pairs)(model, alone)["loss"], rel=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Text classification: every network from training to prediction on a few made-up reviews, and what words are worth."""
+"""Text classification: runs of four networks on a few made-up reviews, what their flags are, and what words are worth."""
 
 import json
 import sys
@@ -12,6 +12,7 @@ from flax import nnx
 from experiments import text_classification
 from experiments.text_classification import Config
 from s2s_jax.data import labelled_texts
+from s2s_jax.data.reviews import made_up_reviews
 from s2s_jax.training.command import main
 
 FUNCTIONS = {
@@ -19,8 +20,8 @@ FUNCTIONS = {
     "evaluate": text_classification.evaluate,
     "predict": text_classification.predict,
 }
-SMALL = ["--steps", "4", "--hidden-features", "4", "--embedding-features", "3", "--features", "5", "--batch-size", "8"]
-SMALL += ["--max-length", "40", "--shapes", "2", "--evaluate-every", "2"]
+SMALL = ["--steps", "4", "--hidden-features", "4", "--batch-size", "8", "--max-length", "40", "--shapes", "2"]
+SMALL += ["--evaluate-every", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def call(*arguments):
 
 
 def test_a_run_from_training_to_prediction(tmp_path, capsys):
-    call(*SMALL, "--runs-dir", tmp_path)
+    call(*SMALL, "--features", "5", "--runs-dir", tmp_path)
     folder = tmp_path / "text_classification/default"
     result = json.loads((folder / "result.json").read_text())
     assert (result["data"], result["dataset"], result["split"]) == ("generated", "made-up-reviews", "test, all 30")
@@ -46,7 +47,17 @@ def test_a_run_from_training_to_prediction(tmp_path, capsys):
     assert (folder / "figures/learning_curve.png").exists()
     printed = capsys.readouterr().out
     assert "train: 40 texts, of " in printed
-    row = ["default", "cnn_recurrent", "40", "bytes", f"{result['parameters']:,}", "4", f"{result['seconds']:.0f}"]
+    row = [
+        "default",
+        "cnn_recurrent,",
+        "lstm",
+        "40",
+        "bytes",
+        f"{result['parameters']:,}",
+        "0",
+        "4",
+        f"{result['seconds']:.0f}",
+    ]
     assert [*row, f"{result['metrics']['accuracy']:.4f}"] in [line.split() for line in printed.splitlines()]
 
     call("evaluate", "--runs-dir", tmp_path, "--split", "validation")
@@ -59,21 +70,23 @@ def test_a_run_from_training_to_prediction(tmp_path, capsys):
         call("predict", "--runs-dir", tmp_path)
     path = tmp_path / "two.txt"
     path.write_text("Schöne dull film.\n\n")
-    call("predict", path, "What a dull film.", "--runs-dir", tmp_path)
+    call("predict", path, "What a dull film.", "so " * 20, "--runs-dir", tmp_path)
     lines = capsys.readouterr().out.splitlines()
+    assert "  only the last 40 of its 60 symbols are read" in lines
     shown = [line for line in lines if not line.startswith("  ")]
-    assert [line.split(": ", 1)[1] for line in shown] == ["Schöne dull film.", "", "What a dull film."]
+    assert [line.split(": ", 1)[1] for line in shown] == ["Schöne dull film.", "", "What a dull film.", "so " * 20]
     assert all(line.split(" ")[0] in ("positive", "negative") for line in shown)
-    assert sum("most of it: " in line for line in lines) == 2
+    assert sum("most of it: " in line for line in lines) == 3
     assert "Schöne " in next(line for line in lines if "most of it" in line)
-    assert sorted(file.name for file in (folder / "figures").glob("read_*")) == ["read_0.png", "read_2.png"]
+    assert sorted(file.name for file in (folder / "figures").glob("read_*")) == ["read_0.png", "read_2.png", "read_3.png"]
 
 
 @pytest.mark.parametrize(
     "flags",
     [
         ("--model", "recurrent", "--cell", "gru", "--pooling", "max"),
-        ("--model", "cnn_small", "--symbols", "characters", "--vocabulary-size", "20", "--lowercase"),
+        ("--model", "cnn_small", "--features", "3", "--symbols", "characters", "--vocabulary-size", "20", "--lowercase"),
+        ("--model", "vdcnn9", "--features", "2", "--shortcuts"),
     ],
     ids=lambda flags: flags[1],
 )
@@ -103,10 +116,31 @@ def test_words_are_worth_what_their_characters_are():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--shortcuts",), "shortcuts: expected them with a vdcnn, got them with cnn_recurrent"),
-        (("--vocabulary-size", "70"), "vocabulary_size: expected it with --symbols characters, got 70 with bytes"),
+        ({"shortcuts": True}, "shortcuts: expected it with vdcnn9, vdcnn17, vdcnn29, got it with cnn_recurrent"),
+        ({"model": "cnn_small", "cell": "gru"}, "cell: expected it with recurrent, cnn_recurrent, got it with cnn_small"),
+        ({"model": "recurrent", "features": 9}, "features: expected it with cnn_small, .*, got it with recurrent"),
+        ({"vocabulary_size": 70}, "vocabulary_size: expected it with --symbols characters, got it with bytes"),
+        ({"symbols": "characters", "vocabulary_size": 2}, "vocabulary_size: expected at least 5, got 2"),
     ],
 )
-def test_flags_that_do_not_fit(tmp_path, flags, message):
-    with pytest.raises(SystemExit, match=message):
-        call(*flags, "--runs-dir", tmp_path)
+def test_flags_that_do_not_fit(flags, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**flags)
+
+
+def test_another_test_file_is_an_evaluation_of_its_own(tmp_path):
+    rows = [f"{label}\t{text}" for label, text in zip("ab" * 10, made_up_reviews(20, 0).texts, strict=True)]
+    for name, some in (("train", rows), ("test", rows[:6]), ("other", rows[6:9])):
+        (tmp_path / f"{name}.tsv").write_text("label\ttext\n" + "\n".join(some) + "\n")
+    files = ["--train-file", tmp_path / "train.tsv", "--test-file"]
+    call(*SMALL, "--steps", "1", "--features", "5", "--runs-dir", tmp_path, *files, tmp_path / "test.tsv")
+    folder = tmp_path / "text_classification/default"
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["data"], result["dataset"], result["split"]) == ("real", "train", "test, all 6")
+    assert result["details"]["texts"] == {"train": 18, "validation": 2, "test": 6}
+    call("evaluate", "--runs-dir", tmp_path, *files, tmp_path / "other.tsv")
+    again = json.loads((folder / "result.json").read_text())
+    assert (again["split"], again["test_reads"]) == ("test, all 3", 2)
+    (tmp_path / "train.tsv").write_text("label\ttext\n" + "\n".join(rows[2:]) + "\n")
+    with pytest.raises(SystemExit, match="expected the data that the run was trained on"):
+        call("evaluate", "--runs-dir", tmp_path)

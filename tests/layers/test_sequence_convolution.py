@@ -39,6 +39,24 @@ def test_convolution_agrees_with_pytorch(size):
     assert_close(vjp(jnp.asarray(weights, jnp.float32)), tuple(tensor.grad.numpy() for tensor in tensors), 1e-5)
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, None], ids=["ragged", "whole"])
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_of_symbols_it_is_that_of_one_hot(size, lengths):
+    layer = SequenceConvolution(9, 5, size, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(layer)
+    state = jax.tree.map(lambda leaf: leaf + 0.3, state)
+    tokens = np.random.default_rng(2).integers(0, 9, XS.shape[:2])
+    weights = np.random.default_rng(3).normal(size=(*tokens.shape, 5)).astype(np.float32)
+
+    def loss(state, by_rows):
+        made = nnx.merge(graphdef, state)
+        frames = made.of_symbols(tokens, lengths) if by_rows else made(frames_of(jax.nn.one_hot(tokens, 9), lengths))
+        return jnp.sum(frames.features * weights), frames.features
+
+    (got, want) = (jax.grad(loss, has_aux=True)(state, by_rows) for by_rows in (True, False))
+    assert_close(got, want, 1e-5)
+
+
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (2, 2), (3, 3), (3, 2), (5, 2)])
 def test_pooling_is_that_of_each_sequence_alone(window, stride):
     """PyTorch with `ceil_mode`, whose last window may begin behind the end where it would hold padding only: by hand, then."""

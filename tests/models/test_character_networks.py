@@ -86,7 +86,7 @@ def test_the_character_cnn_is_pytorchs():
     torch = oracles.oracle("torch")
     model = shaken(small("cnn"))
     tokens = np.random.default_rng(2).integers(0, V, (2, 29))
-    x = torch.nn.functional.one_hot(torch.tensor(tokens), V).double().transpose(1, 2)
+    x = torch.nn.functional.one_hot(torch.tensor(tokens[:, ::-1].copy()), V).double().transpose(1, 2)  # from its end
     for number, convolution in enumerate(model.convolutions):
         kernel = torch.tensor(np.asarray(convolution.kernel[...], np.float64)).permute(2, 1, 0)
         bias = torch.tensor(np.asarray(convolution.bias[...], np.float64))
@@ -131,6 +131,27 @@ def test_the_very_deep_cnn_is_pytorchs():
     assert_close(model(TOKENS), x.numpy(), 1e-4)
 
 
+def test_the_end_of_a_text_stands_where_the_dense_layers_look_first():
+    """Texts that end alike differ in what is behind, however long they are: the first place sees less than 90 symbols."""
+    model = shaken(CharacterCNN(V, CLASSES, features=4, hidden_features=5, max_length=200, stddev=0.3, rngs=nnx.Rngs(0)))
+    end = np.random.default_rng(5).integers(0, V, (1, 90))
+    longer = np.concatenate([np.full((1, 35), 2), end], axis=1)
+    seen = [np.asarray(_maps(model, tokens)) for tokens in (end, longer)]
+    assert_close(seen[1][:, 0], seen[0][:, 0], 1e-5)
+    assert np.abs(seen[1] - seen[0]).max() > 1e-3
+
+
+def _maps(model, tokens):
+    """What the first dense layer reads, as [B, places, features]."""
+    read = []
+    layer, model.dense[0] = model.dense[0], lambda x: read.append(x) or layer(x)
+    try:
+        model(tokens)
+    finally:
+        model.dense[0] = layer
+    return read[0].reshape(len(tokens), model.places, -1)
+
+
 def test_depths_are_numbers_of_convolutions():
     for depth in (9, 17, 29):
         model = jax.eval_shape(lambda depth=depth: nnx.state(VeryDeepCNN(V, CLASSES, depth=depth, rngs=nnx.Rngs(0)), nnx.Param))
@@ -166,6 +187,14 @@ def test_no_text_and_narrow_numbers(kind):
         (lambda: small("deep", depth=10), r"depth: expected one of \[9, 17, 29\], got 10"),
         (lambda: small("recurrent", pooling="sum"), "pooling: expected"),
         (lambda: CharacterCRNN(V, CLASSES, stages=(), rngs=nnx.Rngs(0)), "stages: expected at least one, got none"),
+        (
+            lambda: CharacterCRNN(V, CLASSES, stages=[SequenceStage(3, 3, 0)], rngs=nnx.Rngs(0)),
+            "pool: expected a positive number",
+        ),
+        (lambda: CharacterCNN(V, CLASSES, features=0, rngs=nnx.Rngs(0)), "features: expected a positive number, got 0"),
+        (lambda: VeryDeepCNN(0, CLASSES, rngs=nnx.Rngs(0)), "vocabulary_size: expected a positive number, got 0"),
+        (lambda: VeryDeepCNN(V, CLASSES, width=0, rngs=nnx.Rngs(0)), "width: expected a positive number, got 0"),
+        (lambda: small("deep")(TOKENS, LENGTHS[:3]), r"lengths: expected shape \[B\] = \(5,\), got \(3,\)"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):

@@ -116,8 +116,8 @@ def test_a_key_turns_dropout_on():
 
 
 def test_an_unknown_pooling_is_refused():
-    with pytest.raises(ValueError, match='pooling: expected "last" or "mean", got \'max\''):
-        SequenceClassifier(D, H, CLASSES, pooling="max", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match='pooling: expected "last", "mean" or "max", got \'sum\''):
+        SequenceClassifier(D, H, CLASSES, pooling="sum", rngs=nnx.Rngs(0))
 
 
 # Texts ------------------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_texts_are_classified_as_by_pytorch(cell, pooling, lengths):
     pooled = np.zeros((B, H))
     for b, n in enumerate([T] * B if lengths is None else lengths):
         if n:
-            pooled[b] = outputs[b, :n].mean(0) if pooling == "mean" else outputs[b, n - 1]
+            pooled[b] = {"mean": outputs[b, :n].mean(0), "max": outputs[b, :n].max(0), "last": outputs[b, n - 1]}[pooling]
     want = pooled @ np.asarray(model.output.kernel[...]) + np.asarray(model.output.bias[...])
     assert_close(model(TOKENS, lengths), want, 1e-5)
 
@@ -172,8 +172,8 @@ def test_dropout_of_a_text_needs_a_key():
 
 
 def test_options_of_texts_are_checked():
-    with pytest.raises(ValueError, match='pooling: expected "last" or "mean", got \'max\''):
-        drawn_for_texts(pooling="max")
+    with pytest.raises(ValueError, match='pooling: expected "last", "mean" or "max", got \'sum\''):
+        drawn_for_texts(pooling="sum")
     with pytest.raises(ValueError, match="classes: expected a positive number, got 0"):
         TextClassifier(VOCABULARY, 0, embedding_features=D, hidden_features=H, rngs=nnx.Rngs(0))
 
@@ -187,3 +187,14 @@ def test_its_encoder_is_that_of_a_language_model():
     ]
     assert shapes[0] == shapes[1]
     assert len(shapes[0]) > 8
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+def test_a_text_is_read_in_both_directions(pooling):
+    options = {"embedding_features": D, "hidden_features": H, "bidirectional": True, "pooling": pooling}
+    model = TextClassifier(11, CLASSES, **options, rngs=nnx.Rngs(0))
+    tokens = np.random.default_rng(3).integers(0, 11, (B, T))
+    features = SequenceClassifier(D, H, CLASSES, bidirectional=True, pooling=pooling, rngs=nnx.Rngs(0))
+    features.recurrent, features.output = model.encoder.recurrent, model.output
+    embedded = model.encoder.embedding.embedding[...][tokens]
+    assert_close(model(tokens, LENGTHS), np.asarray(features(embedded, LENGTHS)), 1e-6)

@@ -20,8 +20,9 @@ def added_up(tokens, lengths):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_one_symbol_at_a_time_is_by_hand(batch_size):
-    got = occlusion(added_up, TOKENS, blank=0, window=1, stride=1, batch_size=batch_size)
+    said, got = occlusion(added_up, TOKENS, blank=0, window=1, stride=1, batch_size=batch_size)
     whole = jax.nn.log_softmax(WORTH[TOKENS].sum(0))
+    assert_close(said, np.asarray(whole), 1e-5)
     for place in range(len(TOKENS)):
         changed = np.where(np.arange(len(TOKENS)) == place, 0, TOKENS)
         assert_close(got[place], np.asarray(whole - jax.nn.log_softmax(WORTH[changed].sum(0))), 1e-5)
@@ -29,7 +30,7 @@ def test_one_symbol_at_a_time_is_by_hand(batch_size):
 
 @pytest.mark.parametrize(("window", "stride"), [(4, 1), (4, 3), (3, 3), (20, 5)])
 def test_windows_share_what_is_lost_evenly(window, stride):
-    got = occlusion(added_up, TOKENS, blank=0, window=window, stride=stride)
+    got = occlusion(added_up, TOKENS, blank=0, window=window, stride=stride).worth
     width = min(window, len(TOKENS))
     starts = sorted({min(start, len(TOKENS) - width) for start in range(0, len(TOKENS), stride)})
     shares = [[] for _ in TOKENS]
@@ -42,8 +43,21 @@ def test_windows_share_what_is_lost_evenly(window, stride):
     assert_close(got, np.array([np.mean(of_place, 0) for of_place in shares]), 1e-5)
 
 
+def test_texts_are_padded_to_few_lengths_and_one_of_nothing_is_worth_nothing():
+    shapes = set()
+
+    def watched(tokens, lengths):
+        shapes.add(tokens.shape)
+        return added_up(tokens, lengths)
+
+    for length in (1, 9, 16, 17, 32):
+        occlusion(watched, np.resize(TOKENS, length), blank=0)
+    assert shapes == {(32, 16), (32, 32)}
+    said, worth = occlusion(watched, TOKENS[:0], blank=0)
+    assert_close(said, np.full(3, -np.log(3)), 1e-6)
+    assert worth.shape == (0, 3)
+
+
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match="tokens: expected at least one, got none"):
-        occlusion(added_up, TOKENS[:0], blank=0)
     with pytest.raises(ValueError, match="window, stride, batch_size: expected 1 <= stride <= window"):
         occlusion(added_up, TOKENS, blank=0, window=2, stride=3)

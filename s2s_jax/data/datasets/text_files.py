@@ -100,8 +100,8 @@ def _open_plain(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def read_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and columns by name of each row of a file with a header.
+def read_rows(path: Path, required: Sequence[str], header: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and columns by name of each row of a file with a header, or of one without, whose columns `header` names.
 
     Tab-separated, where quotes mean nothing; or comma-separated, where the file is named .csv, plain, .gz or .xz: there a cell
     in quotes may hold commas and line ends, and the number is that of the row's last line.
@@ -110,18 +110,18 @@ def read_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[s
       ValueError: no row, a row of another number of columns, or a header without the required names.
     """
     plain = path.with_suffix("") if path.suffix in _OPENERS else path
-    rows = comma_separated(path) if plain.suffix == ".csv" else _tab_separated(path)
-    _, header = next(rows, (1, [""]))
-    if not set(required) <= set(header) or len(set(header)) != len(header) or not all(header):
-        raise ValueError(f"{path}:1: expected a header of different names, {', '.join(required)} among them, got {header}")
+    rows = comma_separated(path) if plain.suffix.lower() == ".csv" else _tab_separated(path)
+    names = list(header) or next(rows, (1, [""]))[1]
+    if not set(required) <= set(names) or len(set(names)) != len(names) or not all(names):
+        raise ValueError(f"{path}:1: expected a header of different names, {', '.join(required)} among them, got {names}")
     found = False
     for line, columns in rows:
         found = True
-        if len(columns) != len(header):
-            raise ValueError(f"{path}:{line}: expected {len(header)} columns, got {len(columns)}")
-        yield line, dict(zip(header, columns, strict=True))
+        if len(columns) != len(names):
+            raise ValueError(f"{path}:{line}: expected {len(names)} columns, got {len(columns)}")
+        yield line, dict(zip(names, columns, strict=True))
     if not found:
-        raise ValueError(f"{path}: expected lines after the header, found none")
+        raise ValueError(f"{path}: expected lines{'' if header else ' after the header'}, found none")
 
 
 def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
