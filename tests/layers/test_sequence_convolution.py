@@ -118,6 +118,16 @@ def test_padding_reaches_neither_values_nor_gradients(batch_norm):
         assert_close(alone[0], of_x[1, :7], 1e-5)
 
 
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_behind_the_lengths_there_is_nothing(batch_norm, relu):
+    layer = SequenceConvolution(4, 3, 5, batch_norm=batch_norm, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(layer)
+    layer = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf + 0.3, state))
+    frames = layer(frames_of(padded(), LENGTHS), relu=relu)
+    np.testing.assert_array_equal(np.any(np.asarray(frames.features), axis=-1), np.arange(11) < LENGTHS[:, None])
+
+
 def test_nothing_at_all_is_a_sequence_too():
     layer = SequenceConvolution(4, 3, 5, rngs=nnx.Rngs(0))
     for x, lengths in ((XS[:, :0], np.zeros(6, int)), (XS[:0], np.zeros(0, int)), (XS[:, :0], None)):

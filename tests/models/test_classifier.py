@@ -198,3 +198,4 @@ def test_a_text_is_read_in_both_directions(pooling):
     features.recurrent, features.output = model.encoder.recurrent, model.output
     embedded = model.encoder.embedding.embedding[...][tokens]
     assert_close(model(tokens, LENGTHS), np.asarray(features(embedded, LENGTHS)), 1e-6)
+    assert model.output.kernel[...].shape == (2 * H, CLASSES)  # side by side
