@@ -125,7 +125,10 @@ def test_behind_the_lengths_there_is_nothing(batch_norm, relu):
     graphdef, state = nnx.split(layer)
     layer = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf + 0.3, state))
     frames = layer(frames_of(padded(), LENGTHS), relu=relu)
-    np.testing.assert_array_equal(np.any(np.asarray(frames.features), axis=-1), np.arange(11) < LENGTHS[:, None])
+    something = np.any(np.asarray(frames.features), axis=-1)
+    valid = np.arange(11) < LENGTHS[:, None]
+    assert not something[~valid].any()
+    assert something[valid].mean() > 0.7  # ReLU may leave nothing of a frame
 
 
 def test_nothing_at_all_is_a_sequence_too():
