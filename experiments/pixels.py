@@ -25,8 +25,8 @@ from s2s_jax import Cell, cells, plots
 from s2s_jax.data import datasets
 from s2s_jax.data.images import augmented, drawn_digits
 from s2s_jax.data.pipeline import Batches
-from s2s_jax.losses import cross_entropy
-from s2s_jax.metrics import Mean, mean_over
+from s2s_jax.losses import classification
+from s2s_jax.metrics import Mean
 from s2s_jax.models.classifier import SequenceClassifier
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
@@ -148,15 +148,12 @@ def loss(config: Config, model: SequenceClassifier, batch: Any, key: jax.Array) 
     images = augmented(batch["image"], key_augment) if config.augment else batch["image"]
     sequences = as_sequence(config, images).astype(model.output.kernel[...].dtype)
     logits = model(sequences, key=key_dropout)
-    nats = cross_entropy(logits, batch["label"], batch["mask"])
-    right = mean_over(logits.argmax(-1) == batch["label"], batch["mask"])
-    return nats.total / nats.count, {"loss": nats, "accuracy": right}
+    told = classification(logits, batch["label"], batch["mask"])
+    return told["loss"].total / told["loss"].count, told
 
 
 def measure(config: Config, model: SequenceClassifier, batch: Any) -> dict[str, Mean]:
-    labels, counts = batch["label"], batch["mask"]
-    logits = model(as_sequence(config, batch["image"]))
-    return {"loss": cross_entropy(logits, labels, counts), "accuracy": mean_over(logits.argmax(-1) == labels, counts)}
+    return classification(model(as_sequence(config, batch["image"])), batch["label"], batch["mask"])
 
 
 def in_order(split: Any) -> Batches:

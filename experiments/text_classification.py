@@ -29,8 +29,8 @@ from s2s_jax.data.datasets.text_files import texts_named
 from s2s_jax.data.labelled_texts import PATHS, EncodedTexts, TextBatches, TextFlags, TextPaths, TextSplits, load_texts
 from s2s_jax.data.tokenizers import Tokenizer, characters_of, fit_tokenizer, load_tokenizer
 from s2s_jax.data.vocabulary import UNKNOWN
-from s2s_jax.losses import cross_entropy
-from s2s_jax.metrics import Mean, mean_over
+from s2s_jax.losses import classification
+from s2s_jax.metrics import Mean
 from s2s_jax.models.character_networks import CharacterCNN, CharacterCRNN, SequenceStage, VeryDeepCNN
 from s2s_jax.models.classifier import TextClassifier
 from s2s_jax.models.occlusion import occlusion
@@ -164,13 +164,12 @@ def class_logits(model: Any, batch: Mapping[str, Any], *, training: bool = False
 
 
 def loss(model: Any, batch: Mapping[str, Any], key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
-    nats = cross_entropy(class_logits(model, batch, training=True, key=key), batch["label"], batch["mask"])
-    return nats.total / nats.count, {"loss": nats}
+    told = classification(class_logits(model, batch, training=True, key=key), batch["label"], batch["mask"])
+    return told["loss"].total / told["loss"].count, told
 
 
 def measure(model: Any, batch: Mapping[str, Any]) -> dict[str, Mean]:
-    logits, labels, counts = class_logits(model, batch), batch["label"], batch["mask"]
-    return {"accuracy": mean_over(logits.argmax(-1) == labels, counts), "loss": cross_entropy(logits, labels, counts)}
+    return classification(class_logits(model, batch), batch["label"], batch["mask"])
 
 
 def encode(config: Config, texts: TextSplits, tokenizer: Tokenizer) -> dict[str, EncodedTexts]:

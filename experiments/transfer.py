@@ -43,9 +43,9 @@ from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.reviews import made_up_reviews
 from s2s_jax.data.vocabulary import END, START, Bytes
 from s2s_jax.decoding.search import sample
-from s2s_jax.losses import cross_entropy
+from s2s_jax.losses import classification, cross_entropy
 from s2s_jax.masks import length_mask
-from s2s_jax.metrics import Mean, mean_over
+from s2s_jax.metrics import Mean
 from s2s_jax.models import LanguageModel, TextClassifier, decoder_step
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
@@ -240,13 +240,12 @@ def class_logits(model: TextClassifier, batch: Mapping[str, Any], key: jax.Array
 
 
 def class_loss(model: TextClassifier, batch: Mapping[str, Any], key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
-    nats = cross_entropy(class_logits(model, batch, key), batch["label"], batch["mask"])
-    return nats.total / nats.count, {"loss": nats}
+    told = classification(class_logits(model, batch, key), batch["label"], batch["mask"])
+    return told["loss"].total / told["loss"].count, told
 
 
 def measure_class(model: TextClassifier, batch: Mapping[str, Any]) -> dict[str, Mean]:
-    logits, labels, counts = class_logits(model, batch), batch["label"], batch["mask"]
-    return {"accuracy": mean_over(logits.argmax(-1) == labels, counts), "loss": cross_entropy(logits, labels, counts)}
+    return classification(class_logits(model, batch), batch["label"], batch["mask"])
 
 
 # Training and what it shows ------------------------------------------------------------------------------------------------

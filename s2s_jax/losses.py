@@ -48,6 +48,20 @@ def cross_entropy(
     return mean_over(loss, mask)
 
 
+def classification(
+    logits: Float[Array, "*N V"], labels: Int[Array, "*N"], mask: Bool[Array, "*N"] | None = None
+) -> dict[str, Mean]:
+    """What tells of a classifier: "loss", see `cross_entropy`, and "accuracy", the share whose greatest logit is the label's.
+
+    Raises:
+      ValueError: as of `cross_entropy`.
+    """
+    return {
+        "loss": cross_entropy(logits, labels, mask),
+        "accuracy": mean_over(jnp.argmax(logits, axis=-1) == labels, mask),
+    }
+
+
 _LOG_ZERO = -1e30
 
 

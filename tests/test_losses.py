@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2s_jax.losses import cross_entropy
+from s2s_jax.losses import classification, cross_entropy
 from tests import oracles
 from tests.samples import assert_close
 
@@ -105,3 +105,16 @@ def test_shapes_that_do_not_match_are_refused(targets, mask, message):
 def test_a_smoothing_out_of_its_range_is_named(smoothing):
     with pytest.raises(ValueError, match=r"label_smoothing: expected a number in \[0, 1\), got"):
         cross_entropy(*drawn(), label_smoothing=smoothing)
+
+
+def test_what_tells_of_a_classifier_is_loss_and_accuracy_of_the_valid_rows():
+    rng = np.random.default_rng(7)
+    logits, labels = rng.normal(size=(6, 4)), rng.integers(0, 4, 6)
+    mask = np.array([True, True, False, True, False, True])
+    told = classification(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask))
+    assert set(told) == {"loss", "accuracy"}
+    right = (logits.argmax(1) == labels)[mask]
+    assert (float(told["accuracy"].total), float(told["accuracy"].count)) == (right.sum(), 4)
+    nats = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), labels]
+    assert float(told["loss"].value()) == pytest.approx(nats[mask].mean(), rel=1e-5)
+    assert float(classification(jnp.asarray(logits), jnp.asarray(labels))["loss"].count) == 6
