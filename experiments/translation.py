@@ -13,6 +13,9 @@ rules, as the Multi30k tasks count it. `bleu_cased`: sacrebleu's own, on texts a
 texts that are their reference. Loss: nats per symbol of the reference, end symbol included, given those before; perplexity:
 its exponential.
 
+A student of other runs: `predict train.en --output more.de --ensemble NAME ...`, then train with `--more-source train.en
+--more-target more.de`, which come to the true pairs.
+
 Beam search unless `--beam-size 1`. `evaluate` and `predict` take the flags of the search again, and `--ensemble NAME ...`,
 further runs whose probabilities are averaged with those of the run (it comes behind the texts of `predict`). A result that is
 not of the run's own flags goes to evaluation.json.
@@ -23,6 +26,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +35,17 @@ from flax import nnx
 from s2s_jax import attention as attentions
 from s2s_jax import cells, plots
 from s2s_jax.data.datasets.text_files import texts_named
-from s2s_jax.data.pair_sets import PATHS, PairBatches, PairFlags, PairPaths, fit, load_split, load_tests, target_of_rules
+from s2s_jax.data.pair_sets import (
+    MORE_PATHS,
+    PATHS,
+    PairBatches,
+    PairFlags,
+    PairPaths,
+    fit,
+    load_split,
+    load_tests,
+    target_of_rules,
+)
 from s2s_jax.data.parallel import Pairs
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.tokenizers import Tokenizers, load_tokenizers
@@ -85,6 +99,12 @@ HEADS = 4  # of --attention multi_head
 class Ensemble:
     ensemble: tuple[str, ...] = ()
     """Further finished runs with the same symbols; it is searched by the mean of all probabilities."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Told(Ensemble):
+    output: Path | None = None
+    """Write the best translation of each text to this file, one a line, and tell nothing else."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,10 +164,10 @@ class Config(PairFlags, Search, TrainingConfig):
     evaluate_every: int = 400
 
     may_be_zero: ClassVar[tuple[str, ...]] = (*TrainingConfig.may_be_zero, "no_repeat_ngram_size", "max_extra")
-    places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, *PATHS)
+    places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, *PATHS, *MORE_PATHS)
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {
         "evaluate": (Scored, Search, PairPaths),
-        "predict": (Ensemble, Search),
+        "predict": (Told, Search),
     }
     fractions: ClassVar[tuple[str, ...]] = ("token_accuracy",)
 
@@ -371,11 +391,19 @@ def evaluate(run: Run[Config]) -> None:
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:
-    """Translates each input, or each line of a file, or of standard input for "-"; the weights go to a figure and to JSON."""
+    """Translates each input, or each line of a file, or of standard input for "-"; the weights go to a figure and to JSON.
+
+    With `--output FILE` the best translation of each goes there, and nothing else is told.
+    """
     if not inputs:
         raise ValueError('expected at least one text, a file, or "-" for standard input')
     texts = [normalized(text).strip() for text in texts_named(inputs)]
     models, tokenizers = load(run)
+    if run.flags.output is not None:
+        found = Translator(models, tokenizers)(texts, search_of(run.config, 1), attention=False)
+        run.flags.output.write_text("".join(f"{first(best).text}\n" for best in found), encoding="utf-8")
+        print(f"{len(texts)} translations are in {run.flags.output}, one a line.")
+        return
     alignments = []
     found = Translator(models, tokenizers)(texts, search_of(run.config, run.config.n_best))
     for text, best in zip(texts, found, strict=True):

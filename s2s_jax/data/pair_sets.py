@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from s2s_jax.data import moses, number_words, toy_pairs
 from s2s_jax.data.buckets import field_buckets, with_room_for
-from s2s_jax.data.parallel import BadLines, EncodedPairs, Pairs, encode_pairs, load_pairs, read_pairs
+from s2s_jax.data.parallel import BadLines, EncodedPairs, Pairs, encode_pairs, joined, load_pairs, read_pairs
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.subwords import Subwords
 from s2s_jax.data.tokenizers import Tokenizers, fit_tokenizers
@@ -36,6 +36,7 @@ class PairPaths:
 
 
 PATHS = tuple(field.name for field in dataclasses.fields(PairPaths))
+MORE_PATHS = ("more_source", "more_target")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,10 @@ class PairFlags(PairPaths):
     """Language of the sources; if not given en, and unknown of files."""
     target: str | None = None
     """Language of the targets; if not given de, and unknown of files."""
+    more_source: Path | None = None
+    """Further sources to train on, one a line, plain, .gz or .xz."""
+    more_target: Path | None = None
+    """Their translations, line by line: those of other models, say (arXiv 1606.07947)."""
     bad_lines: BadLines = "error"
     """Lines that are empty, not UTF-8 or too long: stop, or leave them out and count them."""
     max_characters: int | None = None
@@ -78,6 +83,8 @@ class PairFlags(PairPaths):
             object.__setattr__(self, "dataset", "files")
         if given and self.dataset != "files":
             raise ValueError(f"{given[0]}: expected --dataset files with it, got --dataset {self.dataset}")
+        if (self.more_source is None) != (self.more_target is None):
+            raise ValueError("more_source, more_target: expected both or none, got one")
         if self.subword_dropout and (self.symbols, self.method) != ("subwords", "bpe"):
             expected = "it with --symbols subwords --method bpe"
             raise ValueError(f"subword_dropout: expected {expected}, got it with {self.symbols} and {self.method}")
@@ -100,11 +107,19 @@ class PairFlags(PairPaths):
 
 
 def load_split(flags: PairFlags, split: Any, data_dir: str | Path | None = None) -> Pairs:
-    """The pairs "train", "validation" or "test" (of a folder: any split) of the data set.
+    """The pairs "train", "validation" or "test" (of a folder: any split) of the data set; to "train" come further ones.
 
     Raises:
       ValueError, FileNotFoundError: flags that name no data; see `load_pairs` and `read_pairs`.
     """
+    pairs = _named_split(flags, split, data_dir)
+    if split == "train" and flags.more_source is not None and flags.more_target is not None:
+        checks: dict[str, Any] = {"bad_lines": flags.bad_lines, "max_characters": flags.max_characters}
+        pairs = joined(pairs, read_pairs(flags.more_source, flags.more_target, split, **checks))
+    return pairs
+
+
+def _named_split(flags: PairFlags, split: Any, data_dir: str | Path | None) -> Pairs:
     if flags.dataset == "numbers":
         if flags.languages != ("en", "de"):
             raise ValueError("source, target: expected en and de with numbers, got {} and {}".format(*flags.languages))

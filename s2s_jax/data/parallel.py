@@ -193,6 +193,15 @@ def _fault(text: str | UnicodeDecodeError, max_characters: int | None) -> tuple[
     return None
 
 
+def joined(pairs: Pairs, more: Pairs) -> Pairs:
+    """All pairs of both, under the first one's name; what was found in the second ones is told of them."""
+    fingerprint = hashlib.sha256(f"{pairs.fingerprint} {more.fingerprint}".encode()).hexdigest()[:16]
+    findings = pairs.report.findings | {f"{more.name}: {what}": found for what, found in more.report.findings.items()}
+    sources, targets = pairs.sources + more.sources, pairs.targets + more.targets
+    report = Report({pairs.split: len(sources)}, findings=findings)
+    return Pairs(pairs.name, pairs.split, sources, targets, fingerprint, report)
+
+
 class EncodedPairs(Sequence[dict[str, np.ndarray]]):
     """Pairs as numbers: `pairs[i]` is {"source": int32 [S], "target": int32 [T]}, for `Batches`.
 

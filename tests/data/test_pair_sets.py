@@ -131,3 +131,22 @@ def test_training_pairs_are_cut_in_many_ways_and_others_in_one():
             PairFlags(subword_dropout=0.1, **options)
     with pytest.raises(ValueError, match=r"subword_dropout: expected 0 to 1, got 1\.5"):
         PairFlags(subword_dropout=1.5)
+
+
+def test_further_pairs_come_to_those_of_training_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_multi30k(tmp_path)
+    (tmp_path / "more.en").write_text("a dog\n\n")
+    (tmp_path / "more.de").write_text("ein Hund\nnichts\n")
+    given = {"dataset": "multi30k", "more_source": tmp_path / "more.en", "more_target": tmp_path / "more.de"}
+    alone, more = load_split(PairFlags(dataset="multi30k"), "train", tmp_path), PairFlags(**given, bad_lines="drop")
+    training = load_split(more, "train", tmp_path)
+    assert (training.sources, training.targets) == ([*alone.sources, "a dog"], [*alone.targets, "ein Hund"])
+    assert training.fingerprint != alone.fingerprint
+    assert training.report.examples == {"train": len(training.sources)}
+    assert any(what.startswith("more.en, more.de: ") for what in training.report.findings)
+    assert load_split(more, "validation", tmp_path).sources == ["en val"] * 2
+    with pytest.raises(ValueError, match=r"more.en:2: expected a text, got an empty line"):
+        load_split(PairFlags(**given), "train", tmp_path)
+    with pytest.raises(ValueError, match="more_source, more_target: expected both or none, got one"):
+        PairFlags(more_source=tmp_path / "more.en")

@@ -136,6 +136,11 @@ def test_predict_takes_texts_files_and_standard_input_of_any_script(own, tmp_pat
         np.testing.assert_allclose(np.sum(one["weights"], axis=1), 1, atol=1e-3)
     assert (folder / "figures" / "attention_of_prediction.png").exists()
 
+    wanted = [line.split("  ")[-1] for line in printed if line.startswith("  ")][::2]
+    call("predict", lines, "a b c", "--output", tmp_path / "best.txt", "--runs-dir", own, "--name", "tiny")
+    assert (tmp_path / "best.txt").read_text(encoding="utf-8").split("\n") == [wanted[1], wanted[2], wanted[0], ""]
+    assert capsys.readouterr().out == f"3 translations are in {tmp_path / 'best.txt'}, one a line.\n"
+
 
 def test_predict_has_an_entry_for_each_text_also_where_nothing_was_found(own, capsys, monkeypatch):
     found = translation.Translator.__call__
