@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
+_RATES = tuple(digit * 10.0**power for power in range(-5, 1) for digit in (1, 2, 5) if digit * 10.0**power <= 1)
 _MARKERS = ("o", "s", "^", "D", "v", "P")  # beside the colours, for those who see none
 
 
@@ -17,7 +18,8 @@ def learning_curve(
     Args:
       histories: for each seed the lines of its metrics.jsonl; see `Run.history`. Of several the mean is drawn, in a band from
         the smallest value to the greatest.
-      metrics: names of the validation metrics to draw, fractions from 0 to 1; those that no seed has are left out.
+      metrics: names of the validation metrics to draw, fractions from 0 to 1; those that no seed has are left out. Where all
+        of them fall to less than a fifth, as error rates do, their axis is logarithmic.
       title: over the figure.
       unit: of the loss, whose axis is logarithmic where all of it is above 0.
     """
@@ -38,8 +40,16 @@ def learning_curve(
     if below_it:
         for (name, values), color in zip(below_it.items(), itertools.cycle(_COLORS), strict=False):
             _draw_spread(below, values, name.replace("_", " ") + seeds, color)
-        below.set(ylabel="validation", ylim=(-0.03, 1.03))
-        below.yaxis.set_major_formatter(_percent())
+        means = [[sum(values[step]) / len(values[step]) for step in sorted(values)] for values in below_it.values()]
+        if all(min(values) > 0 and values[-1] < 0.2 and values[-1] < values[0] for values in means):
+            lowest = min(min(map(min, values.values())) for values in below_it.values())
+            ticks = [tick for tick in _RATES if tick > 0.7 * lowest]
+            below.set(ylabel="validation", yscale="log", ylim=(0.8 * lowest, 1.1))
+            below.set_yticks(ticks, [f"{tick:.3g} %" for tick in (100 * tick for tick in ticks)])
+            below.minorticks_off()
+        else:
+            below.set(ylabel="validation", ylim=(-0.03, 1.03))
+            below.yaxis.set_major_formatter(_percent())
         below.legend(frameon=False, loc="best")
     below.set(xlabel="step")
     _quiet(*axes.flat)
@@ -110,7 +120,7 @@ def lines(
       intervals: {name: [(lower end, upper end)]}.
       places: labels along the horizontal axis.
       xlabel, ylabel, title: of the figure.
-      fractions: whether values are fractions from 0 to 1, shown as per cent.
+      fractions: whether values are fractions from 0 to 1, shown as per cent; up to 100 where any is above a half.
     """
     figure, ((axes,),) = _subplots(1, 1, (max(6.4, 1.1 * len(places) + 1), 4.4))
     looks = zip(itertools.cycle(_COLORS), itertools.cycle(_MARKERS), values.items(), strict=False)
@@ -123,7 +133,8 @@ def lines(
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.set_ylim(bottom=0)
     if fractions:
-        axes.set_ylim(-0.03, 1.03)
+        if max(end for ends in intervals.values() for _, end in ends) > 0.5:
+            axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(_percent())
     axes.legend(frameon=False, loc="best")
     _quiet(axes)

@@ -60,6 +60,16 @@ def test_metrics_that_nobody_measured_take_no_room():
     drawn(plots.learning_curve([[]], [], "A run of no steps"))
 
 
+def test_error_rates_that_fall_far_have_a_logarithmic_axis():
+    rates = [{"step": step, "validation/cer": rate} for step, rate in ((1, 0.8), (2, 0.2), (3, 0.06))]
+    below = plots.learning_curve([[*rates, {"step": 1, "train/loss": 1.0}]], ["cer"], "Title").axes[-1]
+    assert (below.get_yscale(), below.get_ylim()) == ("log", (0.8 * 0.06, 1.1))
+    assert [tick.get_text() for tick in below.get_yticklabels()] == ["5 %", "10 %", "20 %", "50 %", "100 %"]
+    for last in (0.3, 0.0):
+        rates[-1]["validation/cer"] = last
+        assert plots.learning_curve([rates], ["cer"], "Title").axes[-1].get_yscale() == "linear"
+
+
 def test_a_spread_has_a_dot_for_each_value_and_says_what_it_shows():
     by_name = {"b": {10: [0.2, 0.4], 1000: [0.6]}, "a": {10: [0.1]}, "c": {10: [0.3, 0.5], 1000: [0.6, 0.8]}}
     figure = plots.spread(by_name, xlabel="x", ylabel="y", title="Title")

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,8 +48,8 @@ def program() -> str:
 
 
 def command() -> str:
-    """The command that is running, as one would type it elsewhere."""
-    return " ".join([program(), *_elsewhere(sys.argv[1:])])
+    """The command that is running, as one would type it into a shell elsewhere."""
+    return f"{program()} {shlex.join(_elsewhere(sys.argv[1:]))}".rstrip()
 
 
 def _elsewhere(arguments: Sequence[str]) -> list[str]:

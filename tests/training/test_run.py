@@ -79,12 +79,12 @@ def test_a_result_tells_what_training_took_however_often_it_is_scored(tmp_path):
 
 
 def test_the_command_says_nothing_of_where_runs_and_data_are(tmp_path, monkeypatch):
-    given = ["x.py", "--steps", "3", "--data-dir", "/here", "--seed=4", "--runs_dir=/there", "--runs-dir", "r", "predict_this"]
+    given = ["x.py", "--steps", "3", "--data-dir", "/here", "--seed=4", "--runs_dir=/there", "--runs-dir", "r", "a b"]
     monkeypatch.setattr("sys.argv", given)
     run = begun(tmp_path)
     run.trained(1, {})
     command = json.loads((run.folder / "training.json").read_text())["command"]
-    assert command.endswith(" --steps 3 --seed=4 predict_this")
+    assert command.endswith(" --steps 3 --seed=4 'a b'")
 
 
 def test_a_skipped_step_is_written_down_once(tmp_path):
