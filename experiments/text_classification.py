@@ -1,6 +1,6 @@
 """A network reads texts byte by byte and learns to name their class: convolutions, recurrence, and both.
 
-    python -m experiments.text_classification                                made-up reviews, without data
+    python -m experiments.text_classification          made-up reviews, without data: 88 % in 40 s (seed 0, two AMD EPYC cores)
     python -m experiments.text_classification --dataset imdb --data-dir FOLDER             reviews, where FOLDER holds imdb
     python -m experiments.text_classification --train-file a.csv --test-file b.csv --label-column kind    texts of your own
     python -m experiments.text_classification predict "What a dull film."    with the run of the same --name; a file will do
