@@ -217,7 +217,8 @@ class CharacterCRNN(nnx.Module):
       stages: see `SequenceStage`.
       hidden_features, cell, num_layers, bidirectional: of the stack; see `Recurrent`.
       pooling: of its outputs; see `SequenceClassifier`.
-      dropout: rate on the embeddings, on what the convolutions give, between layers, and on what is pooled.
+      dropout: rate on what the convolutions give, between layers, and on what is pooled. Not before them: batch norm would see
+        another variance in training than later (Li et al., arXiv 1801.05134).
       rngs: key `params` draws the parameters.
 
     Raises:
@@ -279,13 +280,13 @@ class CharacterCRNN(nnx.Module):
           ValueError: concrete ids outside the vocabulary.
         """
         lengths = _check_tokens(tokens, self.embedding.num_embeddings, lengths)
-        keys = split_key(key, 4)
-        frames = frames_of(self.dropout(embed(self.embedding, tokens), key=keys[0]), lengths)
+        keys = split_key(key, 3)
+        frames = frames_of(embed(self.embedding, tokens), lengths)
         for convolution, pool in zip(self.convolutions, self.pools, strict=True):
             frames = max_pool_sequence(convolution(frames, training=training), pool)
-        x = self.dropout(frames.features, key=keys[1])
-        outputs, _ = self.recurrent(x, lengths=frames.lengths, key=keys[2])
-        return self.output(self.dropout(pooled(outputs, frames.lengths, self.pooling, self.recurrent), key=keys[3]))
+        x = self.dropout(frames.features, key=keys[0])
+        outputs, _ = self.recurrent(x, lengths=frames.lengths, key=keys[1])
+        return self.output(self.dropout(pooled(outputs, frames.lengths, self.pooling, self.recurrent), key=keys[2]))
 
 
 def _check_tokens(tokens: Array, vocabulary_size: int, lengths: Array | None) -> Array | None:
