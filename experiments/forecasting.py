@@ -179,7 +179,7 @@ def train(run: Run[Config]) -> None:
     model = build_model(config, *sizes_of(parts.table))
     if config.head.counts and ((parts.table.values < 0) | (parts.table.values % 1 != 0)).any():
         raise ValueError(f"distribution: expected whole numbers from 0 in the targets with {config.distribution}")
-    run.trained_on(series.name, config.origin, fingerprint(series))
+    run.trained_on(series.name, config.origin, fingerprint(series, parts.table.static))
     run.say(f"{series.name}: {len(series.dates)} steps of {series.step} from {series.dates[0]}, {', '.join(series.columns)}")
     if run.writes:
         scaler = {name: leaf.tolist() for name, leaf in parts.scaler._asdict().items()}
@@ -306,8 +306,8 @@ def load(run: Run[Config], table: Table) -> Any:
 def evaluate(run: Run[Config]) -> None:
     config = run.config
     series = load_series(config, config.data_dir)
-    run.trained_on(series.name, config.origin, fingerprint(series))
     parts = parts_of(config, series, scaled=not config.head.counts)
+    run.trained_on(series.name, config.origin, fingerprint(series, parts.table.static))
     splits = ("validation", "test") if run.flags.split == "test" else ("validation",)
     report(run, load(run, parts.table), series, parts, splits)
 

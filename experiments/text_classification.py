@@ -201,7 +201,7 @@ def train(run: Run[Config]) -> None:
         batches.shuffled(config.seed),
         lambda model: measure_over(model, validated),
     )
-    report(run, trained.model, texts, encoded)
+    report(run, trained.model, texts, encoded, batches)
 
 
 def report(
@@ -209,12 +209,11 @@ def report(
     model: Any,
     texts: TextSplits,
     encoded: Mapping[str, EncodedTexts],
+    batches: TextBatches,
     splits: tuple[str, ...] = ("validation", "test"),
 ) -> None:
     """Scores the splits, draws the figures, and writes result.json."""
-    config = run.config
-    batches = TextBatches(encoded["train"], config.batch_size, config.shapes)
-    measure_over = make_measure(measure)
+    config, measure_over = run.config, make_measure(measure)
     metrics: dict[str, float] = {}
     for split in splits:
         values = measure_over(model, batches.in_order(encoded[split]))
@@ -281,7 +280,8 @@ def evaluate(run: Run[Config]) -> None:
     run.trained_on(texts.name, config.origin, texts.fingerprint)
     model, tokenizer, _ = load(run)
     splits = ("validation", "test") if run.flags.split == "test" else ("validation",)
-    report(run, model, texts, encode(config, texts, tokenizer), splits)
+    encoded = encode(config, texts, tokenizer)
+    report(run, model, texts, encoded, TextBatches(encoded["train"], config.batch_size, config.shapes), splits)
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

@@ -70,6 +70,23 @@ def where_valid(valid: Bool[Array, " B"], x: Shaped[Array, "B ..."], otherwise: 
     return jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - valid.ndim)), x, otherwise)
 
 
+def check_tokens(
+    tokens: Any, lengths: Any, vocabulary_size: int, name: str = "tokens", lengths_name: str = "lengths"
+) -> Int[Array, " B"] | None:
+    """The lengths of symbols [B, T] as of `check_lengths`, None of none; the symbols are checked too, see `check_ids`.
+
+    Raises:
+      TypeError: symbols or lengths are not integers.
+      ValueError: symbols that are not [B, T]; what `check_lengths` and `check_ids` raise.
+    """
+    if tokens.ndim != 2:
+        raise ValueError(f"{name}: expected [B, T], got {tokens.shape}")
+    if lengths is not None:
+        lengths = check_lengths(lengths, tokens.shape[0], tokens.shape[1], name=lengths_name)
+    check_ids(tokens, vocabulary_size, name, None if lengths is None else length_mask(lengths, tokens.shape[1]))
+    return lengths
+
+
 def reverse_sequence(xs: Shaped[Array, "B T ..."], lengths: Int[Array, " B"] | None = None) -> Shaped[Array, "B T ..."]:
     """Each row's valid part back to front; the padding stays where it is. Lengths as in `check_lengths`."""
     if lengths is None:

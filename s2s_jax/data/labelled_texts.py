@@ -12,6 +12,7 @@ from s2s_jax.data import datasets
 from s2s_jax.data.buckets import length_buckets, with_room_for
 from s2s_jax.data.datasets.report import Duplicates, Report
 from s2s_jax.data.datasets.text_files import read_rows
+from s2s_jax.data.own_files import name_own_files
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.reviews import LabelledTexts, made_up_reviews
 from s2s_jax.data.tokenizers import Tokenizer
@@ -51,11 +52,7 @@ class TextFlags(TextPaths):
     """Names of all columns, for files that do not begin with them."""
 
     def __post_init__(self) -> None:
-        given = [name for name in PATHS if getattr(self, name) is not None]
-        if given and self.dataset == type(self).dataset:  # no other was named
-            object.__setattr__(self, "dataset", "files")
-        if given and self.dataset != "files":
-            raise ValueError(f"{given[0]}: expected --dataset files with it, got --dataset {self.dataset}")
+        name_own_files(self, PATHS)
         if self.dataset == "files" and not (self.train_file and self.test_file):
             raise ValueError("train_file, test_file: expected both with --dataset files")
         if self.header and self.dataset != "files":

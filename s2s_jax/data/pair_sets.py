@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from s2s_jax.data import moses, number_words, toy_pairs
 from s2s_jax.data.buckets import field_buckets, with_room_for
+from s2s_jax.data.own_files import name_own_files
 from s2s_jax.data.parallel import BadLines, EncodedPairs, Pairs, encode_pairs, joined, load_pairs, read_pairs
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.subwords import Subwords
@@ -78,11 +79,7 @@ class PairFlags(PairPaths):
     """Shapes of batches."""
 
     def __post_init__(self) -> None:
-        given = [name for name in PATHS if getattr(self, name) is not None]
-        if given and self.dataset == type(self).dataset:  # no other was named
-            object.__setattr__(self, "dataset", "files")
-        if given and self.dataset != "files":
-            raise ValueError(f"{given[0]}: expected --dataset files with it, got --dataset {self.dataset}")
+        name_own_files(self, PATHS)
         if (self.more_source is None) != (self.more_target is None):
             raise ValueError("more_source, more_target: expected both or none, got one")
         if self.subword_dropout and (self.symbols, self.method) != ("subwords", "bpe"):

@@ -203,6 +203,7 @@ def table_of(
     return Table(values[:, targets], series.observed[:, targets], covariates, features.shape[1] + len(known), static)
 
 
-def fingerprint(series: Series) -> str:
-    """Of the numbers and their dates, so that a run knows its data again."""
-    return f"{zlib.crc32(series.values.tobytes() + series.dates.tobytes()):08x}"
+def fingerprint(series: Series, static: np.ndarray | None = None) -> str:
+    """Of the numbers, their dates and what is known of each series, so that a run knows its data again."""
+    described = b"" if static is None else static.tobytes()
+    return f"{zlib.crc32(series.values.tobytes() + series.dates.tobytes() + described):08x}"

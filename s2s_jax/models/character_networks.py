@@ -14,7 +14,7 @@ from s2s_jax.layers.keys import check_rngs, split_key
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.layers.sequence_convolution import Frames, SequenceConvolution, frames_of, k_max_pool, max_pool_sequence
-from s2s_jax.masks import check_ids, check_lengths, length_mask, reverse_sequence
+from s2s_jax.masks import check_tokens, reverse_sequence
 from s2s_jax.models.classifier import check_classifier, pooled
 from s2s_jax.models.encoder import check_positive, embed
 from s2s_jax.types import Cell
@@ -86,7 +86,7 @@ class CharacterCNN(nnx.Module):
         Raises:
           ValueError: more than `max_length` positions, or concrete ids outside the vocabulary.
         """
-        lengths = _check_tokens(tokens, self.vocabulary_size, lengths)
+        lengths = check_tokens(tokens, lengths, self.vocabulary_size)
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"tokens: expected at most max_length = {self.max_length} positions, got {tokens.shape[1]}")
         first, *others = self.convolutions
@@ -164,7 +164,7 @@ class VeryDeepCNN(nnx.Module):
         Raises:
           ValueError: concrete ids outside the vocabulary.
         """
-        lengths = _check_tokens(tokens, self.embedding.num_embeddings, lengths)
+        lengths = check_tokens(tokens, lengths, self.embedding.num_embeddings)
         frames = self.first(frames_of(embed(self.embedding, tokens), lengths), relu=False)
         for number, stage in enumerate(self.stages):
             frames = max_pool_sequence(frames, 3, 2) if number else frames
@@ -279,7 +279,7 @@ class CharacterCRNN(nnx.Module):
         Raises:
           ValueError: concrete ids outside the vocabulary.
         """
-        lengths = _check_tokens(tokens, self.embedding.num_embeddings, lengths)
+        lengths = check_tokens(tokens, lengths, self.embedding.num_embeddings)
         keys = split_key(key, 3)
         frames = frames_of(embed(self.embedding, tokens), lengths)
         for convolution, pool in zip(self.convolutions, self.pools, strict=True):
@@ -287,15 +287,6 @@ class CharacterCRNN(nnx.Module):
         x = self.dropout(frames.features, key=keys[0])
         outputs, _ = self.recurrent(x, lengths=frames.lengths, key=keys[1])
         return self.output(self.dropout(pooled(outputs, frames.lengths, self.pooling, self.recurrent), key=keys[2]))
-
-
-def _check_tokens(tokens: Array, vocabulary_size: int, lengths: Array | None) -> Array | None:
-    """The lengths, checked as the symbols are."""
-    if tokens.ndim != 2:
-        raise ValueError(f"tokens: expected [B, T], got {tokens.shape}")
-    lengths = None if lengths is None else check_lengths(lengths, tokens.shape[0], tokens.shape[1])
-    check_ids(tokens, vocabulary_size, "tokens", None if lengths is None else length_mask(lengths, tokens.shape[1]))
-    return lengths
 
 
 def _dense(layers: Sequence[nnx.Linear], dropout: Dropout, x: Float[Array, "B P F"], key: Array | None) -> Float[Array, "B C"]:

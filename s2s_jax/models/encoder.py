@@ -11,7 +11,7 @@ from s2s_jax import cells
 from s2s_jax.layers.keys import check_rngs, split_key
 from s2s_jax.layers.recurrent import Recurrent
 from s2s_jax.layers.regularization import Dropout
-from s2s_jax.masks import check_ids, check_lengths, double_sequence, length_mask
+from s2s_jax.masks import check_tokens, double_sequence
 from s2s_jax.types import Cell, State
 
 
@@ -97,12 +97,7 @@ class Encoder(nnx.Module):
         Raises:
           ValueError: concrete ids outside the vocabulary; shapes that do not match.
         """
-        if source.ndim != 2:
-            raise ValueError(f"source: expected [B, S], got {source.shape}")
-        if lengths is not None:
-            lengths = check_lengths(lengths, *source.shape, name="source_lengths")
-        mask = None if lengths is None else length_mask(lengths, source.shape[1])
-        check_ids(source, self.embedding.num_embeddings, "source", mask)
+        lengths = check_tokens(source, lengths, self.embedding.num_embeddings, "source", "source_lengths")
         if self.double_source:
             source, lengths = double_sequence(source, lengths)
         key_embedding, key_recurrent = split_key(key)

@@ -107,6 +107,7 @@ def test_what_is_known_of_each_target_is_standardised_and_in_their_order(tmp_pat
     np.testing.assert_allclose(found, np.stack([(area - 4) / area.std(), np.zeros(3)], 1), rtol=1e-6)
     series = seasonal_series(days=9)
     assert parts_of(SeriesFlags(static_csv=path), series).table.static.shape == (3, 2)
+    assert fingerprint(series, found) != fingerprint(series, found[:, ::-1]) != fingerprint(series)
     for content, message in (
         ("series,area\nnorth,1\nwest,2\n", r"static.csv:3: expected one row for each of north, middle, south, got 'west'"),
         ("series,area\nnorth,1\nnorth,2\n", r"static.csv:3: expected one row for each of north, middle, south, got 'north'"),

@@ -114,7 +114,10 @@ def test_what_is_known_of_each_series_is_read(tmp_path):
     with pytest.raises(SystemExit, match="static_csv: expected it with --series each, got it with joint"):
         call(*SMALL, "--runs-dir", tmp_path, *flags)
     call(*SMALL, "--runs-dir", tmp_path, *flags, "--series", "each")
-    static.unlink()  # the run has what it needs
+    static.write_text(static.read_text().replace("4", "5"))
+    with pytest.raises(SystemExit, match="expected the data that the run was trained on"):
+        call("evaluate", "--runs-dir", tmp_path)
+    static.unlink()  # of a prediction the run has what it needs
     call("predict", path, "--runs-dir", tmp_path)
     assert (tmp_path / "forecasting/default/forecast_0.csv").exists()
 

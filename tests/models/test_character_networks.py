@@ -76,6 +76,8 @@ def test_training_counts_valid_positions_and_a_key_turns_dropout_on(kind):
         return logits, nnx.state(model, nnx.BatchStat)
 
     assert_close(*(jax.tree.map(np.asarray, run(tokens, training=True)) for tokens in (wider, TOKENS)), 1e-4)
+    # Batch norm sees in training what it will see later: no dropout stands before it.
+    assert_close(*(jax.tree.map(np.asarray, run(TOKENS, key, True)[1]) for key in (jax.random.key(0), None)), 1e-6)
     one, again, other = (np.asarray(run(TOKENS, jax.random.key(key))[0]) for key in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert np.any(one != other)
