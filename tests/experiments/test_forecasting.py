@@ -11,7 +11,9 @@ import pytest
 from experiments import forecasting
 from experiments.forecasting import Config
 from s2s_jax.data.series import seasonal_series
+from s2s_jax.data.windows import Scaler
 from s2s_jax.forecast_metrics import mae, mse
+from s2s_jax.models.backtest import ForecastBatch
 from s2s_jax.training.command import main
 
 FUNCTIONS = {"train": forecasting.train, "evaluate": forecasting.evaluate, "predict": forecasting.predict}
@@ -158,3 +160,15 @@ def test_published_figures_are_of_etth1_alone():
     assert {row["how"] for row in forecasting.published("etth1", ("OT",), 48, 24)} == {"LSTMa", "DeepAR", "Informer"}
     assert {row["how"] for row in forecasting.published("etth1", seven, 48, 336)} == {"LSTMa", "LSTNet", "Informer"}
     assert forecasting.published("etth1", ("HUFL",), 96, 24) == forecasting.published("own", seven, 96, 336) == []
+
+
+def test_what_was_filled_in_of_the_past_is_not_drawn():
+    series = seasonal_series(days=9)
+    series.observed[30, 1] = False
+    config, values = Config(look_back=24, horizon=6), series.values[None]
+    said = ForecastBatch(np.array([48]), values[:, 24:48], *(values[:, 48:54],) * 4, np.zeros((1, 1, 6, 3)))
+    scaler = Scaler(np.zeros(3), np.ones(3))
+    for column in range(3):
+        drawn = forecasting.panel(config, series, series.columns, scaler, said, 0, column)
+        assert np.flatnonzero(np.isnan(drawn["history"])).tolist() == ([6] if column == 1 else [])
+        np.testing.assert_array_equal(np.delete(drawn["history"], 6), np.delete(values[0, 24:48, column], 6))

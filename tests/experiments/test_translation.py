@@ -21,6 +21,7 @@ from experiments.translation import Config, build_model, scores_of
 from s2s_jax.data.datasets.text_files import texts_named
 from s2s_jax.data.tokenizers import fit_tokenizers
 from s2s_jax.models.pair_loss import pair_loss
+from s2s_jax.models.translator import Translation
 from s2s_jax.training.command import main
 from s2s_jax.training.run import Run
 
@@ -136,9 +137,17 @@ def test_predict_takes_texts_files_and_standard_input_of_any_script(own, tmp_pat
         np.testing.assert_allclose(np.sum(one["weights"], axis=1), 1, atol=1e-3)
     assert (folder / "figures" / "attention_of_prediction.png").exists()
 
-    wanted = [line.split("  ")[-1] for line in printed if line.startswith("  ")][::2]
-    call("predict", lines, "a b c", "--output", tmp_path / "best.txt", "--runs-dir", own, "--name", "tiny")
-    assert (tmp_path / "best.txt").read_text(encoding="utf-8").split("\n") == [wanted[1], wanted[2], wanted[0], ""]
+
+def test_the_best_translations_go_to_a_file_in_the_order_of_the_texts(own, tmp_path, capsys, monkeypatch):
+    def upper(self, texts, search, *, attention):
+        assert (search.n_best, attention) == (1, False)
+        return [[Translation(text.upper(), 0.0, [], [], np.zeros(0), None, True)] for text in texts]
+
+    monkeypatch.setattr(translation.Translator, "__call__", upper)
+    lines = tmp_path / "lines.txt"
+    lines.write_text("c d\né\n", encoding="utf-8")
+    call("predict", lines, "a b", "--output", tmp_path / "best.txt", "--runs-dir", own, "--name", "tiny")
+    assert (tmp_path / "best.txt").read_text(encoding="utf-8") == "C D\nÉ\nA B\n"
     assert capsys.readouterr().out == f"3 translations are in {tmp_path / 'best.txt'}, one a line.\n"
 
 
