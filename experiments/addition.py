@@ -203,9 +203,7 @@ def report(run: Run[Config], model: Seq2Seq) -> None:
         examples_per_step=config.batch_size,
         parameters=count_parameters(model),
     )
-    run.say(
-        f"\n{result['seconds']:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}."
-    )
+    run.say_end(result)
 
 
 def score(sums: Sums, model: Seq2Seq, a: np.ndarray, b: np.ndarray) -> dict[str, float]:

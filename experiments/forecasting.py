@@ -242,8 +242,7 @@ def report(
     )
     if not run.changed:
         draw(run, series, parts, shown)
-    path = "evaluation.json is" if run.changed else "Figures, weights and result.json are"
-    run.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {run.folder}.")
+    run.say_end(result)
 
 
 def published(name: str, targets: tuple[str, ...], look_back: int, horizon: int) -> list[dict[str, Any]]:

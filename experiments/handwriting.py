@@ -322,8 +322,7 @@ def report(
     )
     if not run.changed:
         draw(run, lines[last], greedily)
-    path = "evaluation.json is" if run.changed else "Figures, weights and result.json are"
-    run.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {run.folder}.")
+    run.say_end(result)
 
 
 def draw(run: Run[Config], lines: TextLines, read: Sequence[LineRead]) -> None:

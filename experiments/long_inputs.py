@@ -266,9 +266,7 @@ def report(run: Run[Config], models: Mapping[str, Seq2Seq], tokenizers: Tokenize
         models=found,
         claims=claims,
     )
-    run.say(
-        f"{result['seconds']:.1f} s of training on {result['device']}. Figure, weights and result.json are in {run.folder}."
-    )
+    run.say_end(result)
 
 
 def is_made_up(config: Config) -> bool:

@@ -192,9 +192,7 @@ def report(run: Run[Config], model: SequenceClassifier, splits: Splits) -> None:
         examples_per_step=config.batch_size,
         parameters=count_parameters(model),
     )
-    run.say(
-        f"{result['seconds']:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}."
-    )
+    run.say_end(result)
 
 
 def published(config: Config) -> list[dict[str, Any]]:

@@ -242,8 +242,7 @@ def report(
         title = f"{texts.name}, {config.model}, {config.max_length} {config.symbols}"
         run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, title))
         compare(run)
-    path = "evaluation.json is" if run.changed else "Figures, weights and result.json are"
-    run.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {run.folder}.")
+    run.say_end(result)
 
 
 def published(config: Config) -> list[dict[str, Any]]:

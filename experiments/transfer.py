@@ -307,9 +307,7 @@ def report(run: Run[Config], model: Any, splits: Splits) -> None:
     )
     if config.labels:
         compare(run, title)
-    run.say(
-        f"{result['seconds']:.1f} s of training on {result['device']}. Figures, weights and result.json are in {run.folder}."
-    )
+    run.say_end(result)
 
 
 def compare(run: Run[Config], title: str) -> None:

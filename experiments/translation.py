@@ -320,8 +320,7 @@ def report(
             "fingerprints": {pairs.split: pairs.fingerprint for pairs, _ in splits.values()},
         },
     )
-    path = "evaluation.json is" if run.changed else "Figures, weights and result.json are"
-    run.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {run.folder}.")
+    run.say_end(result)
 
 
 def scores_of(config: Config, texts: Sequence[str], references: Sequence[str]) -> dict[str, TextScore]:

@@ -36,6 +36,11 @@ class RecurrentOptions(TypedDict, total=False):
     param_dtype: Any
 
 
+def between_layers(dropout: float, num_layers: int) -> float:
+    """The rate that `Recurrent` takes where a model has one for other places too: none where there is nothing between."""
+    return dropout if num_layers > 1 else 0.0
+
+
 class Recurrent(nnx.Module):
     """Any cell, in any number of layers, in one or both directions.
 

@@ -12,7 +12,7 @@ from s2s_jax import cells
 from s2s_jax.attention import Memory
 from s2s_jax.layers.attention import Attention
 from s2s_jax.layers.keys import check_rngs, split_key
-from s2s_jax.layers.recurrent import Recurrent
+from s2s_jax.layers.recurrent import Recurrent, between_layers
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.models.decoders import added_up, check_tokens
 from s2s_jax.models.encoder import Encoded, StackOptions, check_positive, embed
@@ -173,6 +173,5 @@ class AttentionDecoder(nnx.Module):
 
 
 def _stack(in_features: int, num_layers: int, options: dict[str, Any]) -> Recurrent:
-    if num_layers == 1:  # there is nothing between layers
-        options = {**options, "dropout": 0.0}
+    options = {**options, "dropout": between_layers(options.get("dropout", 0.0), num_layers)}
     return Recurrent(in_features=in_features, num_layers=num_layers, **options)

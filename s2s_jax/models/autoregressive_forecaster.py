@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from s2s_jax import cells
 from s2s_jax.data.windows import Window
 from s2s_jax.layers.keys import check_rngs, split_key
-from s2s_jax.layers.recurrent import Recurrent
+from s2s_jax.layers.recurrent import Recurrent, between_layers
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.models.forecaster import Sizes
 from s2s_jax.types import Cell
@@ -55,7 +55,7 @@ class AutoregressiveForecaster(nnx.Module):
             sizes.series + sizes.future_covariates + sizes.static,
             hidden_features,
             num_layers=num_layers,
-            dropout=dropout if num_layers > 1 else 0.0,
+            dropout=between_layers(dropout, num_layers),
             rngs=rngs,
         )
         self.output = nnx.Linear(self.recurrent.out_features, sizes.series * sizes.features, rngs=rngs)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from s2s_jax import cells
 from s2s_jax.layers.keys import check_rngs, split_key
-from s2s_jax.layers.recurrent import Recurrent
+from s2s_jax.layers.recurrent import Recurrent, between_layers
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.layers.sequence_convolution import Frames, SequenceConvolution, frames_of, k_max_pool, max_pool_sequence
 from s2s_jax.masks import check_tokens, reverse_sequence
@@ -261,7 +261,7 @@ class CharacterCRNN(nnx.Module):
             hidden_features,
             num_layers=num_layers,
             bidirectional=bidirectional,
-            dropout=dropout if num_layers > 1 else 0.0,
+            dropout=between_layers(dropout, num_layers),
             rngs=rngs,
         )
         self.output = nnx.Linear(self.recurrent.out_features, classes, rngs=rngs)

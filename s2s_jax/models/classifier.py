@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from s2s_jax import cells
 from s2s_jax.layers.keys import split_key
-from s2s_jax.layers.recurrent import Recurrent
+from s2s_jax.layers.recurrent import Recurrent, between_layers
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.masks import check_lengths, length_mask
 from s2s_jax.models.encoder import Encoder, StackOptions
@@ -53,7 +53,7 @@ class SequenceClassifier(nnx.Module):
             hidden_features,
             num_layers=num_layers,
             bidirectional=bidirectional,
-            dropout=dropout if num_layers > 1 else 0.0,
+            dropout=between_layers(dropout, num_layers),
             input_dropout=input_dropout,
             recurrent_dropout=recurrent_dropout,
             rngs=rngs,

@@ -10,7 +10,7 @@ from s2s_jax import attention as attentions
 from s2s_jax import cells
 from s2s_jax.layers.convolution import Backbone, Maps
 from s2s_jax.layers.keys import check_rngs, split_key
-from s2s_jax.layers.recurrent import Recurrent
+from s2s_jax.layers.recurrent import Recurrent, between_layers
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.models.attention_decoder import AttentionDecoder
 from s2s_jax.models.bridge import Bridge
@@ -63,7 +63,7 @@ class ColumnEncoder(nnx.Module):
             hidden_features,
             num_layers=num_layers,
             bidirectional=True,
-            dropout=dropout if num_layers > 1 else 0.0,
+            dropout=between_layers(dropout, num_layers),
             rngs=rngs,
         )
 

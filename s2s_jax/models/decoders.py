@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from s2s_jax import cells
 from s2s_jax.layers.keys import check_rngs, split_key
-from s2s_jax.layers.recurrent import Recurrent
+from s2s_jax.layers.recurrent import Recurrent, between_layers
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.masks import check_ids
 from s2s_jax.models.encoder import Encoded, StackOptions, check_positive, embed
@@ -37,10 +37,10 @@ class _Decoder(nnx.Module):
     ):
         check_positive(vocabulary_size=vocabulary_size)
         self.vocabulary_size = vocabulary_size
+        dropout = options.get("dropout", 0.0)
         recurrent: dict[str, Any] = {"cell": cells.lstm, **options}
-        if options.get("num_layers", 1) == 1:
-            recurrent.pop("dropout", None)  # there is nothing between layers
-        self.dropout = Dropout(options.get("dropout", 0.0))
+        recurrent["dropout"] = between_layers(dropout, options.get("num_layers", 1))
+        self.dropout = Dropout(dropout)
         self.recurrent = Recurrent(in_features=in_features, hidden_features=hidden_features, rngs=rngs, **recurrent)
         self.output = output_layer(self.recurrent.out_features, vocabulary_size, tied_to, rngs)
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from s2s_jax import cells
 from s2s_jax.layers.keys import check_rngs, split_key
-from s2s_jax.layers.recurrent import Recurrent
+from s2s_jax.layers.recurrent import Recurrent, between_layers
 from s2s_jax.layers.regularization import Dropout
 from s2s_jax.masks import check_tokens, double_sequence
 from s2s_jax.types import Cell, State
@@ -78,7 +78,7 @@ class Encoder(nnx.Module):
             reverse=reverse_source,
             merge=merge,
             residual=residual,
-            dropout=dropout if num_layers > 1 else 0.0,
+            dropout=between_layers(dropout, num_layers),
             input_dropout=input_dropout,
             recurrent_dropout=recurrent_dropout,
             rngs=rngs,

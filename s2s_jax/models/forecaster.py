@@ -14,7 +14,7 @@ from s2s_jax import cells
 from s2s_jax.data.windows import Window
 from s2s_jax.layers.attention import Attention
 from s2s_jax.layers.keys import check_rngs, split_key
-from s2s_jax.layers.recurrent import Recurrent
+from s2s_jax.layers.recurrent import Recurrent, between_layers
 from s2s_jax.layers.regularization import BatchNorm, Dropout, GaussianNoise
 from s2s_jax.types import Cell
 
@@ -134,7 +134,7 @@ class AttentionForecaster(nnx.Module):
         check_rngs(rngs)
         self.sizes = sizes
         self.dropout = Dropout(dropout)
-        stack: dict[str, Any] = {"num_layers": num_layers, "dropout": dropout if num_layers > 1 else 0.0, "rngs": rngs}
+        stack: dict[str, Any] = {"num_layers": num_layers, "dropout": between_layers(dropout, num_layers), "rngs": rngs}
         known = sizes.series + sizes.past_covariates + sizes.static
         self.encoder = Recurrent(cell, known, hidden_features, **stack)
         self.decoder = Recurrent(cell, sizes.future_covariates + sizes.static + 1, hidden_features, **stack)

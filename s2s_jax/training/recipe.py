@@ -14,8 +14,9 @@ from s2s_jax.training.checkpoint import BestWeights, load_weights, save_weights
 from s2s_jax.training.loop import Goal, Trained, fit
 from s2s_jax.training.optimizers import make_optimizer, make_schedule
 from s2s_jax.training.parallel import OwnRows, data_mesh
-from s2s_jax.training.run import Run, RunConfig, summary
+from s2s_jax.training.run import Run, RunConfig
 from s2s_jax.training.step import Batch, Loss
+from s2s_jax.training.summary import summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

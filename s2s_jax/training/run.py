@@ -13,12 +13,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import jax
 
-from s2s_jax.training.checkpoint import changes, named_variables
+from s2s_jax.training.checkpoint import changes
 from s2s_jax.training.lock import try_lock
-from s2s_jax.training.optimizers import is_under
 from s2s_jax.training.parallel import greatest
 from s2s_jax.training.provenance import command, describe_device, versions
-from s2s_jax.training.state import count_parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -347,6 +345,11 @@ class Run(Generic[ConfigType]):
             _write_json(paths[bool(self.changed)], result)
         return result
 
+    def say_end(self, result: Mapping[str, Any]) -> None:
+        """The last line of an experiment, of what `finish` gave: how long it was trained, on what, and where all of it is."""
+        path = "evaluation.json is" if self.changed else "Figures, weights and result.json are"
+        self.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {self.folder}.")
+
 
 def _write_json(path: Path, value: Any) -> None:
     """Whole or not at all: a kill leaves the file as it was."""
@@ -388,17 +391,3 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def summary(model: Any, freeze: Sequence[str] = ()) -> str:
-    """A table of a model's arrays (name, shape, how many numbers), and how many of the numbers are trained.
-
-    Those under the paths in `freeze` are not.
-    """
-    rows = [(name, variable[...].shape) for name, variable in named_variables(model).items()]
-    frozen = sum(math.prod(shape) for name, shape in rows if any(is_under(name, part) for part in freeze))
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {shape!s:<14} {math.prod(shape):>10,}" for name, shape in rows]
-    heading = f"{'array':<{width}}  {'shape':<14} {'numbers':>10}"
-    sums = {"trained": count_parameters(model) - frozen, **({"frozen": frozen} if frozen else {})}
-    return "\n".join([heading, *lines, *(f"{name:<{width}}  {'':<14} {number:>10,}" for name, number in sums.items())])
