@@ -39,15 +39,17 @@ from s2s_jax import attention as attentions
 from s2s_jax import cells, plots
 from s2s_jax.bootstrap import ByGroup, bootstrap, interval, length_groups
 from s2s_jax.claims import Claim, judged, verdicts
+from s2s_jax.data.datasets.text_files import texts_named, write_texts
 from s2s_jax.data.pair_sets import PATHS, TOYS, PairBatches, PairFlags, PairPaths, fit, load_split, load_tests, target_of_rules
 from s2s_jax.data.parallel import Pairs
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.tokenizers import Tokenizers, load_tokenizers
+from s2s_jax.data.vocabulary import normalized
 from s2s_jax.metrics import Mean
 from s2s_jax.models.pair_loss import nats_of_targets, pair_loss
 from s2s_jax.models.seq2seq import Seq2Seq
 from s2s_jax.models.translator import Search, Translator
-from s2s_jax.text_metrics import TextCounts, bleu_cased_counts, bleu_lowercased_tokens_counts, exact_match_counts
+from s2s_jax.text_metrics import TextCounts, bleu_counts, bleu_lowercased_tokens_counts, exact_match_counts
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
@@ -164,7 +166,7 @@ def train(run: Run[Config]) -> None:
     config = run.config
     training, validation = (load_split(config, split, config.data_dir) for split in ("train", "validation"))
     if why := target_of_rules(config)[1]:
-        run.say(f"No bleu_lowercased_tokens, but bleu_cased: {why}.")
+        run.say(f"No bleu_lowercased_tokens, but {name_of_bleu(config)}: {why}.")
     run.trained_on(training.name, config.origin, training.fingerprint)
     for pairs in (training, validation):
         run.say(f"{pairs.split}: {pairs.report}")
@@ -215,17 +217,13 @@ def report(run: Run[Config], models: Mapping[str, Seq2Seq], tokenizers: Tokenize
     config, pairs = run.config, test_of(run.config)
     lengths = grouped(tokenizers, pairs)
     groups = {"all": np.arange(len(pairs.sources)), **lengths}
-    metric, perfect = (
-        ("exact_match", 1.0)
-        if is_made_up(config)
-        else ("bleu_lowercased_tokens" if target_of_rules(config)[0] else "bleu_cased", 100.0)
-    )
+    metric, perfect = ("exact_match", 1.0) if is_made_up(config) else (name_of_bleu(config), 100.0)
     counts = {}
     for name, model in models.items():
         texts = translated(model, tokenizers, pairs.sources, config.beam_size)
         if run.writes:
             path = run.folder / f"translations_{name}.txt"
-            path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+            write_texts(path, texts)
         counts[name] = counted(config, texts, pairs.targets)
     in_order = batches.in_order(pairs)
     values = {
@@ -274,12 +272,18 @@ def is_made_up(config: Config) -> bool:
     return config.dataset in (*TOYS, "numbers")
 
 
+def name_of_bleu(config: Config) -> str:
+    if target_of_rules(config)[0]:
+        return "bleu_lowercased_tokens"
+    return "bleu_lowercased" if config.lowercase else "bleu_cased"
+
+
 def counted(config: Config, texts: Sequence[str], references: Sequence[str]) -> TextCounts:
     if is_made_up(config):
         return exact_match_counts(texts, references)
     language, _ = target_of_rules(config)
     if language is None:
-        return bleu_cased_counts(texts, references)
+        return bleu_counts(texts, references, lowercase=config.lowercase)
     return bleu_lowercased_tokens_counts(texts, references, language)
 
 
@@ -345,13 +349,14 @@ def evaluate(run: Run[Config]) -> None:
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:
-    """What each model makes of each input."""
+    """What each model makes of each input, or of each line of a file, or of standard input for "-"."""
     if not inputs:
         raise ValueError('expected at least one text, like "3 1 4 1 5"')
+    texts = [normalized(text).strip() for text in texts_named(inputs)]
     models, tokenizers = load(run)
-    by_model = {name: translated(model, tokenizers, inputs, run.config.beam_size) for name, model in models.items()}
-    for number, text in enumerate(inputs):
-        print(text, *(f"  {name:<10} {texts[number]}" for name, texts in by_model.items()), sep="\n")
+    by_model = {name: translated(model, tokenizers, texts, run.config.beam_size) for name, model in models.items()}
+    for number, text in enumerate(texts):
+        print(text, *(f"  {name:<10} {found[number]}" for name, found in by_model.items()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@
 Sub-words are of the training split only, and are kept in the run.
 
 BLEU is 0 to 100 and comes twice. `bleu_lowercased_tokens`: both sides normalised, lower-cased and cut into words by Moses'
-rules, as the Multi30k tasks count it. `bleu_cased`: sacrebleu's own, on texts as people write them. Exact match: share of
+rules, as the Multi30k tasks count it. `bleu_cased`: sacrebleu's own, on texts as people write them, and with `--lowercase`
+`bleu_lowercased`, as nothing cased is said then. Exact match: share of
 texts that are their reference. Loss: nats per symbol of the reference, end symbol included, given those before; perplexity:
 its exponential.
 
@@ -34,9 +35,8 @@ from flax import nnx
 
 from s2s_jax import attention as attentions
 from s2s_jax import cells, plots
-from s2s_jax.data.datasets.text_files import texts_named
+from s2s_jax.data.datasets.text_files import texts_named, write_texts
 from s2s_jax.data.pair_sets import (
-    MORE_PATHS,
     PATHS,
     PairBatches,
     PairFlags,
@@ -53,7 +53,7 @@ from s2s_jax.data.vocabulary import normalized
 from s2s_jax.models.pair_loss import measure_pairs, pair_loss
 from s2s_jax.models.seq2seq import Seq2Seq
 from s2s_jax.models.translator import Search, Translation, Translator
-from s2s_jax.text_metrics import TextScore, bleu_cased, bleu_lowercased_tokens, chrf, exact_match_of_texts
+from s2s_jax.text_metrics import TextScore, bleu, bleu_lowercased_tokens, chrf, exact_match_of_texts
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.loop import make_measure
@@ -154,6 +154,8 @@ class Config(PairFlags, Search, TrainingConfig):
     """Share of the symbols, on both sides, that are hidden from the network in training."""
     r_drop: float = 0.0
     """Weight of how far two passes with other dropout are apart; above 0 a step takes twice as long."""
+    coverage_loss: float = 0.0
+    """Weight of how often the attention reads the same again, for `--attention coverage` say."""
     label_smoothing: float = 0.0
     """Share of the probability that is spread over all symbols."""
     teacher_forcing: float = 1.0
@@ -164,7 +166,7 @@ class Config(PairFlags, Search, TrainingConfig):
     evaluate_every: int = 400
 
     may_be_zero: ClassVar[tuple[str, ...]] = (*TrainingConfig.may_be_zero, "no_repeat_ngram_size", "max_extra")
-    places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, *PATHS, *MORE_PATHS)
+    places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, *PATHS)
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {
         "evaluate": (Scored, Search, PairPaths),
         "predict": (Told, Search),
@@ -174,6 +176,8 @@ class Config(PairFlags, Search, TrainingConfig):
 
 def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
     options: dict[str, Any] = {}
+    if config.attention == "none" and config.coverage_loss:
+        raise ValueError(f"coverage_loss: expected 0 with --attention none, got {config.coverage_loss}")
     if config.attention != "none":
         if config.attention == "multi_head" and config.hidden_features % HEADS:
             expected = f"a multiple of the {HEADS} heads of --attention multi_head"
@@ -254,6 +258,7 @@ def train(run: Run[Config]) -> None:
             label_smoothing=config.label_smoothing,
             word_dropout=config.word_dropout,
             r_drop=config.r_drop,
+            coverage=config.coverage_loss,
         ),
         batches.shuffled(config.seed),
         lambda model: measure_over(model, validated),
@@ -293,7 +298,7 @@ def report(
         run.say(f"Cut off at the length limit: {cut_off}; empty: {texts.count('')}.")
         if run.writes and not run.changed:
             path = run.folder / f"translations_{pairs.split}.txt"
-            path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+            write_texts(path, texts)
         if suffix == "":
             told = [f"{s}\n  {t}\n  {r}" for s, t, r in zip(pairs.sources[:3], texts[:3], pairs.targets[:3], strict=True)]
             run.say("Source, translation and reference:\n" + "\n".join(told))
@@ -326,7 +331,8 @@ def report(
 def scores_of(config: Config, texts: Sequence[str], references: Sequence[str]) -> dict[str, TextScore]:
     scores = {"chrf": chrf(texts, references)}
     if config.dataset != "numbers":  # single words in German, which have no four in a row
-        scores["bleu_cased"] = bleu_cased(texts, references)
+        name = "bleu_lowercased" if config.lowercase else "bleu_cased"
+        scores[name] = bleu(texts, references, lowercase=config.lowercase)
     language, _ = target_of_rules(config)
     if language is not None:
         scores["bleu_lowercased_tokens"] = bleu_lowercased_tokens(texts, references, language)
@@ -400,11 +406,12 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     models, tokenizers = load(run)
     if run.flags.output is not None:
         found = Translator(models, tokenizers)(texts, search_of(run.config, 1), attention=False)
-        run.flags.output.write_text("".join(f"{first(best).text}\n" for best in found), encoding="utf-8")
+        write_texts(run.flags.output, [first(best).text for best in found])
         print(f"{len(texts)} translations are in {run.flags.output}, one a line.")
         return
     alignments = []
-    found = Translator(models, tokenizers)(texts, search_of(run.config, run.config.n_best))
+    # A few texts at once: each hypothesis that is followed keeps its attention weights.
+    found = Translator(models, tokenizers)(texts, search_of(run.config, run.config.n_best), batch_size=8)
     for text, best in zip(texts, found, strict=True):
         print(text)
         for translation in best:

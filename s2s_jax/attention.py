@@ -14,7 +14,7 @@ and `from_score` makes one of your own:
 ```python
 cosine = from_score(
     init=lambda key, query_features, memory_features, features: (),
-    keys=lambda params, values: normalised(values),
+    keys=lambda params, values: normalised(values),  # x / sqrt(sum(x^2) + 1e-12): 0 / 0 in the padding would be NaN
     score=lambda params, query, keys, seen: jnp.einsum("btk,bsk->bts", normalised(query), keys),
 )
 ```
@@ -158,13 +158,16 @@ def nothing_seen(attention: Attention, memory: Memory) -> Any:
 
 
 def attention_weights(scores: Float[Array, "B T S"], mask: Bool[Array, "B S"]) -> Float[Array, "B T S"]:
-    """Softmax over the valid source positions, exactly zero at the others; all zero where no position is valid."""
+    """Softmax over the valid source positions, exactly zero at the others; all zero where no position is valid.
+
+    Valid scores are expected to be finite: of nothing but -inf, too, the weights are all zero, and +inf and NaN give NaN.
+    """
     valid = mask[:, None]
     scores = jnp.where(valid, scores, jnp.finfo(scores.dtype).min)
     greatest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(scores.dtype).min))
     exponentials = jnp.where(valid, jnp.exp(scores - greatest), 0)
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
-    return exponentials / jnp.where(total == 0, 1, total)  # at least 1 where any position is valid
+    return exponentials / jnp.where(total == 0, 1, total)
 
 
 def coverage_loss(weights: Float[Array, "B T S"], mask: Bool[Array, "B T"] | None = None) -> Mean:
@@ -184,8 +187,9 @@ def from_score(
 
     Args:
       init: `(key, query_features, memory_features, features) -> params`.
-      keys: `(params, values [B, S, F]) -> keys`, once a sequence; leaves have a leading batch axis.
-      score: `(params, query [B, T, Q], keys, seen) -> scores [B, T, S]`.
+      keys: `(params, values [B, S, F]) -> keys`, once a sequence; leaves have a leading batch axis. Values in the padding are
+        0; the keys and their derivative have to be finite there.
+      score: `(params, query [B, T, Q], keys, seen) -> scores [B, T, S]`, finite.
       sees_weights: hands the score function a `Seen`, with T = 1; otherwise ().
     """
 
@@ -261,7 +265,8 @@ def _make_additive(bias: bool, coverage: bool, filters: int, width: int) -> Atte
                 seen.last[..., None].astype(query.dtype), params.filters, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
             )
             inner = inner + _dot(located, params.w_filters)[:, None]
-        return jnp.tanh(inner) @ params.v
+        accumulator = jnp.promote_types(inner.dtype, jnp.float32)
+        return jnp.matmul(jnp.tanh(inner), params.v, preferred_element_type=accumulator)
 
     return from_score(init, keys, score, sees_weights=coverage or filters > 0)
 

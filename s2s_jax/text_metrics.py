@@ -12,6 +12,8 @@ import numpy as np
 from s2s_jax.data import moses
 from s2s_jax.data.vocabulary import normalized
 
+_FORM = "|form:NFC"  # of both sides, in signatures
+
 
 class TextScore(NamedTuple):
     """A score, and all that one must know to count it again.
@@ -39,8 +41,8 @@ class TextCounts(NamedTuple):
     signature: str
 
 
-def bleu_cased(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
-    """BLEU of a corpus, 0 to 100, on texts as people write them: sacrebleu with its default signature.
+def bleu(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False) -> TextScore:
+    """BLEU of a corpus, 0 to 100, on texts as people write them, or both sides lower-cased: sacrebleu's own (13a).
 
     BLEU = min(1, exp(1 - r/c)) * (p_1 p_2 p_3 p_4)^(1/4): the lengths r and c of references and hypotheses, the shares p_n of
     the hypotheses' n-grams that are in their references (Papineni et al. 2002, eq. 3; Post 2018, arXiv 1804.08771).
@@ -48,39 +50,38 @@ def bleu_cased(hypotheses: Sequence[str], references: Sequence[str]) -> TextScor
     Raises:
       ValueError: no text, or another number of references.
     """
-    _check(hypotheses, references)
+    ours, theirs = _checked(hypotheses, references)
     from sacrebleu.metrics.bleu import BLEU
 
-    bleu = BLEU()
-    value = bleu.corpus_score(list(hypotheses), [list(references)]).score
-    return TextScore(value, str(bleu.get_signature()))
+    counted = BLEU(lowercase=lowercase)
+    value = counted.corpus_score(ours, [theirs]).score
+    return TextScore(value, f"{counted.get_signature()}{_FORM}")
 
 
-def bleu_cased_counts(hypotheses: Sequence[str], references: Sequence[str]) -> TextCounts:
-    """`bleu_cased` as counts: right and all n-grams for n of 1 to 4, and the lengths c and r.
+def bleu_counts(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False) -> TextCounts:
+    """`bleu` as counts: right and all n-grams for n of 1 to 4, and the lengths c and r.
 
     Raises:
-      ValueError: as of `bleu_cased`.
+      ValueError: as of `bleu`.
     """
-    _check(hypotheses, references)
+    ours, theirs = _checked(hypotheses, references)
     from sacrebleu.metrics.bleu import BLEU
 
-    return _bleu_counts(BLEU(), hypotheses, references)
+    return _bleu_counts(BLEU(lowercase=lowercase), ours, theirs, _FORM)
 
 
 def bleu_lowercased_tokens(hypotheses: Sequence[str], references: Sequence[str], language: str) -> TextScore:
     """BLEU of a corpus, 0 to 100, as the Multi30k tasks count it: of lower-cased words cut by Moses' rules, on both sides.
 
     Punctuation is made one first (`moses.normalize_punctuation`), then lower-cased, then cut; sacrebleu adds nothing
-    (tokenize="none"). Such figures are not to be compared with those of `bleu_cased`. Elliott et al. 2017 (W17-4718).
+    (tokenize="none"). Such figures are not to be compared with those of `bleu`. Elliott et al. 2017 (W17-4718).
 
     Raises:
       ValueError: no text, or another number of references; a language that Moses has no rules for.
     """
-    _check(hypotheses, references)
-    bleu, ours, theirs, before = _lowercased(hypotheses, references, language)
-    value = bleu.corpus_score(ours, [theirs]).score
-    return TextScore(value, f"{bleu.get_signature()}|{before}")
+    counted, ours, theirs, before = _lowercased(hypotheses, references, language)
+    value = counted.corpus_score(ours, [theirs]).score
+    return TextScore(value, f"{counted.get_signature()}{before}")
 
 
 def bleu_lowercased_tokens_counts(hypotheses: Sequence[str], references: Sequence[str], language: str) -> TextCounts:
@@ -89,9 +90,7 @@ def bleu_lowercased_tokens_counts(hypotheses: Sequence[str], references: Sequenc
     Raises:
       ValueError: as of `bleu_lowercased_tokens`.
     """
-    _check(hypotheses, references)
-    bleu, ours, theirs, before = _lowercased(hypotheses, references, language)
-    return _bleu_counts(bleu, ours, theirs, f"|{before}")
+    return _bleu_counts(*_lowercased(hypotheses, references, language))
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
@@ -100,12 +99,12 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
     Raises:
       ValueError: no text, or another number of references.
     """
-    _check(hypotheses, references)
+    ours, theirs = _checked(hypotheses, references)
     from sacrebleu.metrics.chrf import CHRF
 
     metric = CHRF()
-    value = metric.corpus_score(list(hypotheses), [list(references)]).score
-    return TextScore(value, str(metric.get_signature()))
+    value = metric.corpus_score(ours, [theirs]).score
+    return TextScore(value, f"{metric.get_signature()}{_FORM}")
 
 
 def exact_match_of_texts(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
@@ -124,10 +123,9 @@ def exact_match_counts(hypotheses: Sequence[str], references: Sequence[str]) -> 
     Raises:
       ValueError: no text, or another number of references.
     """
-    _check(hypotheses, references)
-    right = [normalized(ours) == normalized(theirs) for ours, theirs in zip(hypotheses, references, strict=True)]
+    right = [ours == theirs for ours, theirs in zip(*_checked(hypotheses, references), strict=True)]
     counts = np.stack([np.array(right, np.int64), np.ones(len(right), np.int64)], axis=1)
-    return TextCounts(counts, lambda sums: sums[..., 0] / sums[..., 1], "exact match of whole texts|form:NFC")
+    return TextCounts(counts, lambda sums: sums[..., 0] / sums[..., 1], f"exact match of whole texts{_FORM}")
 
 
 def character_error_rate(hypotheses: Sequence[str], references: Sequence[str], *, spaces: bool = True) -> TextScore:
@@ -179,10 +177,10 @@ def _edits(
     hypotheses: Sequence[str], references: Sequence[str], cut: Callable[[str], list[str]]
 ) -> tuple[list[tuple[list[tuple[str, str]], int]], str]:
     """Of each text its edits, (part of the reference, part of the hypothesis), and of how many parts the reference is."""
-    _check(hypotheses, references)
+    both = _checked(hypotheses, references)
     import jiwer
 
-    ours, theirs = ([cut(unicodedata.normalize("NFD", text)) for text in texts] for texts in (hypotheses, references))
+    ours, theirs = ([cut(unicodedata.normalize("NFD", text)) for text in texts] for texts in both)
     as_they_are = jiwer.Compose([])
     alignments = jiwer.process_words(theirs, ours, as_they_are, as_they_are).alignments  # type: ignore[arg-type]
     found = []
@@ -204,36 +202,39 @@ def _rate(sums: np.ndarray) -> np.ndarray:
     return sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], np.nan)
 
 
-def _bleu_counts(bleu: Any, ours: Sequence[str], theirs: Sequence[str], before: str = "") -> TextCounts:
-    of_texts = [bleu.corpus_score([text], [[reference]]) for text, reference in zip(ours, theirs, strict=True)]
+def _bleu_counts(counted: Any, ours: Sequence[str], theirs: Sequence[str], before: str) -> TextCounts:
+    of_texts = [counted.corpus_score([text], [[reference]]) for text, reference in zip(ours, theirs, strict=True)]
     counts = np.array([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in of_texts], np.int64)
 
     def of_sums(sums: np.ndarray) -> float:
         right, every, (length, length_of_references) = sums[:4].tolist(), sums[4:8].tolist(), sums[8:].tolist()
-        return bleu.compute_bleu(right, every, length, length_of_references, smooth_method="exp").score
+        return counted.compute_bleu(right, every, length, length_of_references, smooth_method="exp").score
 
-    return TextCounts(counts, lambda sums: np.apply_along_axis(of_sums, -1, sums), f"{bleu.get_signature()}{before}")
+    return TextCounts(counts, lambda sums: np.apply_along_axis(of_sums, -1, sums), f"{counted.get_signature()}{before}")
 
 
 def _lowercased(hypotheses: Sequence[str], references: Sequence[str], language: str) -> tuple[Any, list[str], list[str], str]:
     """BLEU of words by sacrebleu, both sides cut into them, and what was done to the texts before."""
+    texts_of_both = _checked(hypotheses, references)
     moses.check_language(language)
     from sacrebleu.metrics.bleu import BLEU
 
-    bleu = BLEU(tokenize="none", force=True)  # force: no warning that these are words already
-    ours, theirs = ([_lowercased_tokens(text, language) for text in texts] for texts in (hypotheses, references))
-    before = f"before:sacremoses {importlib.metadata.version('sacremoses')}: normalize, lowercase, tokenize {language}"
-    return bleu, ours, theirs, before
+    words = BLEU(tokenize="none", force=True)  # force: no warning that these are words already
+    ours, theirs = ([_lowercased_tokens(text, language) for text in texts] for texts in texts_of_both)
+    version = importlib.metadata.version("sacremoses")
+    return words, ours, theirs, f"|before:sacremoses {version}: normalize, lowercase, tokenize {language}{_FORM}"
 
 
 def _lowercased_tokens(text: str, language: str) -> str:
     return " ".join(moses.tokenize(moses.normalize_punctuation(text, language).lower(), language))
 
 
-def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+def _checked(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Both in Unicode's form NFC."""
     for name, texts in (("hypotheses", hypotheses), ("references", references)):
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{name}: expected a list of texts, got {type(texts).__name__} {texts!r:.60}")
     if len(hypotheses) != len(references) or not references:
         expected = f"as many as references, {len(references)}, and at least one"
         raise ValueError(f"hypotheses: expected {expected}, got {len(hypotheses)}")
+    return [normalized(text) for text in hypotheses], [normalized(text) for text in references]

@@ -9,8 +9,8 @@ import sacrebleu
 import sacremoses
 
 from s2s_jax.text_metrics import (
-    bleu_cased,
-    bleu_cased_counts,
+    bleu,
+    bleu_counts,
     bleu_lowercased_tokens,
     bleu_lowercased_tokens_counts,
     character_edits,
@@ -24,26 +24,30 @@ from s2s_jax.text_metrics import (
 
 HYPOTHESES = ["The cat sat on the mat.", "A man isn't riding a “bike”.", "Zwei"]
 REFERENCES = ["The cat is on the mat.", 'A man isn\'t riding a "Bike" .', "Zwei Hunde"]
-ALL = [bleu_cased, lambda h, r: bleu_lowercased_tokens(h, r, "en"), chrf, exact_match_of_texts]
+ALL = [bleu, lambda h, r: bleu_lowercased_tokens(h, r, "en"), chrf, exact_match_of_texts]
 
 
 def test_bleu_is_what_one_counts_on_paper():
     # One text, cut by 13a into 7 and 7 words: 6 of 7 right, 4 of 6 pairs, 2 of 5 triples, 1 of 4.
-    score = bleu_cased(["the cat sat on the mat."], ["the cat is on the mat."])
+    score = bleu(["the cat sat on the mat."], ["the cat is on the mat."])
     in_common = [6 / 7, 4 / 6, 2 / 5, 1 / 4]
     assert score.value == pytest.approx(100 * math.prod(in_common) ** 0.25)
-    assert score.signature == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+    assert score.signature == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}|form:NFC"
     # All right but short: the brevity penalty alone.
-    short = bleu_cased(["a b c d e"], ["a b c d e f g"])
+    short = bleu(["a b c d e"], ["a b c d e f g"])
     assert short.value == pytest.approx(100 * math.exp(1 - 7 / 5))
 
 
 def test_cased_bleu_and_chrf_are_those_of_sacrebleu():
-    assert bleu_cased(HYPOTHESES, REFERENCES).value == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
-    assert bleu_cased(["THE CAT SAT"], ["the cat sat"]).value == 0
+    assert bleu(HYPOTHESES, REFERENCES).value == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
+    shouted = [text.upper() for text in HYPOTHESES]
+    lower = bleu(shouted, REFERENCES, lowercase=True)
+    assert lower.value == sacrebleu.corpus_bleu(shouted, [REFERENCES], lowercase=True).score
+    assert "|case:lc|" in lower.signature
+    assert bleu(["THE CAT SAT"], ["the cat sat"]).value == 0
     score = chrf(HYPOTHESES, REFERENCES)
     assert score.value == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
-    assert score.signature == f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{sacrebleu.__version__}"
+    assert score.signature == f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{sacrebleu.__version__}|form:NFC"
 
 
 @pytest.mark.parametrize("language", ["en", "de", "fr"])
@@ -60,17 +64,22 @@ def test_bleu_of_tokens_is_that_of_sacrebleu_on_texts_cut_by_hand(language, capl
     assert many.value == pytest.approx(expected)
     assert many.signature == (
         f"nrefs:1|case:mixed|eff:no|tok:none|smooth:exp|version:{sacrebleu.__version__}"
-        f"|before:sacremoses {sacremoses.__version__}: normalize, lowercase, tokenize {language}"
+        f"|before:sacremoses {sacremoses.__version__}: normalize, lowercase, tokenize {language}|form:NFC"
     )
 
 
 def test_bleu_of_tokens_is_blind_to_case_and_quotation_marks_only():
-    def bleu(ours, theirs):
+    def of(ours, theirs):
         return bleu_lowercased_tokens([ours], [theirs], "en").value
 
-    assert bleu("A man, riding a “BIKE”.", 'a man, riding a "bike".') == pytest.approx(100)
-    assert bleu("a b c d e.", "a b c d e .") == pytest.approx(100)
-    assert bleu("a b c d e", "a b c d f") < 70
+    assert of("A man, riding a “BIKE”.", 'a man, riding a "bike".') == pytest.approx(100)
+    assert of("a b c d e.", "a b c d e .") == pytest.approx(100)
+    assert of("a b c d e", "a b c d f") < 70
+
+
+@pytest.mark.parametrize("score", ALL)
+def test_a_letter_and_the_mark_over_it_are_the_letter_that_has_it(score):
+    assert score(["un cafe\u0301 pour deux."], ["un caf\u00e9 pour deux."]).value in (1, pytest.approx(100))
 
 
 def test_exact_match_is_a_share_of_texts():
@@ -83,7 +92,7 @@ def test_exact_match_is_a_share_of_texts():
     ("counted", "score"),
     [
         (exact_match_counts, exact_match_of_texts),
-        (bleu_cased_counts, bleu_cased),
+        (bleu_counts, bleu),
         (lambda h, r: bleu_lowercased_tokens_counts(h, r, "en"), lambda h, r: bleu_lowercased_tokens(h, r, "en")),
     ],
     ids=["exact match", "BLEU of texts", "BLEU of words"],

@@ -59,7 +59,8 @@ def _decoded(graphdef: Any, params: Any, source: Any, lengths: Any, beam_size: i
     if beam_size == 1:
         found = greedy(step, of_decoder, context, state, **options)
         return found.tokens, found.lengths, found.scores
-    best = beam_search(step, of_decoder, context, state, beam_size=beam_size, length_penalty="average", **options)
+    options |= {"beam_size": beam_size, "length_penalty": "average", "early_stopping": "enough"}  # as PyTorch's stops
+    best = beam_search(step, of_decoder, context, state, **options)
     return best.tokens[:, 0], best.lengths[:, 0], best.scores[:, 0]
 
 

@@ -19,8 +19,8 @@ VALIDATION = {"multi30k": "val"}  # what its folder calls that split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairPaths:
-    """Flags that say where pairs of one's own are."""
+class OwnPairPaths:
+    """Flags that say where the splits are, all of one's own."""
 
     train_source: Path | None = None
     """One text a line, plain, .gz or .xz."""
@@ -36,8 +36,18 @@ class PairPaths:
     """The same for the test."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairPaths(OwnPairPaths):
+    """Flags that say where pairs are."""
+
+    more_source: Path | None = None
+    """Further sources to train on, one a line, plain, .gz or .xz."""
+    more_target: Path | None = None
+    """Their translations, line by line: those of other models, say (arXiv 1606.07947)."""
+
+
 PATHS = tuple(field.name for field in dataclasses.fields(PairPaths))
-MORE_PATHS = ("more_source", "more_target")
+_OWN_PATHS = tuple(field.name for field in dataclasses.fields(OwnPairPaths))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +61,6 @@ class PairFlags(PairPaths):
     """Language of the sources; if not given en, and unknown of files."""
     target: str | None = None
     """Language of the targets; if not given de, and unknown of files."""
-    more_source: Path | None = None
-    """Further sources to train on, one a line, plain, .gz or .xz."""
-    more_target: Path | None = None
-    """Their translations, line by line: those of other models, say (arXiv 1606.07947)."""
     bad_lines: BadLines = "error"
     """Lines that are empty, not UTF-8 or too long: stop, or leave them out and count them."""
     max_characters: int | None = None
@@ -79,7 +85,7 @@ class PairFlags(PairPaths):
     """Shapes of batches."""
 
     def __post_init__(self) -> None:
-        name_own_files(self, PATHS)
+        name_own_files(self, _OWN_PATHS)
         if (self.more_source is None) != (self.more_target is None):
             raise ValueError("more_source, more_target: expected both or none, got one")
         if self.subword_dropout and (self.symbols, self.method) != ("subwords", "bpe"):
@@ -111,9 +117,20 @@ def load_split(flags: PairFlags, split: Any, data_dir: str | Path | None = None)
     """
     pairs = _named_split(flags, split, data_dir)
     if split == "train" and flags.more_source is not None and flags.more_target is not None:
-        checks: dict[str, Any] = {"bad_lines": flags.bad_lines, "max_characters": flags.max_characters}
-        pairs = joined(pairs, read_pairs(flags.more_source, flags.more_target, split, **checks))
+        pairs = joined(pairs, _read_named(flags, "more_source", "more_target", split))
     return pairs
+
+
+def _read_named(flags: PairFlags, source: str, target: str, split: str) -> Pairs:
+    """Pairs of the files that two of the flags name."""
+    for name in (source, target):
+        path = getattr(flags, name)
+        if path is None:
+            raise ValueError(f"{name}: expected a file with --dataset files, got none")
+        if not path.is_file():
+            raise FileNotFoundError(f"{name}: expected a file, found none at {path.absolute()}")
+    checks: dict[str, Any] = {"bad_lines": flags.bad_lines, "max_characters": flags.max_characters}
+    return read_pairs(getattr(flags, source), getattr(flags, target), split, **checks)
 
 
 def _named_split(flags: PairFlags, split: Any, data_dir: str | Path | None) -> Pairs:
@@ -123,19 +140,13 @@ def _named_split(flags: PairFlags, split: Any, data_dir: str | Path | None) -> P
         return number_words.number_words(split)
     if flags.dataset in TOYS:
         return TOYS[flags.dataset](split, **({} if flags.longest is None else {"longest": flags.longest}))
-    checks: dict[str, Any] = {"bad_lines": flags.bad_lines, "max_characters": flags.max_characters}
     if flags.dataset == "files":
-        paths = [getattr(flags, f"{split}_{side}") for side in ("source", "target")]
-        for side, path in zip(("source", "target"), paths, strict=True):
-            if path is None:
-                raise ValueError(f"{split}_{side}: expected a file with --dataset files, got none")
-            if not path.is_file():
-                raise FileNotFoundError(f"{split}_{side}: expected a file, found none at {path.absolute()}")
-        return read_pairs(paths[0], paths[1], split, **checks)
+        return _read_named(flags, f"{split}_source", f"{split}_target", split)
     if flags.dataset == "multi30k" and not (data_dir or os.environ.get("S2S_DATA_DIR")):
         raise ValueError("data_dir: expected a folder that holds multi30k, got none")
     name = VALIDATION.get(flags.dataset, split) if split == "validation" else split
     languages: Any = flags.languages  # both are known but of toys and files
+    checks: dict[str, Any] = {"bad_lines": flags.bad_lines, "max_characters": flags.max_characters}
     return load_pairs(flags.dataset, name, languages=languages, data_dir=data_dir, **checks)
 
 
@@ -174,11 +185,21 @@ class PairBatches:
 
     Attributes:
       training: the training split, encoded.
+
+    Raises:
+      ValueError: a training text of more symbols than a batch may have, which is quoted.
     """
 
     def __init__(self, flags: PairFlags, tokenizers: Tokenizers, training: Pairs, seed: int):
         self._flags, self._tokenizers = flags, tokenizers
         self.training = self._cut_in_many_ways(training, seed) if flags.subword_dropout else self._encoded(training)
+        for side, of_side in self.training.lengths.items():
+            longest = int(of_side.argmax()) if len(of_side) else 0
+            if len(of_side) and of_side[longest] > flags.tokens:
+                text = getattr(training, f"{side}s")[longest % len(training.sources)]
+                expected = f"enough for the longest {side}, {of_side[longest]} symbols ({text!r:.60}...)"
+                hint = "--max-characters N --bad-lines drop leaves longer ones out"
+                raise ValueError(f"tokens: expected {expected}, got {flags.tokens}; {hint}")
         self._buckets = field_buckets(self.training.lengths, flags.shapes)
 
     def _cut_in_many_ways(self, pairs: Pairs, seed: int) -> EncodedPairs:

@@ -22,6 +22,7 @@ from s2s_jax.types import Context, DecoderOutput, DecoderStep, Params, State
 
 # Rows of a step, hypotheses counted. Each halving is compiled for by itself, and with fewer there is little to be spared.
 _WORTH_HALVING = 64
+EARLY_STOPPING = ("exact", "enough")
 
 
 def beam_search(
@@ -39,6 +40,7 @@ def beam_search(
     length_penalty: str = "none",
     alpha: float | Array = 1.0,
     coverage_beta: float | Array | None = None,
+    early_stopping: str = "exact",
     attention: Callable[[Any], Any] | None = None,
     source_mask: Bool[Array, "B S"] | None = None,
     min_length: int | Int[Array, " B"] = 0,
@@ -52,12 +54,10 @@ def beam_search(
     """The best hypotheses among those that the K most probable prefixes of each length lead to, in one `lax.while_loop`.
 
     At each step the 2K most probable ways to go on are looked at. Those of the first K that end are finished; the K most
-    probable others go on. A row is done when K hypotheses have finished and one of them, when it did, was the most probable of
-    all: a model that is sure of its next symbols says few other texts, and that they end too early would else end the search
-    before the text that it is sure of. It is also done when it is cut off, or when it cannot matter any more how it goes on:
-    log probabilities only fall, so that what runs can reach at most its log probability over the best length penalty still to
+    probable others go on. A row is done when it is cut off, or when it cannot matter any more how it goes on: log
+    probabilities only fall, so that what runs can reach at most its log probability over the best length penalty still to
     come, without any coverage penalty. If its n_best finished ones are at least that good, they are what a search without this
-    stop would return as well. A beam of 1 is `greedy`.
+    stop would return as well. Without a length penalty a beam of 1 is `greedy`, where the logits are numbers.
 
         score = log p(y | x) / lp(L) + beta * sum_s log min(sum_t a_ts, 1)      (Wu et al., arXiv 1609.08144, eq. 14)
 
@@ -74,6 +74,10 @@ def beam_search(
       length_penalty: "none", "gnmt" ((5 + L) / 6)^alpha, or "average" L^alpha.
       alpha: of the length penalty; OpenNMT's `alpha`, fairseq's `lenpen`. Another one compiles nothing new.
       coverage_beta: beta of the coverage penalty, 0 or more; None for none. It needs `attention`.
+      early_stopping: "exact", as above; with a length penalty it seldom stops long before the maximum length. Or "enough": a
+        row is done as well when K hypotheses have finished and one of them, when it did, was the most probable of all. (K
+        alone, as in fairseq, would not do: a model that is sure of its next symbols says few other texts, and that these end
+        too early would end the search before the text that it is sure of.)
       attention: takes what `step` gives as `aux` and returns the weights [B, S] of this step, not negative; without coverage
         penalty any tree of arrays [B, ...]. They come back for each hypothesis. Made once, as `step` is.
       source_mask: which source positions the coverage penalty counts, True = valid; None for all.
@@ -93,10 +97,10 @@ def beam_search(
 
     Raises:
       ValueError: numbers out of range (`beam_size` and `n_best` below 1, `n_best` above K, `max_length` below 1, `min_length`
-        above T, negative or not finite `alpha` and `coverage_beta` as far as they are concrete), an unknown length penalty,
-        symbols outside the vocabulary, an empty banned prefix, a prefix that goes on behind `max_length` (in a row that is not
-        left out) or behind an end symbol, as far as they are concrete, shapes that do not match, a context or state without
-        an axis of rows, or a coverage penalty without `attention`. Traced lengths above T are clipped.
+        above T, negative or not finite `alpha` and `coverage_beta` as far as they are concrete), an unknown length penalty or
+        early stopping, symbols outside the vocabulary, an empty banned prefix, a prefix that goes on behind `max_length` (in a
+        row that is not left out) or behind an end symbol, as far as they are concrete, shapes that do not match, a context or
+        state without an axis of rows, or a coverage penalty without `attention`. Traced lengths above T are clipped.
     """
     batch_size = checks.check_rows(context, state)
     time, limits = checks.check_limits(max_length, time, batch_size)
@@ -111,6 +115,8 @@ def beam_search(
         raise ValueError(f"no_repeat_ngram_size: expected 0 or more, got {no_repeat}")
     if length_penalty not in LENGTH_PENALTIES:
         raise ValueError(f"length_penalty: expected one of {', '.join(LENGTH_PENALTIES)}, got {length_penalty!r}")
+    if early_stopping not in EARLY_STOPPING:
+        raise ValueError(f"early_stopping: expected one of {', '.join(EARLY_STOPPING)}, got {early_stopping!r}")
     for name, number in (("alpha", alpha), ("coverage_beta", coverage_beta)):
         if number is not None and not isinstance(number, jax.core.Tracer) and not 0 <= float(number) < float("inf"):
             raise ValueError(f"{name}: expected a number from 0, got {number}")
@@ -130,7 +136,7 @@ def beam_search(
         checks.check_banned_prefixes(banned_prefixes, vocabulary_size),
         checks.check_prefixes(prefixes, prefix_lengths, batch_size, vocabulary_size, symbols.end, max_length),
     )
-    fixed = _Fixed(symbols, beam_size, n_best, length_penalty, no_repeat, attention)
+    fixed = _Fixed(symbols, beam_size, n_best, length_penalty, early_stopping, no_repeat, attention)
     coverage = None if coverage_beta is None else _CoverageOptions(jnp.asarray(coverage_beta, symbols.dtype), source_mask)
     given = _Given(limits, constraints, jnp.asarray(alpha, symbols.dtype), coverage)
     return _search(step, params, context, state, fixed, given)
@@ -152,6 +158,7 @@ class _Fixed(NamedTuple):
     beam_size: int
     n_best: int
     length_penalty: str
+    early_stopping: str
     no_repeat: int
     attention: Callable[[Any], Any] | None
 
@@ -342,7 +349,9 @@ def _proceed(
         # What runs may end at t + 2 steps or more, up to the limit; one of the two gives the least penalty.
         best = log_probs[:, 0]
         reachable = jnp.maximum(penalised(best, t + 2), penalised(best, given.limits))
-        done = beam.done | (led & (counts >= K)) | (t + 1 >= given.limits) | (reachable <= finished.scores[:, -1])
+        done = beam.done | (t + 1 >= given.limits) | (reachable <= finished.scores[:, -1])
+        if fixed.early_stopping == "enough":
+            done |= led & (counts >= K)
 
         moved = by_slot(parents * B + rows)
         history = History(chosen, gains, parents, weights)

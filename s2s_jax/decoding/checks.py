@@ -72,6 +72,8 @@ def check_limits(max_length: int | Array, time: int | None, batch_size: int) -> 
     """T, and how many steps each row may take."""
     limits: Any = max_length
     if np.ndim(limits) == 0:
+        if isinstance(limits, jax.core.Tracer):
+            raise ValueError("max_length: expected a number, or one for each row with `time`, got a traced scalar")
         limits = check_max_length(limits)
         time = limits if time is None else operator.index(time)
         limits = np.full(batch_size, limits, np.int32)

@@ -52,6 +52,8 @@ def greedy(
       min_length: the end symbol is not said before step `min_length`; it counts the end symbol. One for each row too.
       banned: symbols that are never said.
 
+    A row whose logits are NaN, or all -inf, goes on with its first symbols, and its score is NaN (`beam_search` leaves it out).
+
     Attention weights of what was found, or whatever else `aux` holds: `score_reference(..., attention=...)` of its tokens, or
     `beam_search` with a beam of 1, which finds the same.
 

@@ -28,6 +28,7 @@ class Attention(nnx.Module):
       rngs: key `params` draws the parameters.
 
     Raises:
+      TypeError: `attention` is none.
       ValueError: a size that is not positive, or that the attention cannot have.
     """
 

@@ -12,4 +12,5 @@ from s2s_jax.models.decoders import RepeatVectorDecoder as RepeatVectorDecoder
 from s2s_jax.models.encoder import Encoder as Encoder
 from s2s_jax.models.language_model import LanguageModel as LanguageModel
 from s2s_jax.models.seq2seq import Seq2Seq as Seq2Seq
+from s2s_jax.models.seq2seq import attention_of as attention_of
 from s2s_jax.models.seq2seq import decoder_step as decoder_step

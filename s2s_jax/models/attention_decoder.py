@@ -14,7 +14,7 @@ from s2s_jax.layers.attention import Attention
 from s2s_jax.layers.keys import check_rngs, split_key
 from s2s_jax.layers.recurrent import Recurrent, between_layers
 from s2s_jax.layers.regularization import Dropout
-from s2s_jax.models.decoders import added_up, check_tokens
+from s2s_jax.models.decoders import added_up, check_step_tokens
 from s2s_jax.models.encoder import Encoded, StackOptions, check_positive, embed
 from s2s_jax.models.output import output_layer
 from s2s_jax.sharding import varying_as
@@ -133,7 +133,7 @@ class AttentionDecoder(nnx.Module):
         self, context: Memory, state: AttentionState, tokens: Int[Array, "B T"], *, key: Array | None = None
     ) -> DecoderOutput:
         """Logits [B, T, V] for the symbols after each of `tokens`, and the weights [B, T, S]; a key turns dropout on."""
-        check_tokens(state, tokens, self.vocabulary_size)
+        check_step_tokens(state, tokens, self.vocabulary_size)
         keys = split_key(key, 5)
         embedded = self.dropout(embed(self.embedding, tokens), key=keys[0])
         if not self.input_feeding or tokens.shape[1] == 0:

@@ -84,7 +84,7 @@ class AutoregressiveDecoder(_Decoder):
 
     def __call__(self, context: Context, state: State, tokens: Int[Array, "B T"], *, key: Array | None = None) -> DecoderOutput:
         """Logits [B, T, V] for the symbols after each of `tokens`; a key turns dropout on."""
-        check_tokens(state, tokens, self.vocabulary_size)
+        check_step_tokens(state, tokens, self.vocabulary_size)
         return self._unfold(embed(self.embedding, tokens), state, key)
 
 
@@ -107,7 +107,7 @@ class RepeatVectorDecoder(_Decoder):
 
     def __call__(self, context: Context, state: State, tokens: Int[Array, "B T"], *, key: Array | None = None) -> DecoderOutput:
         """Logits [B, T, V]; a key turns dropout on."""
-        check_tokens(state, tokens, self.vocabulary_size)
+        check_step_tokens(state, tokens, self.vocabulary_size)
         repeated = jnp.broadcast_to(context[:, None], (*tokens.shape, context.shape[-1]))
         return self._unfold(repeated, state, key)
 
@@ -117,7 +117,8 @@ def added_up(states: Any) -> State:
     return tuple((jax.tree.map(lambda *h: sum(h), *directions),) for directions in states)
 
 
-def check_tokens(state: State, tokens: Array, vocabulary_size: int) -> None:
+def check_step_tokens(state: State, tokens: Array, vocabulary_size: int) -> None:
+    """Raises where symbols do not go with a state."""
     batch_size = jax.tree.leaves(state)[0].shape[0]
     if tokens.ndim != 2 or tokens.shape[0] != batch_size:
         raise ValueError(f"tokens: expected [{batch_size}, T], got {tokens.shape}")

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from s2s_jax.attention import coverage_loss
 from s2s_jax.data.vocabulary import PAD, START
 from s2s_jax.losses import cross_entropy
 from s2s_jax.masks import length_mask, shift_right
 from s2s_jax.metrics import Mean, token_accuracy
 from s2s_jax.models.seq2seq import Seq2Seq
+from s2s_jax.types import DecoderOutput
 
 SIDES = ("source", "target")
 
@@ -24,6 +26,7 @@ def pair_loss(
     label_smoothing: float = 0.0,
     word_dropout: float = 0.0,
     r_drop: float = 0.0,
+    coverage: float = 0.0,
 ) -> tuple[jax.Array, dict[str, Mean]]:
     """The loss of training on a batch of `PairBatches`: nats per symbol of the targets.
 
@@ -36,11 +39,16 @@ def pair_loss(
         Kullback-Leibler divergences (Liang et al., arXiv 2106.14448, equations 2 to 4). Above 0
         each batch is read twice; `loss` in what is logged is without it.
 
+      coverage: weight of `coverage_loss` of the attention (See et al., arXiv 1704.04368, equation 13); logged by itself.
+
     Raises:
-      ValueError: `word_dropout` outside [0, 1), or a negative weight.
+      ValueError: `word_dropout` outside [0, 1), a negative weight, or `coverage` of a model without attention.
     """
-    if r_drop < 0:
-        raise ValueError(f"r_drop: expected a weight from 0, got {r_drop}")
+    for name, weight in (("r_drop", r_drop), ("coverage", coverage)):
+        if weight < 0:
+            raise ValueError(f"{name}: expected a weight from 0, got {weight}")
+    if coverage and not model.attends:
+        raise ValueError(f"coverage: expected 0 without attention, got {coverage}")
     if not 0 <= word_dropout < 1:
         raise ValueError(f"word_dropout: expected a rate in [0, 1), got {word_dropout}")
     if r_drop:
@@ -49,12 +57,16 @@ def pair_loss(
     if word_dropout:
         key, *of_sides = jax.random.split(key, 1 + len(SIDES))
         read |= {side: _hidden(batch[side], word_dropout, of_side) for side, of_side in zip(SIDES, of_sides, strict=True)}
-    logits = _logits(model, read, key=key, teacher_forcing=teacher_forcing)
+    _, logits, weights = _decoded(model, read, key=key, teacher_forcing=teacher_forcing)
     nats = cross_entropy(logits, batch["target"], _mask(batch), label_smoothing=label_smoothing)
-    loss = nats.total / nats.count
+    loss = nats.total / jnp.maximum(nats.count, 1)
     if r_drop:
         loss += r_drop * _apart(logits, _mask(batch))
-    return loss, {"loss": nats}
+    metrics = {"loss": nats}
+    if coverage:
+        metrics["coverage_loss"] = again = coverage_loss(weights, _mask(batch))
+        loss += coverage * again.total / jnp.maximum(again.count, 1)
+    return loss, metrics
 
 
 def _apart(logits: jax.Array, mask: jax.Array) -> jax.Array:
@@ -68,7 +80,7 @@ def _apart(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 def measure_pairs(model: Seq2Seq, batch: Mapping[str, Any]) -> dict[str, Mean]:
     """Loss and accuracy per symbol of the targets, end symbols included."""
-    logits, mask = _logits(model, batch), _mask(batch)
+    logits, mask = _decoded(model, batch).logits, _mask(batch)
     return {
         "loss": cross_entropy(logits, batch["target"], mask),
         "token_accuracy": token_accuracy(logits.argmax(-1), batch["target"], mask),
@@ -77,11 +89,11 @@ def measure_pairs(model: Seq2Seq, batch: Mapping[str, Any]) -> dict[str, Mean]:
 
 def nats_of_targets(model: Seq2Seq, batch: Mapping[str, Any]) -> Mean:
     """The loss of each target by itself: nats [B], and symbols [B]."""
-    return jax.vmap(cross_entropy)(_logits(model, batch), batch["target"], _mask(batch))
+    return jax.vmap(cross_entropy)(_decoded(model, batch).logits, batch["target"], _mask(batch))
 
 
-def _logits(model: Seq2Seq, batch: Mapping[str, Any], **options: Any) -> jax.Array:
-    return model(batch["source"], batch["source_lengths"], shift_right(batch["target"], START), **options)
+def _decoded(model: Seq2Seq, batch: Mapping[str, Any], **options: Any) -> DecoderOutput:
+    return model.decode(batch["source"], batch["source_lengths"], shift_right(batch["target"], START), **options)
 
 
 def _hidden(ids: jax.Array, rate: float, key: jax.Array) -> jax.Array:

@@ -150,7 +150,19 @@ class Seq2Seq(nnx.Module):
         key: Array | None = None,
         teacher_forcing: float | Array = 1.0,
     ) -> Float[Array, "B T V"]:
-        """Logits for the symbol after each of `target_inputs` (start symbol first).
+        """Logits for the symbol after each of `target_inputs` (start symbol first); see `decode`."""
+        return self.decode(source, source_lengths, target_inputs, key=key, teacher_forcing=teacher_forcing).logits
+
+    def decode(
+        self,
+        source: Int[Array, "B S"],
+        source_lengths: Int[Array, " B"] | None,
+        target_inputs: Int[Array, "B T"],
+        *,
+        key: Array | None = None,
+        teacher_forcing: float | Array = 1.0,
+    ) -> DecoderOutput:
+        """What the decoder gives for `target_inputs`: state, logits [B, T, V], and as `aux` any attention weights [B, T, S].
 
         Args:
           source, source_lengths: symbols [B, S] and how many of each row are valid; None for all.
@@ -164,7 +176,7 @@ class Seq2Seq(nnx.Module):
         Raises:
           ValueError: `teacher_forcing` outside 0..1, or below 1 without a key.
         """
-        if not isinstance(teacher_forcing, jax.Array):
+        if not isinstance(teacher_forcing, jax.core.Tracer):
             teacher_forcing = float(teacher_forcing)
         fixed = isinstance(teacher_forcing, float)
         if fixed and not 0 <= teacher_forcing <= 1:
@@ -172,21 +184,22 @@ class Seq2Seq(nnx.Module):
         key_encoder, key_decoder, key_choice = split_key(key, 3)
         context, state = self.start(source, source_lengths, key=key_encoder)
         if (fixed and teacher_forcing == 1) or target_inputs.shape[1] == 0:
-            return self.decoder(context, state, target_inputs, key=key_decoder).logits
+            return self.decoder(context, state, target_inputs, key=key_decoder)
         if key_decoder is None or key_choice is None:
             raise ValueError("key: expected one with teacher_forcing below 1, got None")
         truth = jax.random.bernoulli(key_choice, teacher_forcing, target_inputs.shape).at[:, :1].set(True)
 
-        def advance(carry: tuple[State, Array], at: tuple[Array, Array]) -> tuple[tuple[State, Array], Array]:
+        def advance(carry: tuple[State, Array], at: tuple[Array, Array]) -> tuple[tuple[State, Array], tuple[Array, Any]]:
             state, own = carry
             true_token, choose = at
             # The same key at each step, as the recurrent masks have to be constant in time.
-            state, logits, _ = self.decoder(context, state, jnp.where(choose, true_token, own)[:, None], key=key_decoder)
-            return (state, jnp.argmax(logits[:, 0], axis=-1).astype(own.dtype)), logits[:, 0]
+            state, *said = self.decoder(context, state, jnp.where(choose, true_token, own)[:, None], key=key_decoder)
+            logits, aux = jax.tree.map(lambda leaf: leaf[:, 0], tuple(said))
+            return (state, jnp.argmax(logits, axis=-1).astype(own.dtype)), (logits, aux)
 
         start = varying_as((state, target_inputs[:, 0]), (context, target_inputs))
-        _, logits = jax.lax.scan(advance, start, (target_inputs.T, truth.T))
-        return jnp.swapaxes(logits, 0, 1)
+        (state, _), said = jax.lax.scan(advance, start, (target_inputs.T, truth.T))
+        return DecoderOutput(state, *jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), said))
 
 
 def decoder_step(model: Seq2Seq | nnx.Module) -> tuple[DecoderStep, Params]:

@@ -23,7 +23,7 @@ class Translation(NamedTuple):
 
     Attributes:
       text: what it says.
-      score: log probability over length penalty.
+      score: log probability over length penalty, and the coverage penalty if there is one.
       source_pieces, pieces: labels of the symbols of source and hypothesis, end symbols included.
       log_probs: of each of the hypothesis' symbols, float32 [T].
       weights: attention of each of them over the source's, float32 [T, S]; None from a decoder without attention, or where they
@@ -53,7 +53,11 @@ class Translation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """How to search; see `s2s_jax.decoding.beam_search`."""
+    """How to search; see `s2s_jax.decoding.beam_search`.
+
+    Raises:
+      ValueError: a number that is negative or not finite, or a limit that leaves no room for a symbol.
+    """
 
     beam_size: int = 5
     """Hypotheses that are followed."""
@@ -65,6 +69,8 @@ class Search:
     """Power of the length penalty; 0 for none."""
     coverage_penalty: float = 0.0
     """Weight of GNMT's penalty for parts of the source that the attention left unread; 0 for none."""
+    early_stopping: Literal["enough", "exact"] = "enough"
+    """A text is done when as many hypotheses as are followed have ended, or when none that runs can win, which takes longer."""
     no_repeat_ngram_size: int = 0
     """No so many symbols come twice in a row in a translation; 0 for no such rule."""
     max_ratio: float = 2.0
@@ -72,6 +78,16 @@ class Search:
     may need more."""
     max_extra: int = 10
     """See MAX_RATIO."""
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "coverage_penalty", "max_ratio"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a number from 0, got {getattr(self, name)}")
+        if self.limit(1) < 1:
+            raise ValueError(
+                f"max_ratio, max_extra: expected room for a symbol at least, got {self.max_ratio} and {self.max_extra}"
+            )
+        getattr(super(), "__post_init__", lambda: None)()  # of the other flags of an experiment
 
     def limit(self, length: int) -> int:
         """The most symbols of a translation of a source of `length` symbols, end symbols counted."""
@@ -89,13 +105,19 @@ class Translator:
       tokenizers: of sources and targets.
 
     Raises:
-      ValueError: no model, or an ensemble of which some read their sources twice.
+      ValueError: no model, one with as many symbols as neither tokenizer has, or an ensemble of which some read their sources
+        twice.
     """
 
     def __init__(self, models: Seq2Seq | Sequence[Seq2Seq], tokenizers: Tokenizers):
         models = [models] if isinstance(models, Seq2Seq) else list(models)
         if not models:
             raise ValueError("models: expected at least one, got none")
+        for model in models:
+            sizes = model.encoder.embedding.num_embeddings, model.decoder.vocabulary_size
+            if sizes != (wanted := tuple(map(len, tokenizers))):
+                expected = f"one that reads {wanted[0]} symbols and says {wanted[1]}, as the tokenizers do"
+                raise ValueError(f"models: expected {expected}, got {sizes[0]} and {sizes[1]}")
         doubled = {model.encoder.double_source for model in models}
         if len(doubled) > 1:
             raise ValueError("models: expected all of an ensemble to read their sources twice or none of them, got both")
@@ -124,21 +146,17 @@ class Translator:
           attention: whether the weights come back, which takes memory for those of each hypothesis that is followed.
 
         Raises:
-          ValueError: a batch size below 1; a limit that leaves no room for a symbol; a coverage penalty without attention;
-            what `beam_search` raises.
+          ValueError: a text instead of a list of them, a batch size below 1, a coverage penalty without attention; what
+            `beam_search` raises.
         """
+        if isinstance(texts, str):
+            raise ValueError(f"texts: expected a list of texts, got one, {texts!r:.60}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
-        if search.limit(1) < 1:
-            given = f"{search.max_ratio} and {search.max_extra}"
-            raise ValueError(f"max_ratio, max_extra: expected room for a symbol at least, got {given}")
-        for name in ("alpha", "coverage_penalty"):  # the search itself sees them traced
-            if not 0 <= getattr(search, name) < math.inf:
-                raise ValueError(f"{name}: expected a number from 0, got {getattr(search, name)}")
         if search.coverage_penalty and not self._attends:
             raise ValueError(f"coverage_penalty: expected 0 without attention, got {search.coverage_penalty}")
         fixed = {"beam_size": search.beam_size, "n_best": search.n_best, "length_penalty": search.length_penalty}
-        fixed |= {"no_repeat_ngram_size": search.no_repeat_ngram_size}
+        fixed |= {"early_stopping": search.early_stopping, "no_repeat_ngram_size": search.no_repeat_ngram_size}
         numbers_of_search = {"alpha": np.float32(search.alpha)}  # of them nothing is compiled anew
         if search.coverage_penalty:
             numbers_of_search["coverage_beta"] = np.float32(search.coverage_penalty)

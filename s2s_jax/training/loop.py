@@ -280,7 +280,7 @@ def fit(
         if stop := stop or greatest(next(iter(interrupted), 0)):  # one may have come after the last step
             raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
         if run is not None and not (nothing_left and run.has_trained()):
-            run.trained(done, clock.times, past.backends)
+            run.trained(done, clock.times, past.backends, train_step._cache_size())
         trained = model_of(graphdef, local(state))
         return Trained(trained if best is None else best.model(past, trained), state, clock.times)
 

@@ -276,11 +276,11 @@ class Run(Generic[ConfigType]):
             figure.savefig(path, dpi=150, bbox_inches="tight")
         return path
 
-    def trained(self, steps: int, times: dict[str, float], backends: Sequence[str] = ()) -> None:
+    def trained(self, steps: int, times: dict[str, float], backends: Sequence[str] = (), compilations: int = 0) -> None:
         """Writes training.json: steps done, seconds by what they were for and in all, device, backend, versions, command.
 
         `backends` are those that recurrence was carried along time by, in all sittings; of several "backend" names each, and it
-        is None where there was none.
+        is None where there was none. `compilations` are the shapes of batches that the last sitting compiled its step for.
         """
         training = {
             "steps": steps,
@@ -288,6 +288,7 @@ class Run(Generic[ConfigType]):
             "times": {part: round(seconds, 2) for part, seconds in times.items()},
             "device": describe_device(),
             "backend": ", ".join(backends) or None,
+            "compilations": compilations,
             "versions": versions(),
             "command": command(),
         }

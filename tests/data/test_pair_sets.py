@@ -80,6 +80,15 @@ def test_a_line_longer_than_a_batch_of_training_is_in_an_evaluation():
     assert sorted(lengths) == [3, 14]
 
 
+def test_a_training_text_longer_than_a_batch_is_quoted():
+    flags = PairFlags(dataset="copy", symbols="words", tokens=8, shapes=2)
+    training = of("1 2 3", "1 2 3 4 5 6 7 8")
+    with pytest.raises(
+        ValueError, match=r"tokens: expected enough for the longest source, 9 symbols .'1 2 3 4.*got 8; --max-ch"
+    ):
+        PairBatches(flags, fit(flags, training), training, 0)
+
+
 @pytest.mark.parametrize("dataset", ["multi30k", "files", "copy"])
 @pytest.mark.parametrize("joint", [True, False])
 def test_words_of_sentences_are_cut_by_the_rules_of_a_language_that_is_known(dataset, joint):
@@ -148,5 +157,8 @@ def test_further_pairs_come_to_those_of_training_alone(tmp_path, monkeypatch):
     assert load_split(more, "validation", tmp_path).sources == ["en val"] * 2
     with pytest.raises(ValueError, match=r"more.en:2: expected a text, got an empty line"):
         load_split(PairFlags(**given), "train", tmp_path)
+    gone = {"dataset": "copy", "more_source": tmp_path / "gone.en", "more_target": tmp_path / "more.de"}
+    with pytest.raises(FileNotFoundError, match=r"more_source: expected a file, found none at .*gone.en"):
+        load_split(PairFlags(**gone), "train")
     with pytest.raises(ValueError, match="more_source, more_target: expected both or none, got one"):
         PairFlags(more_source=tmp_path / "more.en")

@@ -105,9 +105,10 @@ def slow_beam_search(
     banned=(),
     banned_prefixes=(),
     prefix=(),
+    early_stopping="exact",
     **penalties,
 ):
-    """No early stop: it goes on until K have finished, the most probable of all among them, or to the maximum length."""
+    """Goes on to the maximum length; with "enough" until K have finished, the most probable of all among them."""
     rules = {"min_length": min_length, "ngram": ngram, "banned": banned, "banned_prefixes": banned_prefixes, "prefix": prefix}
     running, finished, led = [([], [])] if max_length else [], [], False
     for _ in range(max_length):
@@ -124,7 +125,7 @@ def slow_beam_search(
         finished += [candidate for candidate in candidates[:beam_size] if candidate[0][-1] == END]
         running = [candidate for candidate in candidates if candidate[0][-1] != END][:beam_size]
         led = led or (bool(candidates) and candidates[0][0][-1] == END)
-        if led and len(finished) >= beam_size:
+        if early_stopping == "enough" and led and len(finished) >= beam_size:
             break
     found = []
     for done, hypotheses in ((True, finished), (False, running)):

@@ -86,9 +86,11 @@ OPTIONS = [  # of the same number of hypotheses, as each number is compiled for
 ]
 
 
+@pytest.mark.parametrize("early_stopping", ["exact", "enough"])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options) or "none")
-def test_agrees_with_a_search_in_plain_python_that_does_not_stop_early(options):
-    options = {"n_best": 3, **options}
+def test_agrees_with_a_search_in_plain_python_that_knows_no_exact_stop(options, early_stopping):
+    """That one goes on to the maximum length; or until enough have finished, where it is asked for that."""
+    options = {"n_best": 3, "early_stopping": early_stopping, **options}
     for seed in range(4):
         text = script(B, T, V, seed=seed)
         assert_same(search(text, attention=weights_of, **options), text, slow(text, **options))
@@ -152,7 +154,7 @@ def coarse_step(*arguments):
 
 @pytest.mark.parametrize("options", [{}, {"banned": [3, 5], "min_length": np.array([1, 7, 3, 0, 6])}], ids=["free", "bound"])
 @pytest.mark.parametrize("step", [script_step, coarse_step], ids=["float32", "bfloat16"])
-def test_a_beam_of_one_is_greedy(options, step):
+def test_a_beam_of_one_is_greedy_without_a_length_penalty(options, step):
     """Among equal logits too, of which there are many where they are rounded."""
     for seed in range(3):
         text = script(B, T, V, seed=seed)
@@ -215,24 +217,33 @@ def texts(found, row=0):
     ],
 )
 def test_the_length_penalty_decides_between_those_that_have_finished(penalty, want):
-    found = search(TWO_WAYS, plain_step, beam_size=2, n_best=2, **penalty)
+    found = search(TWO_WAYS, plain_step, beam_size=2, n_best=2, early_stopping="enough", **penalty)
     assert texts(found) == want
     shares = {(C, END): 0.36, (A, D, END): 0.27, (A, A, END): 0.05}
     assert_close(found.log_probs[0], np.log([shares[tuple(words)] for words in want]), 1e-5)
 
 
+def test_enough_have_finished_before_the_best_of_all_has():
+    found = search(TWO_WAYS, plain_step, beam_size=2, n_best=2, length_penalty="average", alpha=5.0)
+    assert texts(found) == [[A, D, A, END], [A, D, END]]  # -0.003 and -0.005
+    # The means of the log probabilities are -0.51 and -0.31.
+    text = written({START: {END: 0.6, A: 0.4}}, {A: {C: 1.0}}, {C: {END: 1.0}})
+    for early_stopping, want in (("enough", [END]), ("exact", [A, C, END])):
+        assert texts(search(text, plain_step, beam_size=1, length_penalty="average", early_stopping=early_stopping)) == [want]
+
+
 def test_an_end_symbol_behind_the_first_k_is_not_finished():
     """At the first step the end symbol is third of a beam of two, and A C go on although four were looked at."""
-    found = search(TWO_WAYS, plain_step, beam_size=2, n_best=2)
-    assert [END] not in texts(found)
-    assert [END] in texts(search(TWO_WAYS, plain_step, beam_size=3, n_best=3))
+    for beam_size, there in ((2, False), (3, True)):
+        found = search(TWO_WAYS, plain_step, beam_size=beam_size, n_best=beam_size, early_stopping="enough")
+        assert ([END] in texts(found)) == there
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 3])
 def test_texts_that_end_too_early_do_not_end_the_search_before_the_one_that_the_model_is_sure_of(beam_size):
     text = written({START: {A: 0.97, END: 0.03}}, {A: {C: 0.97, END: 0.03}}, {C: {D: 0.97, END: 0.03}}, {D: {END: 1.0}})
     for penalty in ({}, {"length_penalty": "average"}):
-        found = search(text, plain_step, beam_size=beam_size, n_best=beam_size, **penalty)
+        found = search(text, plain_step, beam_size=beam_size, n_best=beam_size, early_stopping="enough", **penalty)
         assert texts(found)[0] == [A, C, D, END]
         assert_close(found.log_probs[0, 0], 3 * np.log(0.97), 1e-5)
 
@@ -311,6 +322,18 @@ def test_a_hypothesis_of_nan_neither_wins_nor_runs_for_ever(bad):
         assert_same(search(text, n_best=3), text, expected)
     nothing = text._replace(logits=np.full_like(text.logits, bad))
     assert steps_taken(nothing)[0] == 1
+
+
+def test_where_a_beam_of_one_leaves_out_a_row_the_greedy_search_says_nan():
+    text = script(B, T, V)
+    text.logits[1, 2] = np.nan
+    text.logits[2, 0] = -np.inf
+    want = greedy(script_step, None, jax.tree.map(jnp.asarray, text), beginning(B), start=START, end=END, max_length=T)
+    found = search(text, beam_size=1)
+    missing = np.asarray(found.scores[:, 0]) == -np.inf
+    np.testing.assert_array_equal(missing, np.isnan(want.scores))
+    assert missing[2]
+    assert not missing[[0, 3, 4]].any()
 
 
 def test_nor_does_one_of_nan_weights_with_a_coverage_penalty():

@@ -1,14 +1,18 @@
 """Loss on batches of pairs: beside sums worked out one symbol after the other, whatever stands in the padding."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 from scipy.stats import entropy
 
+from s2s_jax import attention
 from s2s_jax.data.vocabulary import PAD, START
 from s2s_jax.models import Seq2Seq
 from s2s_jax.models.pair_loss import measure_pairs, nats_of_targets, pair_loss
+from s2s_jax.types import DecoderOutput
 from tests.samples import assert_close
 
 SOURCE, TARGET = (np.random.default_rng(seed).integers(4, 9, (3, 5)).astype(np.int32) for seed in (0, 1))
@@ -84,10 +88,11 @@ def test_word_dropout_hides_what_is_read_and_never_what_is_asked_for():
     """Seen by a model that keeps what it is given; over 4,000 symbols the share is the rate within four standard errors."""
     given = {}
 
-    def model(source, lengths, inputs, **options):
+    def decode(source, lengths, inputs, **options):
         given.update(source=np.asarray(source), inputs=np.asarray(inputs))
-        return jax.nn.one_hot(inputs, 9)
+        return DecoderOutput((), jax.nn.one_hot(inputs, 9), ())
 
+    model = SimpleNamespace(decode=decode, attends=False)
     ids = np.random.default_rng(2).integers(4, 9, (2, 40, 101)).astype(np.int32)
     lengths = np.full(40, 101, np.int32)
     wide = {"source": ids[0], "source_lengths": lengths, "target": ids[1], "target_lengths": lengths}
@@ -110,10 +115,11 @@ def test_r_drop_adds_how_far_two_passes_are_apart(model):
     rng = np.random.default_rng(0)
     both = rng.normal(size=(2, 3, 5, 9)).astype(np.float32)
 
-    def drawn(source, lengths, inputs, **options):
+    def decode(source, lengths, inputs, **options):
         assert len(source) == 6
-        return both.reshape(6, 5, 9)
+        return DecoderOutput((), both.reshape(6, 5, 9), ())
 
+    drawn = SimpleNamespace(decode=decode, attends=False)
     value, logged = pair_loss(drawn, batch(8), jax.random.key(0), r_drop=2.0)
     p, q = (np.exp(half - half.max()) for half in both.astype(np.float64))
     p, q = (half / half.sum(-1, keepdims=True) for half in (p, q))
@@ -126,3 +132,38 @@ def test_r_drop_adds_how_far_two_passes_are_apart(model):
     assert_close(*(pair_loss(model, batch(8), jax.random.key(0), r_drop=weight)[0] for weight in (0.0, 3.0)), 1e-6)
     with pytest.raises(ValueError, match="r_drop: expected a weight from 0, got -1"):
         pair_loss(model, batch(8), jax.random.key(0), r_drop=-1.0)
+
+
+@pytest.mark.parametrize("teacher_forcing", [1.0, 0.99])
+def test_coverage_adds_what_the_attention_reads_again(teacher_forcing):
+    """Of weights that the search for these very texts tells, by a loop over steps."""
+    options = {"decoder": "attention", "attention": attention.make_additive(coverage=True)}
+    model = Seq2Seq(9, 9, embedding_features=3, hidden_features=4, rngs=nnx.Rngs(1), **options)
+    of_pairs, again = batch(8), []
+    key = jax.random.key(5)
+    given = np.pad(of_pairs["target"][:, :-1], ((0, 0), (1, 0)), constant_values=START)
+    decoded = model.decode(of_pairs["source"], LENGTHS, given, key=key, teacher_forcing=teacher_forcing)
+    weights = np.asarray(decoded.aux, np.float64)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+    for row, length in enumerate(LENGTHS):
+        assert not weights[row, :, length:].any()
+        again += [np.minimum(weights[row, t], weights[row, :t].sum(0)).sum() for t in range(length)]
+    how = {"teacher_forcing": teacher_forcing}
+    plain, logged = pair_loss(model, of_pairs, key, **how)
+    value, also = pair_loss(model, of_pairs, key, coverage=0.5, **how)
+    assert np.mean(again) > 0.1
+    assert value == pytest.approx(float(plain) + 0.5 * np.mean(again), rel=1e-5)
+    assert also["coverage_loss"].value() == pytest.approx(np.mean(again), rel=1e-5)
+    assert also["loss"] == logged["loss"]
+
+
+def test_coverage_needs_an_attention_and_a_weight(model):
+    with pytest.raises(ValueError, match=r"coverage: expected 0 without attention, got 0\.1"):
+        pair_loss(model, batch(8), jax.random.key(0), coverage=0.1)
+    with pytest.raises(ValueError, match="coverage: expected a weight from 0, got -1"):
+        pair_loss(model, batch(8), jax.random.key(0), coverage=-1.0)
+
+
+def test_targets_without_a_symbol_cost_nothing(model):
+    empty = {**batch(8), "target_lengths": np.zeros(3, np.int32)}
+    assert pair_loss(model, empty, jax.random.key(0))[0] == 0

@@ -274,6 +274,7 @@ def test_input_dropout_is_one_mask_for_all_steps_on_both_sides(decoder):
         ({"input_dropout": -0.1}, {}, "input_dropout: expected a rate in"),
         ({"num_layers": 0}, {}, "num_layers: expected a positive number, got 0"),
         ({}, {"teacher_forcing": 1.5}, "teacher_forcing: expected a probability, got 1.5"),
+        ({}, {"teacher_forcing": jnp.float32(1.5)}, "teacher_forcing: expected a probability, got 1.5"),
         ({}, {"teacher_forcing": -0.1}, "teacher_forcing: expected a probability, got -0.1"),
         ({}, {"teacher_forcing": 0.5}, "key: expected one with teacher_forcing below 1, got None"),
         ({}, {"source_lengths": np.array([S + 1, 0, 0, 0])}, "lengths: expected values from 0 to T = 5, got 6 in row 0"),

@@ -145,12 +145,24 @@ def test_bad_arguments_are_named(tokenizers):
     translator = Translator(model, tokenizers)
     for search, options, message in (
         (Search(), {"batch_size": 0}, "batch_size: expected a positive number, got 0"),
-        (Search(max_ratio=0.5, max_extra=0), {}, "max_ratio, max_extra: expected room for a symbol at least, got 0.5 and 0"),
-        (Search(alpha=-1.0), {}, "alpha: expected a number from 0, got -1.0"),
         (Search(coverage_penalty=0.1), {}, "coverage_penalty: expected 0 without attention, got 0.1"),
     ):
         with pytest.raises(ValueError, match=message):
             translator(TEXTS, search, **options)
+    for options, message in (
+        ({"max_ratio": 0.5, "max_extra": 0}, "max_ratio, max_extra: expected room for a symbol at least, got 0.5 and 0"),
+        ({"max_ratio": -0.5, "max_extra": 3}, "max_ratio: expected a number from 0, got -0.5"),
+        ({"max_ratio": float("nan")}, "max_ratio: expected a number from 0, got nan"),
+        ({"alpha": -1.0}, "alpha: expected a number from 0, got -1.0"),
+        ({"coverage_penalty": float("inf")}, "coverage_penalty: expected a number from 0, got inf"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Search(**options)
+    with pytest.raises(ValueError, match="texts: expected a list of texts, got one, 'a b'"):
+        translator("a b")
+    narrow = Seq2Seq(len(tokenizers.source), 6, embedding_features=3, hidden_features=6, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"models: expected one that reads 8 symbols and says 8, as .* got 8 and 6"):
+        Translator([model, narrow], tokenizers)
     with pytest.raises(ValueError, match="models: expected at least one, got none"):
         Translator([], tokenizers)
     with pytest.raises(ValueError, match="models: expected all of an ensemble to read their sources twice or none of them"):

@@ -55,6 +55,11 @@ def texts_named(inputs: Iterable[str]) -> list[str]:
     return texts
 
 
+def write_texts(path: Path, texts: Iterable[str]) -> None:
+    """One text a line: what would end a line within a text becomes a space."""
+    path.write_text("".join(" ".join(text.splitlines()) + "\n" for text in texts), encoding="utf-8")
+
+
 def _all_utf8(lines: Iterable[str | UnicodeDecodeError], name: str) -> Iterator[str]:
     for number, line in enumerate(lines, start=1):
         if isinstance(line, UnicodeDecodeError):
