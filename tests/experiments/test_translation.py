@@ -18,7 +18,7 @@ from flax import nnx
 
 from experiments import translation
 from experiments.translation import Config, build_model, scores_of
-from s2s_jax.data.datasets.text_files import texts_named
+from s2s_jax.data.datasets.text_files import texts_named, write_texts
 from s2s_jax.data.tokenizers import fit_tokenizers
 from s2s_jax.models.pair_loss import pair_loss
 from s2s_jax.models.translator import Translation
@@ -153,7 +153,7 @@ def test_the_best_translations_go_to_a_file_in_the_order_of_the_texts(own, tmp_p
 
 def test_predict_has_an_entry_for_each_text_also_where_nothing_was_found(own, capsys, monkeypatch):
     found = translation.Translator.__call__
-    monkeypatch.setattr(translation.Translator, "__call__", lambda *given: [[], *found(*given)[1:]])
+    monkeypatch.setattr(translation.Translator, "__call__", lambda *given, **options: [[], *found(*given, **options)[1:]])
     call("predict", "a", " e\u0301 ", "--runs-dir", own, "--name", "tiny")
     nothing, one = json.loads((own / "translation" / "tiny" / "alignments.json").read_text(encoding="utf-8"))
     assert (nothing["text"], nothing["score"], nothing["translation"], nothing["weights"]) == ("a", None, [], None)
@@ -170,6 +170,11 @@ def test_texts_are_read_as_those_of_a_training_are(tmp_path):
     (tmp_path / "bad").write_bytes(b"a\nb\xff")
     with pytest.raises(ValueError, match=r"/bad:2: expected UTF-8, got the byte 0xff at place 1"):
         texts_named([str(tmp_path / "bad")])
+
+
+def test_texts_are_written_one_a_line_whatever_is_in_them(tmp_path):
+    write_texts(tmp_path / "lines.txt", ["a\nb", "", "c\u2028d\x0b\u00e9"])
+    assert texts_named([str(tmp_path / "lines.txt")]) == ["a b", "", "c\u2028d\x0b\u00e9"]
 
 
 def test_standard_input_is_read_as_a_file_is(monkeypatch):

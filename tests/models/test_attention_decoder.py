@@ -77,62 +77,81 @@ def test_step_by_step_equals_the_teacher_forced_pass(name):
     assert_close(jax.tree.leaves(state), jax.tree.leaves(want.state), 1e-5)
 
 
-def slow(model, cell, fed):
-    """One layer, general score, by PyTorch's cell and plain equations, row by row, in float64."""
+def cell_of(p, path, gates):
+    """PyTorch's cell with the parameters of a layer; ours has one bias, but for the reset gate's inner one of a GRU."""
+    torch = oracles.oracle("torch")
+    w, u = p[path + "w"], p[path + "u"]
+    make = torch.nn.LSTMCell if gates == 4 else torch.nn.GRUCell
+    layer = make(len(w), len(u), dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight_ih.copy_(w.T)
+        layer.weight_hh.copy_(u.T)
+        layer.bias_ih.copy_(p[path + "b"])
+        layer.bias_hh.zero_()
+        if gates == 3:
+            layer.bias_hh[2 * H :] = p[path + "b_n"]
+    return layer
+
+
+def slow(model, cell=cells.lstm, input_feeding=False, query_layer="last", num_layers=1, tied_embeddings=False, attention=None):
+    """The decoder by PyTorch's cells and plain equations, row by row, in float64."""
     torch = oracles.oracle("torch")
     p = {name: torch.tensor(np.asarray(value, np.float64)) for name, value in named_variables(model).items()}
     encoded, states, _ = jax.tree.map(lambda x: np.asarray(x, np.float64), model.encoder(SOURCE, LENGTHS))
     gates = 4 if cell is cells.lstm else 3
-    make = torch.nn.LSTMCell if cell is cells.lstm else torch.nn.GRUCell
-    layer = make(E + (H if fed else 0), H, dtype=torch.float64)
-    prefix = "decoder.below.layers.0.0."
-    with torch.no_grad():
-        layer.weight_ih.copy_(p[prefix + "w"].T)
-        layer.weight_hh.copy_(p[prefix + "u"].T)
-        layer.bias_ih.copy_(p[prefix + "b"])
-        layer.bias_hh.zero_()
-        if gates == 3:
-            layer.bias_hh[2 * H :] = p[prefix + "b_n"]
+    below = 1 if query_layer == "first" else num_layers
+    paths = [f"decoder.below.layers.{n}.0." for n in range(below)]
+    paths += [f"decoder.above.layers.{n}.0." for n in range(num_layers - below)]
+    layers = [cell_of(p, path, gates) for path in paths]
+    table = p["decoder.embedding.embedding"]
+    score = {name: p.get(f"decoder.attention.parameters.{name}") for name in ("w", "w_query", "w_memory", "v")}
     logits, weights = np.zeros((B, T, V)), np.zeros((B, T, S))
     for b, length in enumerate(LENGTHS):
         memory = torch.tensor(encoded[b, :length])
-        first = jax.tree.map(lambda leaf, b=b: torch.tensor(leaf[b : b + 1]), states[0][0])
-        state = tuple(first) if gates == 4 else first
-        attentional = torch.zeros(H, dtype=torch.float64)
+        state = [jax.tree.map(lambda leaf, b=b: torch.tensor(leaf[b : b + 1]), of_layer[0]) for of_layer in states]
+        attentional = torch.zeros(E if tied_embeddings else H, dtype=torch.float64)
         for t in range(T):
-            x = p["decoder.embedding.embedding"][int(INPUTS[b, t])]
-            x = torch.cat([x, attentional]) if fed else x
-            with torch.no_grad():
-                state = layer(x[None], state)
-            h = (state[0] if gates == 4 else state)[0]
-            alpha = torch.softmax(memory @ (h @ p["decoder.attention.parameters.w"]), 0)
-            joined = torch.cat([h, alpha @ memory])  # of no row: zeros
-            attentional = torch.tanh(joined @ p["decoder.combine.kernel"])
-            logits[b, t] = attentional @ p["decoder.output.kernel"] + p["decoder.output.bias"]
+            x = table[int(INPUTS[b, t])]
+            x = torch.cat([x, attentional]) if input_feeding else x
+            for n, layer in enumerate(layers):
+                with torch.no_grad():
+                    new = layer(x[None], tuple(state[n]) if gates == 4 else state[n])
+                state[n] = new
+                x = (new[0] if gates == 4 else new)[0]
+                if n == below - 1:
+                    if attention is attentions.additive:
+                        scores = torch.tanh(x @ score["w_query"] + memory @ score["w_memory"]) @ score["v"]
+                    else:
+                        scores = memory @ (x @ score["w"])
+                    alpha = torch.softmax(scores, 0)
+                    context = alpha @ memory  # of no row: zeros
+                    x = x if query_layer == "last" else torch.cat([x, context])
+            attentional = torch.tanh(torch.cat([x, context]) @ p["decoder.combine.kernel"])
+            out = table.T if tied_embeddings else p["decoder.output.kernel"]
+            logits[b, t] = attentional @ out + p["decoder.output.bias"]
             weights[b, t, :length] = alpha
     return logits, weights
 
 
-@pytest.mark.parametrize("fed", [False, True], ids=["plain", "fed"])
-@pytest.mark.parametrize("cell", [cells.lstm, cells.gru], ids=["lstm", "gru"])
-def test_equals_plain_equations_around_pytorchs_cell(cell, fed):
-    model = drawn(cell=cell, input_feeding=fed)
-    logits, weights = slow(model, cell, fed)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"input_feeding": True},
+        {"cell": cells.gru},
+        {"cell": cells.gru, "input_feeding": True, "attention": attentions.additive},
+        {"num_layers": 2, "tied_embeddings": True},
+        {"num_layers": 2, "query_layer": "first", "cell": cells.gru},
+        {"num_layers": 3, "query_layer": "first", "input_feeding": True, "attention": attentions.additive},
+    ],
+    ids=lambda options: " ".join(options) or "plain",
+)
+def test_equals_plain_equations_around_pytorchs_cell(options):
+    model = drawn(**options)
+    logits, weights = slow(model, **options)
     got = forward(model)
     assert_close(got.logits, logits, 1e-5)
     assert_close(got.aux, weights, 1e-5)
-
-
-def test_with_the_first_layer_as_query_the_layers_above_read_the_context():
-    model = drawn(**VARIANTS["first"])
-    got = forward(model)
-    memory, state = model.start(SOURCE, LENGTHS)
-    hidden, _ = model.decoder.below(model.decoder.embedding(INPUTS), state.below)
-    read, weights, _ = model.decoder.attention(memory, hidden)
-    top, _ = model.decoder.above(jnp.concatenate([hidden, read], -1), state.above)
-    attentional = jnp.tanh(jnp.concatenate([top, read], -1) @ model.decoder.combine.kernel[...])
-    assert_close(got.logits, attentional @ model.decoder.output.kernel[...] + model.decoder.output.bias[...][None, None], 1e-5)
-    assert_close(got.aux, weights, 1e-6)
 
 
 @variants

@@ -56,8 +56,8 @@ def texts_named(inputs: Iterable[str]) -> list[str]:
 
 
 def write_texts(path: Path, texts: Iterable[str]) -> None:
-    """One text a line: what would end a line within a text becomes a space."""
-    path.write_text("".join(" ".join(text.splitlines()) + "\n" for text in texts), encoding="utf-8")
+    """One text a line, as `read_lines` reads them: a line feed within a text becomes a space."""
+    path.write_text("".join(text.replace("\n", " ") + "\n" for text in texts), encoding="utf-8", newline="\n")
 
 
 def _all_utf8(lines: Iterable[str | UnicodeDecodeError], name: str) -> Iterator[str]:
