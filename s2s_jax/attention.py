@@ -356,8 +356,8 @@ def _cast(params: Params, like: Array) -> Params:
 
 
 dot = from_score(_no_params, lambda params, values: values, _dot_score)  # q_t . m_s
-scaled_dot = from_score(  # q_t . m_s / sqrt(Q)
-    _no_params, lambda params, values: values / values.shape[-1] ** 0.5, _dot_score
+scaled_dot = from_score(  # q_t . m_s / sqrt(Q), scaled behind the product, where bfloat16 has become float32
+    _no_params, lambda params, values: values, lambda *given: _dot_score(*given) / given[1].shape[-1] ** 0.5
 )
 general = from_score(  # q_t . (W m_s)
     _init_general, lambda params, values: jnp.einsum("bsf,qf->bsq", values, params.w).astype(values.dtype), _dot_score
