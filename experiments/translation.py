@@ -1,7 +1,7 @@
 """A network with attention learns to translate: number words, real sentences, or pairs of lines of your own.
 
     python -m experiments.translation                                       number words, English to German, without data
-    python -m experiments.translation predict "three hundred and twelve"    with the run of the same --name
+    python -m experiments.translation predict "three hundred twelve"    with the run of the same --name
     python -m experiments.translation --dataset multi30k --data-dir FOLDER  real sentences, where FOLDER holds multi30k
     python -m experiments.translation --dataset files --train-source a.en --train-target a.de ...     your own pairs of lines
 
