@@ -957,4 +957,5 @@ def test_a_step_of_another_shape_may_run_on_another_backend(tmp_path, monkeypatc
     monkeypatch.setenv("S2S_JAX_BACKEND", "fused")
     run = Run.begin("task", RunConfig(steps=2, runs_dir=tmp_path))
     fit(small_model(), loss, lambda step: of_length(BATCHES(step), T - step), optimizer=OPTIMIZER, steps=2, run=run)
-    assert json.loads((run.folder / "training.json").read_text())["backend"] == "fused, scan"
+    training = json.loads((run.folder / "training.json").read_text())
+    assert (training["backend"], training["compilations"]) == ("fused, scan", 2)
