@@ -40,7 +40,18 @@ from s2s_jax import cells, plots
 from s2s_jax.bootstrap import ByGroup, bootstrap, interval, length_groups
 from s2s_jax.claims import Claim, judged, verdicts
 from s2s_jax.data.datasets.text_files import texts_named, write_texts
-from s2s_jax.data.pair_sets import PATHS, TOYS, PairBatches, PairFlags, PairPaths, fit, load_split, load_tests, target_of_rules
+from s2s_jax.data.pair_sets import (
+    PATHS,
+    TOYS,
+    PairBatches,
+    PairFlags,
+    PairPaths,
+    cased_or_not,
+    fit,
+    load_split,
+    load_tests,
+    target_of_rules,
+)
 from s2s_jax.data.parallel import Pairs
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.tokenizers import Tokenizers, load_tokenizers
@@ -275,7 +286,7 @@ def is_made_up(config: Config) -> bool:
 def name_of_bleu(config: Config) -> str:
     if target_of_rules(config)[0]:
         return "bleu_lowercased_tokens"
-    return "bleu_lowercased" if config.lowercase else "bleu_cased"
+    return cased_or_not(config)[0]
 
 
 def counted(config: Config, texts: Sequence[str], references: Sequence[str]) -> TextCounts:
@@ -283,7 +294,7 @@ def counted(config: Config, texts: Sequence[str], references: Sequence[str]) -> 
         return exact_match_counts(texts, references)
     language, _ = target_of_rules(config)
     if language is None:
-        return bleu_counts(texts, references, lowercase=config.lowercase)
+        return bleu_counts(texts, references, **cased_or_not(config)[1])
     return bleu_lowercased_tokens_counts(texts, references, language)
 
 

@@ -26,6 +26,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -41,9 +42,11 @@ from s2s_jax.data.pair_sets import (
     PairBatches,
     PairFlags,
     PairPaths,
+    cased_or_not,
     fit,
     load_split,
     load_tests,
+    seen_before,
     target_of_rules,
 )
 from s2s_jax.data.parallel import Pairs
@@ -53,7 +56,7 @@ from s2s_jax.data.vocabulary import normalized
 from s2s_jax.models.pair_loss import measure_pairs, pair_loss
 from s2s_jax.models.seq2seq import Seq2Seq
 from s2s_jax.models.translator import Search, Translation, Translator
-from s2s_jax.text_metrics import TextScore, bleu, bleu_lowercased_tokens, chrf, exact_match_of_texts
+from s2s_jax.text_metrics import TextScore, bleu, bleu_lowercased_tokens, chrf, exact_match_of_texts, has_four_words
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.loop import make_measure
@@ -244,6 +247,9 @@ def train(run: Run[Config]) -> None:
     validation, validated = splits["_validation"]
     for pairs in (training, validation):
         run.say(f"{pairs.split}: {pairs.report}")
+    for pairs, _ in splits.values():
+        if seen := seen_before(training, pairs):
+            run.say(f"{pairs.split}: {seen} of {len(pairs.sources)} pairs stand in the training split too.")
     model = build_model(config, tokenizers)
     Translator(model, tokenizers)([], search_of(config, 1))  # flags that do not fit are an error now, too
     if run.writes:
@@ -294,13 +300,16 @@ def report(
         cut_off = sum(bool(one.pieces) and not one.finished for one in found)
         counts[pairs.split] = {"texts": len(texts), "cut_off": cut_off, "empty": texts.count("")}
         told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
+        if not any(name.startswith("bleu") for name in scores):
+            told += "; no BLEU, as no reference has four words"
         run.say(f"\n{pairs.split}, {len(texts)} texts ({config.origin}), beam {config.beam_size}: {told}")
         run.say(f"Cut off at the length limit: {cut_off}; empty: {texts.count('')}.")
         if run.writes and not run.changed:
             path = run.folder / f"translations_{pairs.split}.txt"
             write_texts(path, texts)
         if suffix == "":
-            told = [f"{s}\n  {t}\n  {r}" for s, t, r in zip(pairs.sources[:3], texts[:3], pairs.targets[:3], strict=True)]
+            shown = sorted({len(texts) * part // 6 for part in (1, 3, 5)})  # the first ones are often the shortest
+            told = [f"{pairs.sources[number]}\n  {texts[number]}\n  {pairs.targets[number]}" for number in shown]
             run.say("Source, translation and reference:\n" + "\n".join(told))
             if not run.changed:
                 chosen = next((number for number, one in enumerate(found) if 4 <= len(one.pieces) <= 25), 0)
@@ -330,19 +339,28 @@ def report(
 
 def scores_of(config: Config, texts: Sequence[str], references: Sequence[str]) -> dict[str, TextScore]:
     scores = {"chrf": chrf(texts, references)}
-    if config.dataset != "numbers":  # single words in German, which have no four in a row
-        name = "bleu_lowercased" if config.lowercase else "bleu_cased"
-        scores[name] = bleu(texts, references, lowercase=config.lowercase)
     language, _ = target_of_rules(config)
+    if not has_four_words(references, config.languages[1]):
+        return {**scores, "exact_match": exact_match_of_texts(texts, references)}
+    name, how = cased_or_not(config)
+    scores[name] = bleu(texts, references, **how)
     if language is not None:
         scores["bleu_lowercased_tokens"] = bleu_lowercased_tokens(texts, references, language)
-    return {**scores, "exact_match": exact_match_of_texts(texts, references)}
+    if not config.lowercase:  # nothing cased is said, so that nothing would match
+        scores["exact_match"] = exact_match_of_texts(texts, references)
+    return scores
 
 
 def search_of(config: Config, n_best: int) -> Search:
     options: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(Search)}
     options["n_best"] = min(n_best, config.beam_size)
     return Search(**options)
+
+
+def translated(translator: Translator, texts: Sequence[str], search: Search, **options: Any) -> list[list[Translation]]:
+    """The translations of each text, best first; of an empty one none, whatever the model would say of nothing."""
+    found = iter(translator([text for text in texts if text], search, **options))
+    return [next(found) if text else [] for text in texts]
 
 
 def first(best: list[Translation]) -> Translation:
@@ -359,10 +377,10 @@ def draw(run: Run[Config], translation: Translation) -> None:
 
 
 def attention_map(translation: Translation) -> Any:
+    labels = [[piece.replace("▁", "\u2423") for piece in pieces] for pieces in (translation.pieces, translation.source_pieces)]
     return plots.heatmap(
         translation.weights,
-        translation.pieces,
-        translation.source_pieces,
+        *labels,
         xlabel="source",
         ylabel="translation",
         title="Attention weights",
@@ -405,13 +423,18 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     texts = [normalized(text).strip() for text in texts_named(inputs)]
     models, tokenizers = load(run)
     if run.flags.output is not None:
-        found = Translator(models, tokenizers)(texts, search_of(run.config, 1), attention=False)
+        found = translated(Translator(models, tokenizers), texts, search_of(run.config, 1), attention=False)
         write_texts(run.flags.output, [first(best).text for best in found])
         print(f"{len(texts)} translations are in {run.flags.output}, one a line.")
         return
+    for text in texts:
+        if lacks := tokenizers.source.lacks(text):
+            print(f"No training text held {', '.join(map(repr, lacks))}, in {text!r:.60}.", file=sys.stderr)
+    score = "log probability" if run.config.alpha == 0 else f"log probability over {run.config.length_penalty} length penalty"
+    print(f"Before each translation: its {score}{' and coverage penalty' * bool(run.config.coverage_penalty)}.")
     alignments = []
     # A few texts at once: each hypothesis that is followed keeps its attention weights.
-    found = Translator(models, tokenizers)(texts, search_of(run.config, run.config.n_best), batch_size=8)
+    found = translated(Translator(models, tokenizers), texts, search_of(run.config, run.config.n_best), batch_size=8)
     for text, best in zip(texts, found, strict=True):
         print(text)
         for translation in best:
@@ -421,12 +444,13 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     if not texts:
         return
     path = run.folder / "alignments.json"
-    path.write_text(json.dumps(alignments, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    told = ",\n".join(json.dumps(alignment, ensure_ascii=False) for alignment in alignments)  # a text a line
+    path.write_text(f"[\n{told}\n]\n", encoding="utf-8")
     told = f"The best, symbol by symbol, are in {path}"
-    best = first(found[0])
+    best = next((first(one) for one in found if one), first([]))
     if best.weights is not None:
         run.figure("attention_of_prediction", attention_map(best))
-        told += ", the weights of the first text in figures/attention_of_prediction.png"
+        told += ", the weights of the first in figures/attention_of_prediction.png"
     print(f"{told}.")
 
 

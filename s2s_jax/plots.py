@@ -258,12 +258,14 @@ def heatmap(
     values: Any, rows: Sequence[str], columns: Sequence[str], *, xlabel: str, ylabel: str, title: str, label: str = "weight"
 ) -> Any:
     """Values [rows, columns] from 0 to 1 as dark cells, each row and column with its label, in any script."""
-    width, height = (max(2.5, 0.34 * count) for count in (len(columns), len(rows)))
+    cell = min(0.34, 16 / max(len(columns), len(rows), 1))  # inches
+    width, height = (max(2.5, cell * count) for count in (len(columns), len(rows)))
+    size = min(9.0, 26 * cell)  # of letters, so that no label reaches the next
     figure, ((axes,),) = _subplots(1, 1, (width + 2.0, height + 1.4))
     drawn = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     fonts, known = _fonts_for("".join([*rows, *columns]))
-    axes.set_xticks(range(len(columns)), [_literal(text, known) for text in columns], rotation=90, fontsize=9)
-    axes.set_yticks(range(len(rows)), [_literal(text, known) for text in rows], fontsize=9)
+    axes.set_xticks(range(len(columns)), [_literal(text, known) for text in columns], rotation=90, fontsize=size)
+    axes.set_yticks(range(len(rows)), [_literal(text, known) for text in rows], fontsize=size)
     for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         tick.set_fontfamily(fonts)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)

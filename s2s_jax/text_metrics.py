@@ -13,6 +13,8 @@ from s2s_jax.data import moses
 from s2s_jax.data.vocabulary import normalized
 
 _FORM = "|form:NFC"  # of both sides, in signatures
+# How sacrebleu cuts words of languages that put no spaces between them; others by its own rules, 13a.
+_CUT = {"zh": "zh", "yue": "zh", "ja": "char", "th": "char", "lo": "char", "km": "char", "my": "char", "bo": "char"}
 
 
 class TextScore(NamedTuple):
@@ -41,8 +43,13 @@ class TextCounts(NamedTuple):
     signature: str
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False) -> TextScore:
+def bleu(
+    hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False, language: str | None = None
+) -> TextScore:
     """BLEU of a corpus, 0 to 100, on texts as people write them, or both sides lower-cased: sacrebleu's own (13a).
+
+    In a language without spaces between words, where `language` names it, each character is one (of Chinese by sacrebleu's own
+    rules, which keep other scripts' words whole).
 
     BLEU = min(1, exp(1 - r/c)) * (p_1 p_2 p_3 p_4)^(1/4): the lengths r and c of references and hypotheses, the shares p_n of
     the hypotheses' n-grams that are in their references (Papineni et al. 2002, eq. 3; Post 2018, arXiv 1804.08771).
@@ -51,23 +58,32 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: boo
       ValueError: no text, or another number of references.
     """
     ours, theirs = _checked(hypotheses, references)
-    from sacrebleu.metrics.bleu import BLEU
-
-    counted = BLEU(lowercase=lowercase)
+    counted = _bleu_of(lowercase, language)
     value = counted.corpus_score(ours, [theirs]).score
     return TextScore(value, f"{counted.get_signature()}{_FORM}")
 
 
-def bleu_counts(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False) -> TextCounts:
+def bleu_counts(
+    hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False, language: str | None = None
+) -> TextCounts:
     """`bleu` as counts: right and all n-grams for n of 1 to 4, and the lengths c and r.
 
     Raises:
       ValueError: as of `bleu`.
     """
-    ours, theirs = _checked(hypotheses, references)
+    return _bleu_counts(_bleu_of(lowercase, language), *_checked(hypotheses, references), _FORM)
+
+
+def has_four_words(references: Sequence[str], language: str | None = None) -> bool:
+    """Whether any text has four words in a row, as `bleu` cuts them; where none has, BLEU is 0 of the references themselves."""
+    counted = _bleu_of(False, language)
+    return any(len(counted.tokenizer(normalized(text)).split()) >= 4 for text in references)
+
+
+def _bleu_of(lowercase: bool, language: str | None) -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
-    return _bleu_counts(BLEU(lowercase=lowercase), ours, theirs, _FORM)
+    return BLEU(lowercase=lowercase, tokenize=_CUT.get(language or "", "13a"))
 
 
 def bleu_lowercased_tokens(hypotheses: Sequence[str], references: Sequence[str], language: str) -> TextScore:

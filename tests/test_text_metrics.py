@@ -19,6 +19,7 @@ from s2s_jax.text_metrics import (
     confusions,
     exact_match_counts,
     exact_match_of_texts,
+    has_four_words,
     word_error_rate,
 )
 
@@ -48,6 +49,20 @@ def test_cased_bleu_and_chrf_are_those_of_sacrebleu():
     score = chrf(HYPOTHESES, REFERENCES)
     assert score.value == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
     assert score.signature == f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{sacrebleu.__version__}|form:NFC"
+
+
+def test_bleu_of_languages_without_spaces_is_of_characters():
+    ours, theirs = ["我喜欢你的 red book。"], ["我喜欢他的 red book。"]
+    assert bleu(ours, theirs, language="zh").value == sacrebleu.corpus_bleu(ours, [theirs], tokenize="zh").score
+    assert bleu(ours, theirs, language="th").value == sacrebleu.corpus_bleu(ours, [theirs], tokenize="char").score
+    assert bleu(ours, theirs, language="de").value == sacrebleu.corpus_bleu(ours, [theirs]).score
+    assert "tok:zh" in bleu_counts(ours, theirs, language="zh").signature
+
+
+def test_four_words_are_counted_as_bleu_cuts_them():
+    assert has_four_words(["a", "b c d."])
+    assert not has_four_words(["a b c", "dreihundertzwölf", ""])
+    assert [has_four_words(["我喜欢他的书"], language) for language in ("zh", None)] == [True, False]
 
 
 @pytest.mark.parametrize("language", ["en", "de", "fr"])

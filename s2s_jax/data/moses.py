@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+WITHOUT_WORDS = {"zh", "yue"}  # in which it finds sentences and abbreviations, but leaves all between two signs in one piece
 _WITHOUT_ABBREVIATIONS = {"ja", "ko"}  # whose words Moses cuts by their script
 
 

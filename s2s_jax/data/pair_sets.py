@@ -126,7 +126,8 @@ def _read_named(flags: PairFlags, source: str, target: str, split: str) -> Pairs
     for name in (source, target):
         path = getattr(flags, name)
         if path is None:
-            raise ValueError(f"{name}: expected a file with --dataset files, got none")
+            lacking = [one for one in _OWN_PATHS if getattr(flags, one) is None] if name in _OWN_PATHS else [name]
+            raise ValueError(f"{', '.join(lacking)}: expected a file for each with --dataset files, got none")
         if not path.is_file():
             raise FileNotFoundError(f"{name}: expected a file, found none at {path.absolute()}")
     checks: dict[str, Any] = {"bad_lines": flags.bad_lines, "max_characters": flags.max_characters}
@@ -156,6 +157,12 @@ def load_tests(flags: PairFlags, data_dir: str | Path | None = None) -> dict[str
     return {suffix: load_split(flags, split, data_dir) for suffix, split in names.items()}
 
 
+def seen_before(training: Pairs, pairs: Pairs) -> int:
+    """How many pairs of another split stand in the training split too, source and target."""
+    known = set(zip(training.sources, training.targets, strict=True))
+    return sum(pair in known for pair in zip(pairs.sources, pairs.targets, strict=True))
+
+
 def fit(flags: PairFlags, pairs: Pairs) -> Tokenizers:
     """Tokenizers of both sides, of these pairs."""
     options: dict[str, Any] = {"lowercase": flags.lowercase}
@@ -175,7 +182,14 @@ def target_of_rules(flags: PairFlags) -> tuple[str | None, str]:
         return None, ""
     if language is None:
         return None, "the language of the targets is not known; --target would say it"
-    return (language, "") if language in moses.languages() else (None, f"Moses has no rules for {language}")
+    has_rules = language in moses.languages() and language not in moses.WITHOUT_WORDS
+    return (language, "") if has_rules else (None, f"Moses has no rules for {language}")
+
+
+def cased_or_not(flags: PairFlags) -> tuple[str, dict[str, Any]]:
+    """What BLEU of texts as people write them is called, and how it is counted: nothing cased is said with `lowercase`."""
+    name = "bleu_lowercased" if flags.lowercase else "bleu_cased"
+    return name, {"lowercase": flags.lowercase, "language": flags.languages[1]}
 
 
 class PairBatches:

@@ -36,6 +36,7 @@ class Subwords:
 
         self.model, self.lowercase = model, lowercase
         self._how: dict[str, Any] = {}
+        self._characters: set[str] | None = None
         try:
             self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
@@ -154,6 +155,14 @@ class Subwords:
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """A label for each number, special ones too: "▁" for a space, "<0xC3>" for a byte, "</s>" for the end."""
         return [self._processor.id_to_piece(int(number)) for number in ids]
+
+    def lacks(self, text: str) -> list[str]:
+        """The characters of `text` that the training texts did not hold, in its order and each once: bytes or unknown."""
+        if self._characters is None:
+            of_texts = (number for number in range(UNKNOWN + 1, len(self)) if not self._processor.is_byte(number))
+            self._characters = set("".join(map(self._processor.id_to_piece, of_texts)))
+        found = dict.fromkeys(normalized(text, self.lowercase))
+        return [character for character in found if character not in self._characters and character != " "]
 
     def save(self, path: str | Path) -> None:
         """Writes one file, all that `load_tokenizer` needs."""

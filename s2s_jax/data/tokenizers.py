@@ -36,6 +36,10 @@ class Tokenizer(Protocol):
         """A readable label for each number, special ones too; "▁" is a space."""
         ...
 
+    def lacks(self, text: str) -> list[str]:
+        """What of `text` no symbol stands for, in its order and each once: words of a list of words, else characters."""
+        ...
+
     def save(self, path: str | Path) -> None:
         """Writes one file, all that `load_tokenizer` needs."""
         ...
@@ -75,6 +79,11 @@ class _Listed:
         """A readable label for each number, special ones too; "▁" is a space."""
         labels = (*_SPECIAL, *self.symbols)
         return [labels[int(number)].replace(" ", "▁") for number in ids]
+
+    def lacks(self, text: str) -> list[str]:
+        """What of `text` is not in the list, in its order and each once."""
+        symbols = dict.fromkeys(self._split(normalized(text, self.lowercase)))
+        return [symbol for symbol in symbols if symbol not in self._number]
 
     def save(self, path: str | Path) -> None:
         """Writes one file, all that `load_tokenizer` needs."""
@@ -213,6 +222,10 @@ class TextBytes:
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """A label for each number: the character of an ASCII byte, "▁" for a space, "<0xC3>" for others."""
         return [_byte_label(int(number)) for number in ids]
+
+    def lacks(self, text: str) -> list[str]:
+        """Nothing: every byte has its number, whether training has seen it or not."""
+        return []
 
     def save(self, path: str | Path) -> None:
         """Writes one file, all that `load_tokenizer` needs."""

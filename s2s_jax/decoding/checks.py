@@ -53,7 +53,14 @@ def check_step(
     """What is fixed when the search is compiled, and the shapes that a step gives."""
     start, end, pad = map(operator.index, (start, end, pad))
     first = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    output = DecoderOutput(*jax.eval_shape(step, params, context, state, first))
+    given = jax.eval_shape(step, params, context, state, first)
+    if not isinstance(given, tuple | list) or len(given) != len(DecoderOutput._fields):
+        what = f"{len(given)} values" if isinstance(given, tuple | list) else type(given).__name__
+        raise ValueError(f"step: expected the three values {', '.join(DecoderOutput._fields)}, got {what}; aux may be ()")
+    output = DecoderOutput(*given)
+    if jax.tree.structure(output.state) != jax.tree.structure(state):
+        expected = jax.tree.structure(state)
+        raise ValueError(f"step: expected the state first, a tree {expected}, got {jax.tree.structure(output.state)}")
     vocabulary_size = output.logits.shape[-1]
     for name, symbol in (("start", start), ("end", end)):
         if not 0 <= symbol < vocabulary_size:

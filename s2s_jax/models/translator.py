@@ -47,7 +47,7 @@ class Translation(NamedTuple):
             "source": self.source_pieces,
             "translation": self.pieces,
             "log_probabilities": [round(float(value), 5) for value in self.log_probs],
-            "weights": None if self.weights is None else np.round(self.weights, 5).tolist(),
+            "weights": None if self.weights is None else np.round(self.weights.astype(float), 5).tolist(),
         }
 
 

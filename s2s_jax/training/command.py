@@ -18,6 +18,7 @@ from s2s_jax.training.recipe import TrainingConfig
 from s2s_jax.training.run import ConfigType, Run
 
 COMMANDS = ("train", "evaluate", "predict")
+FLAG_OF = {"name": "dataset", "size": "vocabulary_size"}  # what functions call the values of these flags
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,10 @@ def main(
             description = f"{about}\n\nAlso: {started} evaluate, {started} predict (each has its own --help)."
             _train(task, tyro.cli(config_type, args=rest, prog=started, description=description), train)
             return
+        stays = "What is not said stays as the run has it, whatever the defaults below, which are those of a run without flags."
         description = {
-            "evaluate": "Scores the test split again with a finished run.",
-            "predict": f"{started} predict INPUT ... [--flags]. {about}",
+            "evaluate": f"Scores the test split again with a finished run. {stays}",
+            "predict": f"{started} predict INPUT ... [--flags]. {stays}\n\n{about}",
         }[command]
         flags = dataclasses.make_dataclass(
             "Flags", [], bases=(*config_type.flags_of.get(command, ()), FinishedRun), frozen=True, kw_only=True
@@ -81,12 +83,21 @@ def main(
         else:
             evaluate(run)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        sys.exit(f"{started}: {error}")
+        sys.exit(f"{started}: {_as_flags(str(error), config_type)}")
     except ModuleNotFoundError as error:
         sys.exit(f"{started}: {error}; the experiments need more than the package: pip install -e '.[experiments]'")
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)  # what was saved, if anything, the training has said by itself
         sys.exit(130)
+
+
+def _as_flags(message: str, config_type: type[Any]) -> str:
+    """The message of an error, which begins with names of arguments, with the flags that one would type in their place."""
+    told, colon, rest = message.partition(": ")
+    names = [FLAG_OF.get(name, name) for name in told.split(", ")]
+    if not colon or not set(names) <= {field.name for field in dataclasses.fields(config_type)}:
+        return message
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names) + f": {rest}"
 
 
 def _train(task: str, config: Any, train: Callable[[Run[Any]], None]) -> None:

@@ -228,9 +228,9 @@ def fit(
                     values = {f"train/{name}": mean.value() for name, mean in totals.items()}
                     totals = jax.tree.map(jnp.zeros_like, totals)
                     clock.lap("step")  # what the line above waited for
-                    progress.show(done, values["train/loss"])
+                    rate = progress.show(done, values["train/loss"])
                     if run is not None:
-                        run.log(done, {**values, "steps_per_second": progress.rate(done), "seconds": clock.seconds()})
+                        run.log(done, {**values, "steps_per_second": rate, "seconds": clock.seconds()})
                 clock.lap("log")
                 if new:
                     _tell_skipped(state.skipped, new, done, batches, progress, run)

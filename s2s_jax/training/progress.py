@@ -11,7 +11,8 @@ class Progress:
     def __init__(self, steps: int, done: int = 0, seconds_between_lines: float = 10.0):
         self._steps = steps
         self._done_before = done
-        self._began = self._said = time.perf_counter()
+        self._since = time.perf_counter(), done
+        self._first, self._said = True, self._since[0]
         self._between = seconds_between_lines
         self._bar: Any = None
         self._task: Any = None
@@ -34,20 +35,23 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def rate(self, done: int) -> float:
-        """Steps a second since the beginning of this sitting."""
-        return (done - self._done_before) / (time.perf_counter() - self._began)
+    def show(self, done: int, loss: float) -> float:
+        """Tells how many steps are done and the mean loss since the last call; returns the steps a second.
 
-    def show(self, done: int, loss: float) -> None:
-        """Tells how many steps are done and the mean loss since the last call."""
+        They are counted from the first call of this sitting on, as most compiling comes before it.
+        """
         now = time.perf_counter()
-        rate = self.rate(done)
+        began, before = self._since
+        rate = (done - before) / (now - began)
+        if self._first:
+            self._first, self._since = False, (now, done)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, loss=f"{loss:.4f}", rate=f"{rate:.1f}")
         elif now - self._said >= self._between or done == self._steps:
             self._said = now
             left = (self._steps - done) / rate
             print(f"step {done}/{self._steps}  loss {loss:.4f}  {rate:.1f} steps/s  {left:.0f} s left", flush=True)
+        return rate
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""

@@ -307,7 +307,8 @@ class Run(Generic[ConfigType]):
     ) -> dict[str, Any]:
         """Writes result.json: the arguments, what `trained_on` and `fit` left behind, and how often it was scored.
 
-        With flags that differ from the run's own, see `use`, it writes evaluation.json instead, which names them as `changed`.
+        With flags that differ from the run's own, see `use`, it writes evaluation.json instead, which names them as `changed`
+        and whose `command` is the evaluation's.
 
         Args:
           split: what was scored.
@@ -339,7 +340,7 @@ class Run(Generic[ConfigType]):
             "test_reads": max(before, default=0) + reads_test,
             **left["training"],
             "config": _without(_as_json(self.config), self.config.places),
-            **({"changed": {name: _as_plain(value) for name, value in self.changed.items()}} if self.changed else {}),
+            **({"changed": self._plainly_changed(), "command": command()} if self.changed else {}),
             **more,
         }
         if self.writes:
@@ -348,8 +349,14 @@ class Run(Generic[ConfigType]):
 
     def say_end(self, result: Mapping[str, Any]) -> None:
         """The last line of an experiment, of what `finish` gave: how long it was trained, on what, and where all of it is."""
+        if self.changed:
+            told = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in self._plainly_changed().items())
+            self.say(f"Not the run's own flags: {told}. So its result.json stays as it is.")
         path = "evaluation.json is" if self.changed else "Figures, weights and result.json are"
         self.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {self.folder}.")
+
+    def _plainly_changed(self) -> dict[str, Any]:
+        return {name: _as_plain(value) for name, value in self.changed.items()}
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -60,6 +60,16 @@ def test_composed_and_decomposed_texts_are_one(kind):
     assert again.encode(TEXTS[1]).tolist() == FITTED[kind].encode(TEXTS[1]).tolist()
 
 
+def test_what_no_training_text_held_is_named():
+    texts = ["ab cab", "é b"]
+    text = "ab xe\u0301 Cab x"
+    lacks = {kind: fit_tokenizer(kind, texts).lacks(text) for kind in ("words", "characters", "bytes")}
+    assert lacks == {"words": ["x\u00e9", "Cab", "x"], "characters": ["x", "C"], "bytes": []}
+    for fallback, size in ((True, 270), (False, 10)):
+        assert fit_tokenizer("subwords", texts, size=size, byte_fallback=fallback).lacks(text) == lacks["characters"]
+    assert fit_tokenizer("words", texts, lowercase=True).lacks("CAB") == []
+
+
 @pytest.mark.parametrize("kind", FITTED)
 def test_lower_case_is_an_option(kind):
     lower = fit_tokenizer(kind, TEXTS, lowercase=True, **OPTIONS[kind])

@@ -190,12 +190,27 @@ def test_bad_input_is_named(state, options, message):
         greedy(markov_step, jnp.zeros((V, V)), None, state, **{"start": START, "end": END, "max_length": 4, **options})
 
 
-def entry(name, context, state):
-    """One of the four ways to run a step, on a step that reads neither context nor state."""
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda state, logits: (state, logits), "step: expected the three values state, logits, aux, got 2 values"),
+        (lambda state, logits: logits, "step: expected the three values state, logits, aux, got ShapeDtypeStruct"),
+        (lambda state, logits: ((state, state), logits, ()), r"step: expected the state first, a tree PyTreeDef\(\*\), got"),
+    ],
+)
+@pytest.mark.parametrize("search", ["greedy", "sample", "beam_search", "score_reference"])
+def test_a_step_that_gives_something_else_is_named(search, given, message):
+    with pytest.raises(ValueError, match=message):
+        entry(search, None, jnp.zeros(3), lambda params, context, state, tokens: given(state, jnp.zeros((len(tokens), V))))
 
-    def step(params, context, state, tokens):
-        return DecoderOutput(state, jnp.zeros((len(tokens), V)), ())
 
+def of_nothing(params, context, state, tokens):
+    """A step that reads neither context nor state."""
+    return DecoderOutput(state, jnp.zeros((len(tokens), V)), ())
+
+
+def entry(name, context, state, step=of_nothing):
+    """One of the four ways to run a step."""
     how = {"start": START, "end": END, "max_length": 3}
     return {
         "greedy": lambda: greedy(step, None, context, state, **how),

@@ -113,7 +113,7 @@ def test_what_is_known_of_each_series_is_read(tmp_path):
     static.write_text("series,area\nnorth,1\nmiddle,2\nsouth,4\nhour,0\n")
     path = own_csv(tmp_path / "own.csv", 9)
     flags = ["--csv", path, "--static-csv", static]
-    with pytest.raises(SystemExit, match="static_csv: expected it with --series each, got it with joint"):
+    with pytest.raises(SystemExit, match="--static-csv: expected it with --series each, got it with joint"):
         call(*SMALL, "--runs-dir", tmp_path, *flags)
     call(*SMALL, "--runs-dir", tmp_path, *flags, "--series", "each")
     static.write_text(static.read_text().replace("4", "5"))
@@ -142,12 +142,12 @@ def test_bad_rows_and_flags_that_do_not_fit(tmp_path):
         call(*SMALL, "--runs-dir", tmp_path, "--csv", path)
     repaired = ("--csv", path, "--bad-rows", "repair")
     for flags, message in (
-        (("--distribution", "negative_binomial"), "window_scaling: expected mean with counts"),
+        (("--distribution", "negative_binomial"), "--window-scaling: expected mean with counts"),
         (("--distribution", "negative_binomial", "--window-scaling", "mean"), "distribution: expected whole numbers from 0"),
         (("--model", "segments", "--segment", "5"), "segment: expected one that the horizon 6 is a multiple of"),
         (("--model", "segments", "--series", "each"), "series: expected it with the model repeat_vector or attention or"),
-        (("--look-back", "500"), "look_back, horizon: expected room"),
-        ((*repaired, "--past-covariates", "hour", "--model", "autoregressive"), "past_covariates: expected it with"),
+        (("--look-back", "500"), "--look-back, --horizon: expected room"),
+        ((*repaired, "--past-covariates", "hour", "--model", "autoregressive"), "--past-covariates: expected it with"),
     ):
         with pytest.raises(SystemExit, match=message):
             call(*SMALL, "--runs-dir", tmp_path, *flags)

@@ -100,7 +100,7 @@ def test_a_crnn_from_training_to_prediction(crnn, tmp_path, capsys):
     assert (folder / "figures" / "read_2.png").exists()
     with pytest.raises(SystemExit, match="expected a picture"):
         call("predict", tmp_path / "none.png", "--runs-dir", tmp_path)
-    with pytest.raises(SystemExit, match="beam_size: expected more than 1 with a language model"):
+    with pytest.raises(SystemExit, match="--beam-size: expected more than 1 with a language model"):
         call("predict", picture, "--runs-dir", tmp_path, "--lexicon")
 
 
@@ -117,7 +117,7 @@ def test_columns_with_a_decoder(crnn, tmp_path, capsys):
     assert kept
     for name in kept:
         np.testing.assert_array_equal(after[name], before[name])
-    with pytest.raises(SystemExit, match="label_smoothing: expected none with CTC"):
+    with pytest.raises(SystemExit, match="--label-smoothing: expected none with CTC"):
         call(*SMALL, "--runs-dir", tmp_path / "other", "--label-smoothing", "0.1")
 
 
@@ -190,7 +190,7 @@ def test_texts_that_do_not_fit_their_frames(tmp_path, monkeypatch):
     narrow = lines._replace(pictures=[lines.pictures[0][:20], *lines.pictures[1:]])
     monkeypatch.setattr(handwriting, "drawn_lines", lambda split, height: narrow._replace(split=split))
     small = [*SMALL, "--runs-dir", tmp_path, "--augment", "0"]
-    with pytest.raises(SystemExit, match=r"unfit_labels: expected texts that fit .*, got 1 that do not: \['train 0'\]"):
+    with pytest.raises(SystemExit, match=r"--unfit-labels: expected texts that fit .*, got 1 that do not: \['train 0'\]"):
         call(*small)
     call(*small, "--unfit-labels", "drop")
     result = json.loads((tmp_path / "handwriting/default/result.json").read_text())
@@ -199,7 +199,7 @@ def test_texts_that_do_not_fit_their_frames(tmp_path, monkeypatch):
 
 
 def test_data_that_is_not_there(tmp_path):
-    with pytest.raises(SystemExit, match="data_dir: expected a folder that holds mnist, got none"):
+    with pytest.raises(SystemExit, match="--data-dir: expected a folder that holds mnist, got none"):
         call(*SMALL, "--runs-dir", tmp_path / "runs", "--dataset", "mnist_lines")
     with pytest.raises(SystemExit, match="expected 'froc_mss' in"):
         call(*SMALL, "--runs-dir", tmp_path / "runs", "--dataset", "froc_mss", "--data-dir", tmp_path)

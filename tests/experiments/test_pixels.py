@@ -149,7 +149,7 @@ def test_a_run_does_not_go_on_on_other_pictures(real, tmp_path):
 
 
 def test_an_empty_data_folder_is_an_error_and_not_the_stand_in(few, tmp_path):
-    with pytest.raises(SystemExit, match=r"data_dir: expected 'mnist' in "):
+    with pytest.raises(SystemExit, match=r"--data-dir: expected 'mnist' in "):
         call(*SMALL, "--runs-dir", tmp_path / "runs", "--data-dir", tmp_path)
     assert not (tmp_path / "runs/pixels").exists()
 

@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import itertools
 import json
+import re
 import shutil
 import sys
 import typing
@@ -125,12 +127,20 @@ def test_predict_takes_texts_files_and_standard_input_of_any_script(own, tmp_pat
     lines.write_text("c d\né\n", encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("от a\n漢字 $ b\n".encode())))
     call("predict", "a b c", lines, "-", "", "--runs-dir", own, "--name", "tiny")
-    printed = capsys.readouterr().out.splitlines()
-    assert [line for line in printed[:-1] if not line.startswith("  ")] == ["a b c", "c d", "é", "от a", "漢字 $ b", ""]
-    assert sum(line.startswith("  ") for line in printed) == 2 * 6  # a beam of 2 has no third
+    printed, lacks = (stream.splitlines() for stream in capsys.readouterr())
+    assert printed[0] == "Before each translation: its log probability over average length penalty."
+    assert [line for line in printed[1:-1] if not line.startswith("  ")] == ["a b c", "c d", "é", "от a", "漢字 $ b", ""]
+    assert sum(line.startswith("  ") for line in printed) == 2 * 5  # a beam of 2 has no third, and an empty text no translation
+    assert lacks == [
+        "No training text held 'от', in 'от a'.",
+        "No training text held '漢', '字', '$', in '漢字 $ b'.",
+    ]
     alignments = json.loads((folder / "alignments.json").read_text(encoding="utf-8"))
     assert [one["text"] for one in alignments] == ["a b c", "c d", "é", "от a", "漢字 $ b", ""]
+    assert (empty := alignments.pop())["score"] is None
+    assert (empty["translation"], empty["weights"]) == ([], None)
     assert all(one["score"] < 0 for one in alignments)
+    assert not re.search(r"0\.\d{6}", (folder / "alignments.json").read_text())  # five places, as is said
     assert [one["source"] for one in alignments[:2]] == [["a", "b", "c", "</s>"], ["c", "d", "</s>"]]
     for one in alignments:
         assert np.shape(one["weights"]) == (len(one["translation"]), len(one["source"]))
@@ -146,9 +156,9 @@ def test_the_best_translations_go_to_a_file_in_the_order_of_the_texts(own, tmp_p
     monkeypatch.setattr(translation.Translator, "__call__", upper)
     lines = tmp_path / "lines.txt"
     lines.write_text("c d\né\n", encoding="utf-8")
-    call("predict", lines, "a b", "--output", tmp_path / "best.txt", "--runs-dir", own, "--name", "tiny")
-    assert (tmp_path / "best.txt").read_text(encoding="utf-8") == "C D\nÉ\nA B\n"
-    assert capsys.readouterr().out == f"3 translations are in {tmp_path / 'best.txt'}, one a line.\n"
+    call("predict", lines, "", "a b", "--output", tmp_path / "best.txt", "--runs-dir", own, "--name", "tiny")
+    assert (tmp_path / "best.txt").read_text(encoding="utf-8") == "C D\nÉ\n\nA B\n"
+    assert capsys.readouterr().out == f"4 translations are in {tmp_path / 'best.txt'}, one a line.\n"
 
 
 def test_predict_has_an_entry_for_each_text_also_where_nothing_was_found(own, capsys, monkeypatch):
@@ -189,10 +199,13 @@ def test_other_flags_of_the_search_leave_the_result_as_it_is(own, capsys):
     folder = own / "translation" / "tiny"
     kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "config.json"}
     call("evaluate", "--beam-size", "1", "--max-ratio", "0", "--max-extra", "1", "--runs-dir", own, "--name", "tiny")
-    assert "Cut off at the length limit: 1" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Cut off at the length limit: 1" in told
+    assert "Not the run's own flags: --beam-size 1, --max-ratio 0.0, --max-extra 1." in told
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["changed"] == {"beam_size": 1, "max_ratio": 0.0, "max_extra": 1}
     assert evaluation["config"]["max_extra"] == 1
+    assert evaluation["command"] != json.loads((folder / "result.json").read_text())["command"]
     assert evaluation["test_reads"] == 2  # the test was read, whatever the flags
     counts = evaluation["details"]["translations"]["test"]
     assert counts["cut_off"] + counts["empty"] == counts["texts"] == 10  # at most one symbol each, the end or another
@@ -251,7 +264,7 @@ def test_evaluate_finds_files_that_moved_and_one_process_writes(own, pairs, tmp_
         flags += [flag, shutil.copy(path, moved)]
         config[flag[2:].replace("-", "_")] = f"/nowhere/{path.name}"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(SystemExit, match=r"train_source: expected a file, found none at /nowhere/train.source.gz"):
+    with pytest.raises(SystemExit, match=r"--train-source: expected a file, found none at /nowhere/train.source.gz"):
         call("evaluate", "--runs-dir", own, "--name", "tiny")
     call("evaluate", *flags, "--runs-dir", own, "--name", "tiny")
     assert json.loads((folder / "result.json").read_text())["test_reads"] == 2
@@ -288,16 +301,23 @@ def test_every_attention_takes_a_step_of_training(attention):
 
 def test_a_metric_without_rules_is_left_out():
     texts = ["a b c d"] * 2
-    named = {target: set(scores_of(Config(dataset="files", target=target), texts, texts)) for target in ("de", "vi", None)}
-    assert named == {
+
+    def named(texts, **flags):
+        return set(scores_of(Config(dataset="files", **flags), texts, texts))
+
+    assert {target: named(texts, target=target) for target in ("de", "vi", "zh", None)} == {
         "de": {"chrf", "bleu_cased", "exact_match", "bleu_lowercased_tokens"},
         "vi": {"chrf", "bleu_cased", "exact_match"},
+        "zh": {"chrf", "bleu_cased", "exact_match"},
         None: {"chrf", "bleu_cased", "exact_match"},
     }
+    assert named(texts, target="de", lowercase=True) == {"chrf", "bleu_lowercased", "bleu_lowercased_tokens"}
+    assert named(["a b c", "x"], target="de") == {"chrf", "exact_match"}  # whose BLEU would be 0
+    assert named(["我喜欢他的书"], target="zh") == {"chrf", "bleu_cased", "exact_match"}
 
 
 def test_test_files_are_missed_before_the_training(pairs, tmp_path):
-    with pytest.raises(SystemExit, match="test_source: expected a file with --dataset files, got none"):
+    with pytest.raises(SystemExit, match="--test-source, --test-target: expected a file for each with --dataset"):
         call(*SMALL, *pairs[:8], "--runs-dir", tmp_path / "runs")
     assert not (tmp_path / "runs" / "translation").exists()
 
@@ -305,17 +325,23 @@ def test_test_files_are_missed_before_the_training(pairs, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "files"], "train_source: expected a file with --dataset files, got none"),
-        (["--train-source", "nowhere.txt"], r"train_source: expected a file, found none at /.*nowhere\.txt"),
-        (["--attention", "none", "--coverage-penalty", "1"], "coverage_penalty: expected 0 without attention, got 1.0"),
-        (["--attention", "none", "--input-feeding"], "input_feeding: expected none with the decoder 'autoregressive'"),
+        (
+            ["--dataset", "files"],
+            "--train-source, --train-target, --validation-source, --validation-target, --test-source, --test-target: expected",
+        ),
+        (["--train-source", "nowhere.txt"], r"--train-source: expected a file, found none at /.*nowhere\.txt"),
+        (["--attention", "none", "--coverage-penalty", "1"], "--coverage-penalty: expected 0 without attention, got 1.0"),
+        (["--attention", "none", "--input-feeding"], "--input-feeding: expected none with the decoder 'autoregressive'"),
         (
             ["--attention", "multi_head", "--hidden-features", "30"],
-            "hidden_features: expected a multiple of the 4 heads of --attention multi_head, got 30",
+            "--hidden-features: expected a multiple of the 4 heads of --attention multi_head, got 30",
         ),
-        (["--dataset", "numbers", "--target", "fr"], "source, target: expected en and de with numbers, got en and fr"),
-        (["--dataset", "multi30k"], "data_dir: expected a folder that holds multi30k, got none"),
-        (["--dataset", "nothing"], "name: expected a folder of that name or a data set of TFDS's catalogue, got 'nothing'"),
+        (["--dataset", "numbers", "--target", "fr"], "--source, --target: expected en and de with numbers, got en and fr"),
+        (["--dataset", "multi30k"], "--data-dir: expected a folder that holds multi30k, got none"),
+        (
+            ["--dataset", "nothing"],
+            "--dataset: expected a folder of that name or a data set of TFDS's catalogue, got 'n",
+        ),
     ],
     ids=str,
 )
@@ -323,6 +349,36 @@ def test_flags_that_name_no_data_or_do_not_fit_are_refused(arguments, message, t
     monkeypatch.delenv("S2S_DATA_DIR", raising=False)
     with pytest.raises(SystemExit, match=message):
         call(*arguments, "--runs-dir", tmp_path / "runs")
+
+
+def test_a_vocabulary_that_the_texts_do_not_fit_is_told_by_its_flag(pairs, tmp_path):
+    with pytest.raises(SystemExit, match="--vocabulary-size: expected at least 5, got 4"):
+        call(*SMALL, *pairs, "--vocabulary-size", "4", "--runs-dir", tmp_path / "runs")
+
+
+def test_names_of_files_that_are_not_there_are_no_texts(tmp_path, monkeypatch):
+    for name in ("lines.txt", "train.en.gz", "test.de", "./a", "/nowhere/lines", "../b/c", "~/x"):
+        with pytest.raises(FileNotFoundError, match=f"{name}: expected a file, found none"):
+            texts_named([name])
+    texts = ["and/or", "3.14", "e.g.", "Is it x.txt?", "no. 5", "/", "...", "end.The"]
+    assert texts_named(texts) == texts
+    monkeypatch.chdir(tmp_path.parent)
+    assert texts_named([tmp_path.name]) == [tmp_path.name]  # a word may be a folder's name by chance
+    with pytest.raises(FileNotFoundError, match="expected a text or a file, got a folder"):
+        texts_named([str(tmp_path)])
+    (tmp_path / "empty").touch()
+    with pytest.raises(ValueError, match="empty: expected at least one line, got none"):
+        texts_named([str(tmp_path / "empty")])
+
+
+def test_pairs_of_the_test_that_stand_in_training_are_counted(pairs, tmp_path, capsys):
+    flags = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    flags |= {f"--test-{side}": flags[f"--train-{side}"] for side in ("source", "target")}
+    call(*SMALL, *itertools.chain(*flags.items()), "--steps", "1", "--runs-dir", tmp_path / "runs")
+    lines = gzip.decompress(flags["--train-source"].read_bytes()).splitlines()
+    told = capsys.readouterr().out
+    assert f"test: {len(lines)} of {len(lines)} pairs stand in the training split too." in told
+    assert "validation: " in told
 
 
 def test_a_bad_line_is_an_error_or_counted(pairs, tmp_path, capsys):

@@ -203,13 +203,13 @@ def test_narrow_precision_and_averages_reach_the_training(tmp_path):
         (["--goal", "bias"], "goal: expected min:METRIC or max:METRIC, got 'bias'"),
         (["--goal", "max:acc"], "goal: expected one of the metrics bias, got 'acc'"),
         (["--patience", "3"], "goal: expected one with --patience or --average-best"),
-        (["--init-parts", "recurrent"], "init_parts: expected --init-from as well"),
+        (["--init-parts", "recurrent"], "--init-parts: expected --init-from as well"),
         (["--init-from", "nowhere"], r"nowhere.*weights.safetensors"),
         (["--freeze", "encoder"], "freeze: expected a part of the model such as"),
         (["--processes", "2"], "processes: expected --data-parallel with --processes 2"),
         (["--processes", "2", "--data-parallel", "--seeds", "3"], "seeds: expected 1 with --processes 2, got 3"),
         (["--optimizer", "adamm"], "optimizer: expected a name of optax, got 'adamm'"),
-        (["--average-decay", "1.0"], r"average_decay: expected a number in \[0, 1\), got 1.0"),
+        (["--average-decay", "1.0"], r"--average-decay: expected a number in \[0, 1\), got 1.0"),
         (["--accumulate", "3"], "accumulate: expected a divisor of the batch's 8 rows, got 3"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -217,6 +217,26 @@ def test_narrow_precision_and_averages_reach_the_training(tmp_path):
 def test_flags_that_do_not_fit_are_named(tmp_path, flags, message):
     with pytest.raises(SystemExit, match=message):
         call(tmp_path, *flags)
+
+
+def test_errors_of_functions_name_the_flags_that_people_type(tmp_path):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Named(Config):
+        dataset: str = "digits"
+
+    def fail(message):
+        def train(run):
+            raise ValueError(message)
+
+        flags = ["--runs-dir", str(tmp_path)]
+        with pytest.raises(SystemExit) as error:
+            main("task", Named, train=train, evaluate=nothing, predict=nothing, arguments=flags)
+        return str(error.value).split(": ", 1)[1]
+
+    assert fail("name: expected one of a, b: got c") == "--dataset: expected one of a, b: got c"
+    assert fail("learning_rate, clip: expected both") == "--learning-rate, --clip: expected both"
+    for message in ("state: no flag", "learning_rate, state: not both flags", "learning_rate", "/a/learning_rate: a path"):
+        assert fail(message) == message
 
 
 @pytest.mark.parametrize(("field", "value"), [("learning_rate", float("nan")), ("clip", -1.0), ("keep", 0), ("patience", -1)])

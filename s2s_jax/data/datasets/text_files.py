@@ -5,6 +5,7 @@ import gzip
 import lzma
 import math
 import os
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,17 +43,29 @@ def texts_named(inputs: Iterable[str]) -> list[str]:
     """Each input, or each line of a file, or of standard input for "-".
 
     Raises:
-      ValueError: bytes that are not UTF-8, by file and line; a damaged .gz or .xz file.
+      FileNotFoundError: no such file, of an input that looks like the name of one, as `_is_name` has it, or a folder.
+      ValueError: bytes that are not UTF-8, by file and line; a damaged .gz or .xz file; a file without a line.
     """
     texts: list[str] = []
     for text in inputs:
-        if text == "-":
-            texts += read_stream(sys.stdin.buffer, "standard input")
-        elif os.path.isfile(text):  # Path.is_file raises an error where a text is too long for a name
-            texts += read_lines(Path(text))
+        if text == "-" or os.path.isfile(text):  # Path.is_file raises an error where a text is too long for a name
+            name = "standard input" if text == "-" else text
+            found = list(read_stream(sys.stdin.buffer, name) if text == "-" else read_lines(Path(text)))
+            if not found:
+                raise ValueError(f"{name}: expected at least one line, got none")
+            texts += found
+        elif len(text) > 1 and "/" in text and os.path.isdir(text):
+            raise FileNotFoundError(f"{text}: expected a text or a file, got a folder; as a text it can come by standard input")
+        elif _is_name(text):
+            raise FileNotFoundError(f"{text}: expected a file, found none; as a text it can come by standard input")
         else:
             texts.append(text)
     return texts
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text is one word with the ending of a file of text, or one that begins like a path."""
+    return re.fullmatch(r"\S+\.(txt|tok|bpe|csv|tsv|[a-z]{2})(\.gz|\.xz)?|\S+\.(gz|xz)|(\.{0,2}|~)/\S+", text) is not None
 
 
 def write_texts(path: Path, texts: Iterable[str]) -> None:
