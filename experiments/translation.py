@@ -429,7 +429,7 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         return
     for text in texts:
         if lacks := tokenizers.source.lacks(text):
-            print(f"No training text held {', '.join(map(repr, lacks))}, in {text!r:.60}.", file=sys.stderr)
+            print(f"No training text held {', '.join(map(repr, lacks))}, in {text!r:.60}", file=sys.stderr)
     score = "log probability" if run.config.alpha == 0 else f"log probability over {run.config.length_penalty} length penalty"
     print(f"Before each translation: its {score}{' and coverage penalty' * bool(run.config.coverage_penalty)}.")
     alignments = []

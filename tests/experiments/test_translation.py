@@ -132,8 +132,8 @@ def test_predict_takes_texts_files_and_standard_input_of_any_script(own, tmp_pat
     assert [line for line in printed[1:-1] if not line.startswith("  ")] == ["a b c", "c d", "é", "от a", "漢字 $ b", ""]
     assert sum(line.startswith("  ") for line in printed) == 2 * 5  # a beam of 2 has no third, and an empty text no translation
     assert lacks == [
-        "No training text held 'от', in 'от a'.",
-        "No training text held '漢', '字', '$', in '漢字 $ b'.",
+        "No training text held 'от', in 'от a'",
+        "No training text held '漢', '字', '$', in '漢字 $ b'",
     ]
     alignments = json.loads((folder / "alignments.json").read_text(encoding="utf-8"))
     assert [one["text"] for one in alignments] == ["a b c", "c d", "é", "от a", "漢字 $ b", ""]
