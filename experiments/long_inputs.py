@@ -60,7 +60,7 @@ from s2s_jax.metrics import Mean
 from s2s_jax.models.pair_loss import nats_of_targets, pair_loss
 from s2s_jax.models.seq2seq import Seq2Seq
 from s2s_jax.models.translator import Search, Translator
-from s2s_jax.text_metrics import TextCounts, bleu_counts, bleu_lowercased_tokens_counts, exact_match_counts
+from s2s_jax.text_metrics import TextCounts, bleu_counts, bleu_lowercased_tokens_counts, exact_match_counts, has_four_words
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
@@ -183,6 +183,8 @@ def train(run: Run[Config]) -> None:
         run.say(f"{pairs.split}: {pairs.report}")
     tokenizers = fit(config, training)
     grouped(tokenizers, test_of(config))  # an error now, and not after the training
+    if not is_made_up(config) and not has_four_words(test_of(config).targets, config.languages[1]):
+        raise ValueError("test_target: expected texts of four words and more, as BLEU needs, got none")
     if run.writes:
         tokenizers.save(run.folder)
     batches = PairBatches(config, tokenizers, training, config.seed)
@@ -329,8 +331,8 @@ def draw(run: Run[Config], found: Mapping[str, Any], scores: ByGroup, lengths: M
 
 
 def translated(model: Seq2Seq, tokenizers: Tokenizers, texts: Sequence[str], beam_size: int) -> list[str]:
-    """The best translation of each text; an empty one where the model gave no number to go by."""
-    found = Translator(model, tokenizers)(texts, Search(beam_size=beam_size), attention=False)
+    """The best translation of each text; an empty one of an empty text, or where the model gave no number to go by."""
+    found = Translator(model, tokenizers).of_lines(texts, Search(beam_size=beam_size), attention=False)
     return [best[0].text if best else "" for best in found]
 
 

@@ -85,9 +85,11 @@ def _lines(row: str, cards: list[dict[str, Any]]) -> list[str]:
     ended = [card["steps"] for card in cards]
     lines = []
     for metric in dict.fromkeys(name for card in cards for name in card["metrics"]):
-        values = [card["metrics"][metric] for card in cards if metric in card["metrics"]]
-        ours = _spread(values) + (" (n=1)" if len(values) == 1 < len(cards) else "")
-        of_metric = [entry for entry in first["published"] if entry["metric"] == metric]
+        having = [card for card in cards if metric in card["metrics"]]
+        ours = _spread([card["metrics"][metric] for card in having])
+        if len(having) < len(cards):
+            ours += f" (seeds {', '.join(str(card['seed']) for card in having)})"
+        of_metric = [entry for entry in having[0]["published"] if entry["metric"] == metric]
         published = "; ".join(f"{entry['value']} ({entry['how']}; {entry['source']})" for entry in of_metric)
         seeds, reads = (", ".join(str(card[field]) for card in cards) for field in ("seed", "test_reads"))
         steps = " to ".join(map(str, sorted({min(ended), max(ended)})))

@@ -10,9 +10,9 @@ Sub-words are of the training split only, and are kept in the run.
 
 BLEU is 0 to 100 and comes twice. `bleu_lowercased_tokens`: both sides normalised, lower-cased and cut into words by Moses'
 rules, as the Multi30k tasks count it. `bleu_cased`: sacrebleu's own, on texts as people write them, and with `--lowercase`
-`bleu_lowercased`, as nothing cased is said then. Exact match: share of
-texts that are their reference. Loss: nats per symbol of the reference, end symbol included, given those before; perplexity:
-its exponential.
+`bleu_lowercased`, as nothing cased is said then; of Chinese, Japanese and Thai it counts characters. There is none where no
+reference has four words. Exact match: share of texts that are their reference, lower-cased with `--lowercase`. Loss: nats per
+symbol of the reference, end symbol included, given those before; perplexity: its exponential.
 
 A student of other runs: `predict train.en --output more.de --ensemble NAME ...`, then train with `--more-source train.en
 --more-target more.de`, which come to the true pairs.
@@ -22,6 +22,7 @@ further runs whose probabilities are averaged with those of the run (it comes be
 not of the run's own flags goes to evaluation.json.
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -302,6 +303,7 @@ def report(
         told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
         if not any(name.startswith("bleu") for name in scores):
             told += "; no BLEU, as no reference has four words"
+            told += "" if any(config.languages) else " between spaces (--target says the language)"
         run.say(f"\n{pairs.split}, {len(texts)} texts ({config.origin}), beam {config.beam_size}: {told}")
         run.say(f"Cut off at the length limit: {cut_off}; empty: {texts.count('')}.")
         if run.writes and not run.changed:
@@ -340,27 +342,18 @@ def report(
 def scores_of(config: Config, texts: Sequence[str], references: Sequence[str]) -> dict[str, TextScore]:
     scores = {"chrf": chrf(texts, references)}
     language, _ = target_of_rules(config)
-    if not has_four_words(references, config.languages[1]):
-        return {**scores, "exact_match": exact_match_of_texts(texts, references)}
-    name, how = cased_or_not(config)
-    scores[name] = bleu(texts, references, **how)
-    if language is not None:
-        scores["bleu_lowercased_tokens"] = bleu_lowercased_tokens(texts, references, language)
-    if not config.lowercase:  # nothing cased is said, so that nothing would match
-        scores["exact_match"] = exact_match_of_texts(texts, references)
-    return scores
+    if has_four_words(references, config.languages[1]):
+        name, how = cased_or_not(config)
+        scores[name] = bleu(texts, references, **how)
+        if language is not None:
+            scores["bleu_lowercased_tokens"] = bleu_lowercased_tokens(texts, references, language)
+    return {**scores, "exact_match": exact_match_of_texts(texts, references, lowercase=config.lowercase)}
 
 
 def search_of(config: Config, n_best: int) -> Search:
     options: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(Search)}
     options["n_best"] = min(n_best, config.beam_size)
     return Search(**options)
-
-
-def translated(translator: Translator, texts: Sequence[str], search: Search, **options: Any) -> list[list[Translation]]:
-    """The translations of each text, best first; of an empty one none, whatever the model would say of nothing."""
-    found = iter(translator([text for text in texts if text], search, **options))
-    return [next(found) if text else [] for text in texts]
 
 
 def first(best: list[Translation]) -> Translation:
@@ -423,18 +416,19 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     texts = [normalized(text).strip() for text in texts_named(inputs)]
     models, tokenizers = load(run)
     if run.flags.output is not None:
-        found = translated(Translator(models, tokenizers), texts, search_of(run.config, 1), attention=False)
+        found = Translator(models, tokenizers).of_lines(texts, search_of(run.config, 1), attention=False)
         write_texts(run.flags.output, [first(best).text for best in found])
         print(f"{len(texts)} translations are in {run.flags.output}, one a line.")
         return
-    for text in texts:
-        if lacks := tokenizers.source.lacks(text):
-            print(f"No training text held {', '.join(map(repr, lacks))}, in {text!r:.60}", file=sys.stderr)
+    if lacks := collections.Counter(symbol for text in texts for symbol in tokenizers.source.lacks(text)):
+        most = ", ".join(map(repr, (symbol for symbol, _ in lacks.most_common(10))))
+        told = f"{most}{f' and {len(lacks) - 10} more' if len(lacks) > 10 else ''}"
+        print(f"The model has no symbol of its own for {told}.", file=sys.stderr)
     score = "log probability" if run.config.alpha == 0 else f"log probability over {run.config.length_penalty} length penalty"
     print(f"Before each translation: its {score}{' and coverage penalty' * bool(run.config.coverage_penalty)}.")
     alignments = []
     # A few texts at once: each hypothesis that is followed keeps its attention weights.
-    found = translated(Translator(models, tokenizers), texts, search_of(run.config, run.config.n_best), batch_size=8)
+    found = Translator(models, tokenizers).of_lines(texts, search_of(run.config, run.config.n_best), batch_size=8)
     for text, best in zip(texts, found, strict=True):
         print(text)
         for translation in best:

@@ -83,7 +83,7 @@ def has_four_words(references: Sequence[str], language: str | None = None) -> bo
 def _bleu_of(lowercase: bool, language: str | None) -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
-    return BLEU(lowercase=lowercase, tokenize=_CUT.get(language or "", "13a"))
+    return BLEU(lowercase=lowercase, tokenize=_CUT.get(moses.base_language(language) or "", "13a"))
 
 
 def bleu_lowercased_tokens(hypotheses: Sequence[str], references: Sequence[str], language: str) -> TextScore:
@@ -123,25 +123,27 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
     return TextScore(value, f"{metric.get_signature()}{_FORM}")
 
 
-def exact_match_of_texts(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
-    """The share of texts, 0 to 1, that are their reference, both in Unicode's form NFC.
+def exact_match_of_texts(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False) -> TextScore:
+    """The share of texts, 0 to 1, that are their reference, both in Unicode's form NFC, or lower-cased too.
 
     Raises:
       ValueError: no text, or another number of references.
     """
-    right, value, signature = exact_match_counts(hypotheses, references)
+    right, value, signature = exact_match_counts(hypotheses, references, lowercase=lowercase)
     return TextScore(float(value(right.sum(0))), signature)
 
 
-def exact_match_counts(hypotheses: Sequence[str], references: Sequence[str]) -> TextCounts:
+def exact_match_counts(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False) -> TextCounts:
     """`exact_match_of_texts` as counts: right texts, and all.
 
     Raises:
       ValueError: no text, or another number of references.
     """
-    right = [ours == theirs for ours, theirs in zip(*_checked(hypotheses, references), strict=True)]
+    both = ([normalized(text, lowercase) for text in texts] for texts in _checked(hypotheses, references))
+    right = [ours == theirs for ours, theirs in zip(*both, strict=True)]
     counts = np.stack([np.array(right, np.int64), np.ones(len(right), np.int64)], axis=1)
-    return TextCounts(counts, lambda sums: sums[..., 0] / sums[..., 1], f"exact match of whole texts{_FORM}")
+    signature = f"exact match of whole texts{', lower-cased' * lowercase}{_FORM}"
+    return TextCounts(counts, lambda sums: sums[..., 0] / sums[..., 1], signature)
 
 
 def character_error_rate(hypotheses: Sequence[str], references: Sequence[str], *, spaces: bool = True) -> TextScore:

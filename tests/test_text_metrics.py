@@ -56,6 +56,7 @@ def test_bleu_of_languages_without_spaces_is_of_characters():
     assert bleu(ours, theirs, language="zh").value == sacrebleu.corpus_bleu(ours, [theirs], tokenize="zh").score
     assert bleu(ours, theirs, language="th").value == sacrebleu.corpus_bleu(ours, [theirs], tokenize="char").score
     assert bleu(ours, theirs, language="de").value == sacrebleu.corpus_bleu(ours, [theirs]).score
+    assert bleu(ours, theirs, language="zh_Hant-TW").signature == bleu(ours, theirs, language="zh").signature
     assert "tok:zh" in bleu_counts(ours, theirs, language="zh").signature
 
 

@@ -4,8 +4,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-WITHOUT_WORDS = {"zh", "yue"}  # in which it finds sentences and abbreviations, but leaves all between two signs in one piece
-_WITHOUT_ABBREVIATIONS = {"ja", "ko"}  # whose words Moses cuts by their script
+_WITHOUT_SPACES = {"ja", "zh", "yue"}  # Moses has rules for their sentences and leaves all between two signs in one piece
+_WITHOUT_ABBREVIATIONS = {"ja", "ko"}  # which have rules, but no list of prefixes
 
 
 @functools.cache
@@ -25,6 +25,16 @@ def check_language(language: str | None) -> str:
     if language not in languages():
         raise ValueError(f"language: expected one of {', '.join(languages())}, got {language!r}")
     return language
+
+
+def base_language(code: str | None) -> str | None:
+    """The language of a code, without region and script: "pt" of "pt-BR" and "pt_br"."""
+    return None if code is None else code.lower().replace("_", "-").split("-")[0]
+
+
+def cuts_words(language: str | None) -> bool:
+    """Whether there are rules that cut texts of the language into words."""
+    return language in languages() and language not in _WITHOUT_SPACES
 
 
 def tokenize(text: str, language: str) -> list[str]:

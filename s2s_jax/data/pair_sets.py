@@ -126,7 +126,7 @@ def _read_named(flags: PairFlags, source: str, target: str, split: str) -> Pairs
     for name in (source, target):
         path = getattr(flags, name)
         if path is None:
-            lacking = [one for one in _OWN_PATHS if getattr(flags, one) is None] if name in _OWN_PATHS else [name]
+            lacking = [one for one in _OWN_PATHS if getattr(flags, one) is None]
             raise ValueError(f"{', '.join(lacking)}: expected a file for each with --dataset files, got none")
         if not path.is_file():
             raise FileNotFoundError(f"{name}: expected a file, found none at {path.absolute()}")
@@ -177,13 +177,12 @@ def fit(flags: PairFlags, pairs: Pairs) -> Tokenizers:
 
 def target_of_rules(flags: PairFlags) -> tuple[str | None, str]:
     """The language of the targets, if they are sentences in one that Moses has rules for; else None, and of sentences why."""
-    language = flags.languages[1]
+    language = moses.base_language(flags.languages[1])
     if flags.dataset in (*TOYS, "numbers"):
         return None, ""
     if language is None:
         return None, "the language of the targets is not known; --target would say it"
-    has_rules = language in moses.languages() and language not in moses.WITHOUT_WORDS
-    return (language, "") if has_rules else (None, f"Moses has no rules for {language}")
+    return (language, "") if moses.cuts_words(language) else (None, f"Moses has no rules for words of {language}")
 
 
 def cased_or_not(flags: PairFlags) -> tuple[str, dict[str, Any]]:

@@ -157,7 +157,7 @@ class Subwords:
         return [self._processor.id_to_piece(int(number)) for number in ids]
 
     def lacks(self, text: str) -> list[str]:
-        """The characters of `text` that the training texts did not hold, in its order and each once: bytes or unknown."""
+        """The characters of `text` that are in no piece, in its order and each once: they become bytes, or unknown."""
         if self._characters is None:
             of_texts = (number for number in range(UNKNOWN + 1, len(self)) if not self._processor.is_byte(number))
             self._characters = set("".join(map(self._processor.id_to_piece, of_texts)))

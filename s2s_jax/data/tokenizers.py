@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
         ...
 
     def lacks(self, text: str) -> list[str]:
-        """What of `text` no symbol stands for, in its order and each once: words of a list of words, else characters."""
+        """What of `text` has no symbol of its own, in its order and each once: words of a list of words, else characters."""
         ...
 
     def save(self, path: str | Path) -> None:

@@ -58,9 +58,11 @@ def check_step(
         what = f"{len(given)} values" if isinstance(given, tuple | list) else type(given).__name__
         raise ValueError(f"step: expected the three values {', '.join(DecoderOutput._fields)}, got {what}; aux may be ()")
     output = DecoderOutput(*given)
-    if jax.tree.structure(output.state) != jax.tree.structure(state):
-        expected = jax.tree.structure(state)
-        raise ValueError(f"step: expected the state first, a tree {expected}, got {jax.tree.structure(output.state)}")
+    shapes, expected = (jax.tree.map(np.shape, tree) for tree in (output.state, state))
+    if shapes != expected:
+        raise ValueError(f"step: expected the state first, of shapes {expected}, got {shapes}")
+    if getattr(output.logits, "shape", ())[:-1] != (batch_size,):
+        raise ValueError(f"step: expected logits [{batch_size}, V] second, got {output.logits}")
     vocabulary_size = output.logits.shape[-1]
     for name, symbol in (("start", start), ("end", end)):
         if not 0 <= symbol < vocabulary_size:

@@ -47,7 +47,7 @@ def score_reference(
 
     Raises:
       ValueError: shapes that do not match, concrete symbols outside the vocabulary, concrete lengths outside 0..T, a state
-        without arrays, a context or state without an axis of rows. Traced lengths are clipped.
+        without arrays, a context or state without an axis of rows, a step as `greedy` refuses. Traced lengths are clipped.
       TypeError: tokens or lengths that are not integers.
     """
     batch_size = checks.check_rows(context, state)

@@ -182,6 +182,13 @@ class Translator:
                 found[number] = self._of_row(jax.tree.map(lambda leaf, row=row: leaf[row], done), encoded[number])
         return found
 
+    def of_lines(
+        self, texts: Sequence[str], search: Search = _BEAM_OF_FIVE, *, batch_size: int = 64, attention: bool = True
+    ) -> list[list[Translation]]:
+        """As a call, but for lines of a file, say: none of an empty one, whatever the model would say of nothing."""
+        found = iter(self([text for text in texts if text], search, batch_size=batch_size, attention=attention))
+        return [next(found) if text else [] for text in texts]
+
     def _of_row(self, found: Any, source: np.ndarray) -> list[Translation]:
         source_pieces = self._tokenizers.source.pieces(source)
         translations = []

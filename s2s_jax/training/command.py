@@ -70,7 +70,9 @@ def main(
             description=description,
             return_unknown_args=True,
         )
-        where, inputs = parsed()
+        kept = {field.name: field.default for field in dataclasses.fields(config_type)}
+        shown = {field.name: kept[field.name] for field in dataclasses.fields(flags) if field.name in kept}
+        where, inputs = parsed(default=flags(**shown))
         unknown = [text for text in inputs if (text.startswith("-") and text != "-") or command == "evaluate"]
         if unknown:
             raise ValueError(f"{command}: unknown argument {unknown[0]}; see --help")
@@ -95,7 +97,8 @@ def _as_flags(message: str, config_type: type[Any]) -> str:
     """The message of an error, which begins with names of arguments, with the flags that one would type in their place."""
     told, colon, rest = message.partition(": ")
     names = [FLAG_OF.get(name, name) for name in told.split(", ")]
-    if not colon or not set(names) <= {field.name for field in dataclasses.fields(config_type)}:
+    types = [config_type, *itertools.chain(*config_type.flags_of.values())]
+    if not colon or not set(names) <= {field.name for one in types for field in dataclasses.fields(one)}:
         return message
     return ", ".join(f"--{name.replace('_', '-')}" for name in names) + f": {rest}"
 
@@ -123,7 +126,9 @@ def _summarize(runs: Sequence[Run[Any]], folder: Path) -> None:
     summary: dict[str, Any] = {"seeds": [result["seed"] for result in results], "runs": [str(run.folder) for run in runs]}
     print(f"\nMean and standard deviation over {len(runs)} seeds:")
     for metric in results[0]["metrics"]:
-        values = [result["metrics"][metric] for result in results]
+        values = [result["metrics"][metric] for result in results if metric in result["metrics"]]
+        if len(values) < len(runs):  # a seed that another version scored
+            continue
         summary[metric] = {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "values": values}
         print(f"{metric.replace('_', ' ')} {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
     folder.mkdir(parents=True, exist_ok=True)

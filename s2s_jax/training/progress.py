@@ -38,7 +38,7 @@ class Progress:
     def show(self, done: int, loss: float) -> float:
         """Tells how many steps are done and the mean loss since the last call; returns the steps a second.
 
-        They are counted from the first call of this sitting on, as most compiling comes before it.
+        They are counted from the first call of this sitting on, as most compiling comes before it; the first call counts that.
         """
         now = time.perf_counter()
         began, before = self._since

@@ -350,13 +350,21 @@ class Run(Generic[ConfigType]):
     def say_end(self, result: Mapping[str, Any]) -> None:
         """The last line of an experiment, of what `finish` gave: how long it was trained, on what, and where all of it is."""
         if self.changed:
-            told = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in self._plainly_changed().items())
+            told = ", ".join(_typed(name, value) for name, value in self._plainly_changed().items())
             self.say(f"Not the run's own flags: {told}. So its result.json stays as it is.")
         path = "evaluation.json is" if self.changed else "Figures, weights and result.json are"
         self.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {self.folder}.")
 
     def _plainly_changed(self) -> dict[str, Any]:
         return {name: _as_plain(value) for name, value in self.changed.items()}
+
+
+def _typed(name: str, value: Any) -> str:
+    """A flag as one types it."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no-'}{name}"
+    return f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _write_json(path: Path, value: Any) -> None:

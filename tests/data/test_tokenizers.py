@@ -68,6 +68,7 @@ def test_what_no_training_text_held_is_named():
     for fallback, size in ((True, 270), (False, 10)):
         assert fit_tokenizer("subwords", texts, size=size, byte_fallback=fallback).lacks(text) == lacks["characters"]
     assert fit_tokenizer("words", texts, lowercase=True).lacks("CAB") == []
+    assert fit_tokenizer("words", ["a b", "a"], size=UNKNOWN + 2).lacks("a b") == ["b"]  # it was there, but too seldom
 
 
 @pytest.mark.parametrize("kind", FITTED)

@@ -195,7 +195,13 @@ def test_bad_input_is_named(state, options, message):
     [
         (lambda state, logits: (state, logits), "step: expected the three values state, logits, aux, got 2 values"),
         (lambda state, logits: logits, "step: expected the three values state, logits, aux, got ShapeDtypeStruct"),
-        (lambda state, logits: ((state, state), logits, ()), r"step: expected the state first, a tree PyTreeDef\(\*\), got"),
+        (
+            lambda state, logits: ((state, state), logits, ()),
+            r"step: expected the state first, of shapes \(3,\), got \(\(3,\), \(3,\)\)",
+        ),
+        (lambda state, logits: (logits, state, ()), r"step: expected the state first, of shapes \(3,\), got \(3, 5\)"),
+        (lambda state, logits: (state, logits[0], ()), r"step: expected logits \[3, V\] second, got"),
+        (lambda state, logits: (state, None, ()), r"step: expected logits \[3, V\] second, got None"),
     ],
 )
 @pytest.mark.parametrize("search", ["greedy", "sample", "beam_search", "score_reference"])

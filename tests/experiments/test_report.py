@@ -57,7 +57,7 @@ def test_a_metric_that_not_all_cards_have_is_told_of_those_that_have_it(tmp_path
     for seed, metrics in enumerate(({"loss": 1.0, "old": 3.0}, {"loss": 2.0, "new": 4.0}, {"loss": 3.0, "new": 5.0})):
         card(tmp_path, f"pixels-mnist-rows-seed{seed}", seed=seed, metrics=metrics)
     ours = {name: cells_of(report.table(tmp_path), name)[0]["ours"] for name in ("loss", "old", "new")}
-    assert ours == {"loss": "2.0000 ± 1.0000 (n=3)", "old": "3.0000 (n=1)", "new": "4.5000 ± 0.7071 (n=2)"}
+    assert ours == {"loss": "2.0000 ± 1.0000 (n=3)", "old": "3.0000 (seeds 0)", "new": "4.5000 ± 0.7071 (n=2) (seeds 1, 2)"}
 
 
 def test_generated_data_is_refused(tmp_path):

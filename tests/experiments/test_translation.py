@@ -20,7 +20,7 @@ from flax import nnx
 
 from experiments import translation
 from experiments.translation import Config, build_model, scores_of
-from s2s_jax.data.datasets.text_files import texts_named, write_texts
+from s2s_jax.data.datasets.text_files import read_lines, texts_named, write_texts
 from s2s_jax.data.tokenizers import fit_tokenizers
 from s2s_jax.models.pair_loss import pair_loss
 from s2s_jax.models.translator import Translation
@@ -131,10 +131,7 @@ def test_predict_takes_texts_files_and_standard_input_of_any_script(own, tmp_pat
     assert printed[0] == "Before each translation: its log probability over average length penalty."
     assert [line for line in printed[1:-1] if not line.startswith("  ")] == ["a b c", "c d", "é", "от a", "漢字 $ b", ""]
     assert sum(line.startswith("  ") for line in printed) == 2 * 5  # a beam of 2 has no third, and an empty text no translation
-    assert lacks == [
-        "No training text held 'от', in 'от a'",
-        "No training text held '漢', '字', '$', in '漢字 $ b'",
-    ]
+    assert lacks == ["The model has no symbol of its own for 'от', '漢', '字', '$'."]
     alignments = json.loads((folder / "alignments.json").read_text(encoding="utf-8"))
     assert [one["text"] for one in alignments] == ["a b c", "c d", "é", "от a", "漢字 $ b", ""]
     assert (empty := alignments.pop())["score"] is None
@@ -149,7 +146,7 @@ def test_predict_takes_texts_files_and_standard_input_of_any_script(own, tmp_pat
 
 
 def test_the_best_translations_go_to_a_file_in_the_order_of_the_texts(own, tmp_path, capsys, monkeypatch):
-    def upper(self, texts, search, *, attention):
+    def upper(self, texts, search, *, batch_size, attention):
         assert (search.n_best, attention) == (1, False)
         return [[Translation(text.upper(), 0.0, [], [], np.zeros(0), None, True)] for text in texts]
 
@@ -305,15 +302,17 @@ def test_a_metric_without_rules_is_left_out():
     def named(texts, **flags):
         return set(scores_of(Config(dataset="files", **flags), texts, texts))
 
-    assert {target: named(texts, target=target) for target in ("de", "vi", "zh", None)} == {
+    assert {target: named(texts, target=target) for target in ("de", "vi", "zh", "ja", None)} == {
         "de": {"chrf", "bleu_cased", "exact_match", "bleu_lowercased_tokens"},
         "vi": {"chrf", "bleu_cased", "exact_match"},
         "zh": {"chrf", "bleu_cased", "exact_match"},
+        "ja": {"chrf", "bleu_cased", "exact_match"},
         None: {"chrf", "bleu_cased", "exact_match"},
     }
-    assert named(texts, target="de", lowercase=True) == {"chrf", "bleu_lowercased", "bleu_lowercased_tokens"}
+    assert named(texts, target="de", lowercase=True) == {"chrf", "bleu_lowercased", "bleu_lowercased_tokens", "exact_match"}
+    assert scores_of(Config(lowercase=True), ["ein haus"], ["Ein Haus"])["exact_match"].value == 1
     assert named(["a b c", "x"], target="de") == {"chrf", "exact_match"}  # whose BLEU would be 0
-    assert named(["我喜欢他的书"], target="zh") == {"chrf", "bleu_cased", "exact_match"}
+    assert named(["我喜欢他的书"], target="zh-CN") == {"chrf", "bleu_cased", "exact_match"}
 
 
 def test_test_files_are_missed_before_the_training(pairs, tmp_path):
@@ -357,10 +356,25 @@ def test_a_vocabulary_that_the_texts_do_not_fit_is_told_by_its_flag(pairs, tmp_p
 
 
 def test_names_of_files_that_are_not_there_are_no_texts(tmp_path, monkeypatch):
-    for name in ("lines.txt", "train.en.gz", "test.de", "./a", "/nowhere/lines", "../b/c", "~/x"):
-        with pytest.raises(FileNotFoundError, match=f"{name}: expected a file, found none"):
+    paths = ["./a", "/nowhere/lines", "../b/c", "~/x", r"C:\\data\\lines.TXT"]
+    for name in ("lines.txt", "train.en.gz", "test.de", "data/a.source", "x.csv.xz", *paths):
+        with pytest.raises(FileNotFoundError, match=f"{re.escape(name)}: expected a file, found none"):
             texts_named([name])
-    texts = ["and/or", "3.14", "e.g.", "Is it x.txt?", "no. 5", "/", "...", "end.The"]
+    texts = [
+        "and/or",
+        "3.14",
+        "e.g.",
+        "Is it x.txt?",
+        "no. 5",
+        "/",
+        "...",
+        "end.The",
+        "meh...so",
+        "a@b.de",
+        "node.js",
+        "我喜欢a.de",
+    ]
+    texts += ["https://t.co", "/s", "/ˈhɛloʊ/", "a/b"]
     assert texts_named(texts) == texts
     monkeypatch.chdir(tmp_path.parent)
     assert texts_named([tmp_path.name]) == [tmp_path.name]  # a word may be a folder's name by chance
@@ -375,10 +389,16 @@ def test_pairs_of_the_test_that_stand_in_training_are_counted(pairs, tmp_path, c
     flags = dict(zip(pairs[::2], pairs[1::2], strict=True))
     flags |= {f"--test-{side}": flags[f"--train-{side}"] for side in ("source", "target")}
     call(*SMALL, *itertools.chain(*flags.items()), "--steps", "1", "--runs-dir", tmp_path / "runs")
-    lines = gzip.decompress(flags["--train-source"].read_bytes()).splitlines()
+    of_split = {
+        split: list(zip(*(read_lines(flags[f"--{split}-{side}"]) for side in ("source", "target")), strict=True))
+        for split in ("train", "validation", "test")
+    }
+    shared = {split: sum(pair in of_split["train"] for pair in pairs) for split, pairs in of_split.items()}
+    assert 0 < shared["validation"] < len(of_split["validation"])
     told = capsys.readouterr().out
-    assert f"test: {len(lines)} of {len(lines)} pairs stand in the training split too." in told
-    assert "validation: " in told
+    for split in ("validation", "test"):
+        expected = f"{split}: {shared[split]} of {len(of_split[split])} pairs stand in the training split too."
+        assert expected in told.splitlines()
 
 
 def test_a_bad_line_is_an_error_or_counted(pairs, tmp_path, capsys):
@@ -392,4 +412,4 @@ def test_a_bad_line_is_an_error_or_counted(pairs, tmp_path, capsys):
     call(*flags, "--bad-lines", "drop", "--target", "vi")
     told = capsys.readouterr().out
     assert "lines with an empty side, left out: 1, first" in told
-    assert told.index("No bleu_lowercased_tokens: Moses has no rules for vi.") < told.index("Batches: ")
+    assert told.index("No bleu_lowercased_tokens: Moses has no rules for words of vi.") < told.index("Batches: ")

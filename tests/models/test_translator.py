@@ -104,6 +104,14 @@ def test_a_coverage_penalty_counts_the_positions_of_the_source_alone(tokenizers,
     assert max(costs) > 0.1
 
 
+def test_of_an_empty_line_nothing_is_said(tokenizers):
+    translator = Translator(drawn(tokenizers), tokenizers)
+    lines = ["", TEXTS[0], "", TEXTS[1]]
+    first, one, third, two = translator.of_lines(lines)
+    assert (first, third) == ([], [])
+    assert [best[0].text for best in (one, two)] == [best[0].text for best in translator([TEXTS[0], TEXTS[1]])]
+
+
 def test_a_translation_is_cut_off_at_its_limit(tokenizers):
     translator = Translator(drawn(tokenizers), tokenizers)
     search = Search(max_ratio=0.5, max_extra=1)

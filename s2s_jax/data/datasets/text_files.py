@@ -48,13 +48,14 @@ def texts_named(inputs: Iterable[str]) -> list[str]:
     """
     texts: list[str] = []
     for text in inputs:
-        if text == "-" or os.path.isfile(text):  # Path.is_file raises an error where a text is too long for a name
-            name = "standard input" if text == "-" else text
-            found = list(read_stream(sys.stdin.buffer, name) if text == "-" else read_lines(Path(text)))
+        if text == "-":
+            texts += read_stream(sys.stdin.buffer, "standard input")
+        elif os.path.exists(text) and not os.path.isdir(text):  # a pipe too; Path's form raises an error for a long text
+            found = list(read_lines(Path(text)))
             if not found:
-                raise ValueError(f"{name}: expected at least one line, got none")
+                raise ValueError(f"{text}: expected at least one line, got none")
             texts += found
-        elif len(text) > 1 and "/" in text and os.path.isdir(text):
+        elif len(text) > 1 and os.sep in text and os.path.isdir(text):  # a word may be the name of one by chance
             raise FileNotFoundError(f"{text}: expected a text or a file, got a folder; as a text it can come by standard input")
         elif _is_name(text):
             raise FileNotFoundError(f"{text}: expected a file, found none; as a text it can come by standard input")
@@ -64,8 +65,13 @@ def texts_named(inputs: Iterable[str]) -> list[str]:
 
 
 def _is_name(text: str) -> bool:
-    """Whether a text is one word with the ending of a file of text, or one that begins like a path."""
-    return re.fullmatch(r"\S+\.(txt|tok|bpe|csv|tsv|[a-z]{2})(\.gz|\.xz)?|\S+\.(gz|xz)|(\.{0,2}|~)/\S+", text) is not None
+    """Whether a text looks like the name of a file of texts: by its ending, a language's too, or as a path from somewhere."""
+    stem = r"[\w~./\\:+-]*[\w-]"
+    languages = "bg|cs|da|de|el|en|es|et|fi|fr|ga|he|hi|hr|hu|it|ja|ko|lt|lv|mt|nl|pl|pt|ro|ru|sk|sl|sv|tr|uk|vi|zh"
+    ending = rf"(txt|tok|bpe|csv|tsv|src|tgt|source|target|(?-i:{languages}))"
+    named = re.fullmatch(rf"{stem}\.{ending}(\.gz|\.xz)?|{stem}\.(gz|xz)", text, re.IGNORECASE | re.ASCII)
+    path = re.fullmatch(r"(\.{1,2}|~)/\S+|/\S+/\w\S*", text)
+    return path is not None or (named is not None and ".." not in text)
 
 
 def write_texts(path: Path, texts: Iterable[str]) -> None:
