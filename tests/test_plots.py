@@ -1,6 +1,7 @@
 """Figures: that what is drawn is what was given. How they look is for eyes."""
 
 import io
+import itertools
 
 import matplotlib.image
 import numpy as np
@@ -159,6 +160,15 @@ def test_a_heat_map_has_every_label_and_value():
         "Weights",
         "weight",
     )
+
+
+def test_a_heat_map_of_a_long_text_fits_a_page_and_its_labels_do_not_touch():
+    figure = plots.heatmap(np.zeros((3, 120)), ["a"] * 3, ["word"] * 120, xlabel="x", ylabel="y", title="t")
+    drawn(figure)
+    assert max(figure.get_size_inches()) <= 19
+    labels = figure.axes[0].get_xticklabels()
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_a_heat_map_knows_any_script_or_says_the_number():

@@ -242,6 +242,7 @@ def test_an_ensemble_is_searched_by_the_mean_of_its_models(own, capsys):
     call("evaluate", "--ensemble", "twin", "--runs-dir", own, "--name", "tiny")
     result, evaluation = (json.loads((folder / "tiny" / f"{name}.json").read_text()) for name in ("result", "evaluation"))
     assert evaluation["changed"] == {"ensemble": ["twin"]}
+    assert "Not the run's own flags: --ensemble twin." in capsys.readouterr().out
     assert evaluation["metrics"].keys() == {name for name in result["metrics"] if "loss" not in name and "perp" not in name}
     for name, value in evaluation["metrics"].items():  # of twins the mean is that of one
         assert value == pytest.approx(result["metrics"][name])
@@ -294,6 +295,13 @@ def test_every_attention_takes_a_step_of_training(attention):
     after, _ = step(params)
     assert jnp.isfinite(after)
     assert after < before
+
+
+def test_a_space_is_drawn_as_an_open_box():
+    found = Translation("a b", 0.0, ["▁a", "▁", "<0xE2>", "</s>"], ["▁a▁", "b"], np.zeros(2), np.ones((2, 4)) / 4, True)
+    axes = translation.attention_map(found).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["\u2423a", "\u2423", "<0xE2>", "</s>"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["\u2423a\u2423", "b"]
 
 
 def test_a_metric_without_rules_is_left_out():
