@@ -120,7 +120,7 @@ def fit(
       accumulate: the batch is cut into so many parts that go through the model one after the other; the gradient is that of
         the whole batch (where the loss is its metric "loss" as total / count, each part weighs by its count). Saves memory.
       average_decay: of the exponential moving average of the parameters that evaluation, and what comes back, then use
-        (Polyak & Juditsky 1992); smaller over the first steps. 0 for none.
+        (Polyak & Juditsky 1992), and of the batch statistics with them; smaller over the first steps. 0 for none.
       compute_dtype: floating arrays of parameters and batch are cast to it in the loss; the parameters themselves, their
         updates and the optimiser's state stay as they are. None: no cast.
       max_skipped: after so many steps in a row whose loss or gradient was not finite, training stops: at once, or up to 15

@@ -36,7 +36,7 @@ class TrainingConfig(RunConfig):
     accumulate: int = 1
     """Parts of a batch that go through the model one after the other, to save memory."""
     average_decay: float = 0.0
-    """Decay of the moving average of the parameters that is evaluated and kept; 0 for none."""
+    """Decay of the moving average of parameters and batch statistics that is evaluated and kept; 0 for none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; the parameters themselves are float32."""
     evaluate_every: int = 1000

@@ -25,8 +25,10 @@ class Skipped(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Steps done, parameters, other model state (batch statistics), the optimiser's state, steps skipped, averaged parameters.
+    """Steps done, parameters, other model state (batch statistics), the optimiser's state, steps skipped, averaged model.
 
+    `average` is like (params, rest): statistics are averaged as the parameters are, since those of the last step are of values
+    that the averaged parameters do not give. What is no floating-point number, a count say, is that of the last step.
     There is no random key in it: the key of a step is a function of the run's seed and the step.
     """
 
@@ -35,7 +37,7 @@ class TrainState(NamedTuple):
     rest: nnx.State
     opt_state: Any
     skipped: Skipped
-    average: nnx.State | None = None
+    average: tuple[nnx.State, nnx.State] | None = None
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -47,17 +49,18 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
 def initial_train_state(
     model: nnx.Module, optimizer: optax.GradientTransformation, *, average: bool = False
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """The structure of a model, and the state before the first step; with `average` it holds averaged parameters too."""
+    """The structure of a model, and the state before the first step; with `average` it holds an averaged model too."""
     graphdef, params, rest = split_model(model)
     none = jnp.full(REMEMBERED, -1, jnp.int32)
     nothing = Skipped(jnp.int32(0), jnp.int32(0), none, jnp.zeros_like(none))
-    return graphdef, TrainState(jnp.int32(0), params, rest, optimizer.init(params), nothing, params if average else None)
+    return graphdef, TrainState(
+        jnp.int32(0), params, rest, optimizer.init(params), nothing, (params, rest) if average else None
+    )
 
 
 def model_of(graphdef: nnx.GraphDef, state: TrainState) -> nnx.Module:
-    """A model of its own with the statistics of `state` and its parameters, the averaged ones where it has them."""
-    params = state.params if state.average is None else state.average
-    return nnx.merge(graphdef, params, state.rest, copy=True)
+    """A model of its own with the parameters and statistics of `state`, the averaged ones where it has them."""
+    return nnx.merge(graphdef, *(state.average or (state.params, state.rest)), copy=True)
 
 
 def count_parameters(model: nnx.Module) -> int:

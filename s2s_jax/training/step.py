@@ -1,5 +1,6 @@
 """One step of training, jitted: gradients (of a batch in parts, in a narrower dtype), update, average, and what is counted."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -99,8 +100,7 @@ def make_train_step(
         if average is not None:
             # Fewer of the first steps count: the average of ten parameters should not be mostly the initial ones.
             decay = jnp.minimum(average_decay, (1.0 + state.step) / (10.0 + state.step))
-            average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)  # exact if both are equal
-
+            average = jax.tree.map(functools.partial(_averaged, decay), average, (params, rest))
         new = state._replace(params=params, rest=rest, opt_state=opt_state, average=average)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         state = state._replace(step=state.step + 1, skipped=_skipped(state.skipped, finite, state.step))
@@ -152,6 +152,12 @@ def _checked_loss(returned: Any) -> tuple[Array, Metrics]:
         told = jax.tree.map(jnp.shape, returned)
         raise TypeError(f"loss: expected (scalar, {{name: Mean}}), see s2s_jax.metrics.mean_over; got {told}")
     return returned
+
+
+def _averaged(decay: Array, old: Array, new: Array) -> Array:
+    if not jnp.issubdtype(new.dtype, jnp.floating):
+        return new
+    return (old + (1 - decay) * (new - old)).astype(new.dtype)  # exact if both are equal
 
 
 def _skipped(skipped: Skipped, finite: Array, step: Array) -> Skipped:

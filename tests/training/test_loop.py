@@ -163,7 +163,7 @@ def test_a_frozen_part_keeps_its_statistics_and_the_other_its_training(options):
     for k in range(8):
         for part in range(parts := options.get("accumulate", 1)):
             mean = 0.5 * mean + 0.5 * 2 * BATCHES(k)["xs"][part::parts].mean((0, 1))
-    assert_close(np.asarray(trained.model.above.norm.mean[...]), mean, 1e-5)
+    assert_close(np.asarray(trained.state.rest["above"]["norm"]["mean"][...]), mean, 1e-5)
     with pytest.raises(ValueError, match="freeze: expected a part of the model such as above, got 'norm'"):
         fit_small(TwoNorms(), loss=two_norms_loss, steps=1, freeze=["norm"])
 
@@ -388,6 +388,34 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(parts):
     assert_close(apart.state.params, whole.state.params, 2e-4)
     with pytest.raises(ValueError, match="accumulate: expected a divisor of the batch's 8 rows, got 3"):
         fit_small(small_model(), steps=1, accumulate=3)
+
+
+def test_batch_statistics_are_averaged_with_the_parameters():
+    class Normed(nnx.Module):
+        def __init__(self):
+            self.linear = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+            self.norm = nnx.BatchNorm(4, momentum=0.5, rngs=nnx.Rngs(1))
+            self.count = nnx.Variable(jnp.int32(0))
+
+    def normed_loss(model, batch, key):
+        model.count[...] += 1
+        outputs = model.norm(model.linear(batch["xs"]))
+        return jnp.mean(jnp.square(outputs - 1)), {"loss": mean_over(jnp.square(outputs - 1))}
+
+    def batches(step):
+        return {"xs": np.random.default_rng(step).normal(step, 1, (5, 3)).astype(np.float32)}
+
+    graphdef, state = initial_train_state(Normed(), OPTIMIZER)
+    step, average = make_train_step(graphdef, OPTIMIZER, normed_loss), jax.tree.map(np.array, state.rest["norm"])
+    for k in range(12):
+        state, _ = step(state, {}, batches(k), jnp.uint32(0))
+        decay = min(0.7, (k + 1) / (10 + k))
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * np.asarray(p), average, state.rest["norm"])
+    trained = fit(Normed(), normed_loss, batches, optimizer=OPTIMIZER, steps=12, average_decay=0.7).model
+    assert_close(trained.norm.mean[...], average["mean"][...], 1e-5)
+    assert_close(trained.norm.var[...], average["var"][...], 1e-5)
+    assert not np.allclose(trained.norm.mean[...], state.rest["norm"]["mean"][...], atol=0.1)  # those of the last step
+    assert int(trained.count[...]) == 12
 
 
 def test_averaged_parameters_are_those_of_the_equation():
