@@ -292,7 +292,7 @@ def panel(
         "mean": back(said.mean[row, :, column]),
         "truth": None if np.isnan(truth).all() else truth,
         "interval": [back(end[row, :, column]) for end in (said.low, said.high)] if not config.head.point else None,
-        "title": f"{names[column]}, forecast from {series.dates[origin].item()} on",
+        "title": f"{names[column]}, forecast from {str(series.dates[origin].item()).removesuffix(' 00:00:00')} on",
     }
 
 
