@@ -249,7 +249,9 @@ def test_an_ensemble_is_searched_by_the_mean_of_its_models(own, capsys):
     assert evaluation["parameters"] == 2 * result["parameters"]
     call("predict", "a b", "--ensemble", "twin", "--runs-dir", own, "--name", "tiny")
     fit_tokenizers("words", ["x"], ["y"], joint=False).save(twin)
-    with pytest.raises(SystemExit, match=r"ensemble: expected runs with the source_tokenizer.json of .*/tiny, got another in"):
+    with pytest.raises(
+        SystemExit, match=r"--ensemble: expected runs with the source_tokenizer.json of .*/tiny, got another in"
+    ):
         call("predict", "a b", "--ensemble", "twin", "--runs-dir", own, "--name", "tiny")
 
 
@@ -295,6 +297,15 @@ def test_every_attention_takes_a_step_of_training(attention):
     after, _ = step(params)
     assert jnp.isfinite(after)
     assert after < before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_help_tells_the_defaults_of_a_run_without_flags(command, capsys):
+    with pytest.raises(SystemExit):
+        call(command, "--help")
+    told = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert re.search(r"--n-best INT [^(]*\(default: 3\)", told)
+    assert "What is not said stays as the run has it" in told
 
 
 def test_a_space_is_drawn_as_an_open_box():

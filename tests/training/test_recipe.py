@@ -145,6 +145,11 @@ def test_several_seeds_are_several_runs_with_mean_and_deviation(tmp_path, capsys
     call(tmp_path, "--seeds", "3", "--seed", "4", "--name", "many")
     assert line in capsys.readouterr().out
     assert (tmp_path / "task" / "many-seed5" / "result.json").read_text() == before
+    scored_before = tmp_path / "task" / "many-seed4" / "result.json"  # by a version that knew another metric
+    scored_before.write_text(scored_before.read_text().replace('"metrics": {', '"metrics": {"old": 1.0,'))
+    call(tmp_path, "--seeds", "3", "--seed", "4", "--name", "many")
+    assert line in (told := capsys.readouterr().out)
+    assert "old 1.0000 ±" not in told
 
 
 def test_seeds_of_runs_without_a_log_have_no_learning_curve(tmp_path, capsys):
