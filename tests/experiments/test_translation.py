@@ -388,7 +388,7 @@ def test_names_of_files_that_are_not_there_are_no_texts(tmp_path, monkeypatch):
         "/",
         "...",
         "end.The",
-        "meh...so",
+        "well...it",
         "a@b.de",
         "node.js",
         "我喜欢a.de",
