@@ -260,7 +260,7 @@ def heatmap(
     """Values [rows, columns] from 0 to 1 as dark cells, each row and column with its label, in any script."""
     cell = min(0.34, 16 / max(len(columns), len(rows), 1))  # inches
     width, height = (max(2.5, cell * count) for count in (len(columns), len(rows)))
-    size = min(9.0, 27 * cell)  # of letters, so that no label reaches the next
+    size = min(9.0, 60 * cell)  # of letters, in points, so that no label reaches the next
     figure, ((axes,),) = _subplots(1, 1, (width + 2.0, height + 1.4))
     drawn = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     fonts, known = _fonts_for("".join([*rows, *columns]))

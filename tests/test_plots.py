@@ -163,7 +163,7 @@ def test_a_heat_map_has_every_label_and_value():
 
 
 def test_a_heat_map_of_a_long_text_fits_a_page_and_its_labels_do_not_touch():
-    figure = plots.heatmap(np.zeros((3, 120)), ["a"] * 3, ["word"] * 120, xlabel="x", ylabel="y", title="t")
+    figure = plots.heatmap(np.zeros((3, 200)), ["a"] * 3, ["word"] * 200, xlabel="x", ylabel="y", title="t")
     drawn(figure)
     assert max(figure.get_size_inches()) <= 19
     labels = figure.axes[0].get_xticklabels()

@@ -393,7 +393,7 @@ def test_names_of_files_that_are_not_there_are_no_texts(tmp_path, monkeypatch):
         "node.js",
         "我喜欢a.de",
     ]
-    texts += ["https://t.co", "/s", "/ˈhɛloʊ/", "a/b"]
+    texts += ["https://a.de", "/s", "/ˈhɛloʊ/", "a/b"]
     assert texts_named(texts) == texts
     monkeypatch.chdir(tmp_path.parent)
     assert texts_named([tmp_path.name]) == [tmp_path.name]  # a word may be a folder's name by chance

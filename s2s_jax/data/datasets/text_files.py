@@ -71,7 +71,7 @@ def _is_name(text: str) -> bool:
     ending = rf"(txt|tok|bpe|csv|tsv|src|tgt|source|target|(?-i:{languages}))"
     named = re.fullmatch(rf"{stem}\.{ending}(\.gz|\.xz)?|{stem}\.(gz|xz)", text, re.IGNORECASE | re.ASCII)
     path = re.fullmatch(r"(\.{1,2}|~)/\S+|/\S+/\w\S*", text)
-    return path is not None or (named is not None and ".." not in text)
+    return (path is not None or named is not None) and "://" not in text
 
 
 def write_texts(path: Path, texts: Iterable[str]) -> None:
