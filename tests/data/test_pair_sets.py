@@ -106,7 +106,7 @@ def test_languages_are_english_and_german_but_of_files_and_toys():
 
 def test_rules_are_of_the_language_of_the_targets():
     assert target_of_rules(PairFlags(dataset="files", target="fr")) == ("fr", "")
-    assert target_of_rules(PairFlags(dataset="files", target="vi")) == (None, "Moses has no rules for vi")
+    assert target_of_rules(PairFlags(dataset="files", target="vi")) == (None, "Moses has no rules for words of vi")
     said = "the language of the targets is not known; --target would say it"
     assert target_of_rules(PairFlags(dataset="files", source="en")) == (None, said)
     assert target_of_rules(PairFlags()) == target_of_rules(PairFlags(dataset="copy")) == (None, "")
