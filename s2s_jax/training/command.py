@@ -13,7 +13,7 @@ from typing import Any
 
 from s2s_jax import plots
 from s2s_jax.training import interrupts
-from s2s_jax.training.provenance import describe_device, program
+from s2s_jax.training.provenance import describe_device, flag, program
 from s2s_jax.training.recipe import TrainingConfig
 from s2s_jax.training.run import ConfigType, Run
 
@@ -100,7 +100,7 @@ def _as_flags(message: str, config_type: type[Any]) -> str:
     types = [config_type, *itertools.chain(*config_type.flags_of.values())]
     if not colon or not set(names) <= {field.name for one in types for field in dataclasses.fields(one)}:
         return message
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names) + f": {rest}"
+    return f"{', '.join(map(flag, names))}: {rest}"
 
 
 def _train(task: str, config: Any, train: Callable[[Run[Any]], None]) -> None:

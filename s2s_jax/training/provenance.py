@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -50,6 +51,18 @@ def program() -> str:
 def command() -> str:
     """The command that is running, as one would type it into a shell elsewhere."""
     return f"{program()} {shlex.join(_elsewhere(sys.argv[1:]))}".rstrip()
+
+
+def flag(name: str) -> str:
+    """The flag of a field of a config, as one types it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def typed(name: str, value: Any) -> str:
+    """The flag and its value, as one types them."""
+    if isinstance(value, bool):
+        return flag(name if value else f"no_{name}")
+    return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _elsewhere(arguments: Sequence[str]) -> list[str]:

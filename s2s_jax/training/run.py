@@ -16,7 +16,7 @@ import jax
 from s2s_jax.training.checkpoint import changes
 from s2s_jax.training.lock import try_lock
 from s2s_jax.training.parallel import greatest
-from s2s_jax.training.provenance import command, describe_device, versions
+from s2s_jax.training.provenance import command, describe_device, typed, versions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -350,21 +350,13 @@ class Run(Generic[ConfigType]):
     def say_end(self, result: Mapping[str, Any]) -> None:
         """The last line of an experiment, of what `finish` gave: how long it was trained, on what, and where all of it is."""
         if self.changed:
-            told = ", ".join(_typed(name, value) for name, value in self._plainly_changed().items())
+            told = ", ".join(typed(name, value) for name, value in self._plainly_changed().items())
             self.say(f"Not the run's own flags: {told}. So its result.json stays as it is.")
         path = "evaluation.json is" if self.changed else "Figures, weights and result.json are"
         self.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {self.folder}.")
 
     def _plainly_changed(self) -> dict[str, Any]:
         return {name: _as_plain(value) for name, value in self.changed.items()}
-
-
-def _typed(name: str, value: Any) -> str:
-    """A flag as one types it."""
-    name = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{'' if value else 'no-'}{name}"
-    return f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _write_json(path: Path, value: Any) -> None:

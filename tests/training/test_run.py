@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 
+from s2s_jax.training.provenance import typed
 from s2s_jax.training.run import Run, RunConfig
 
 
@@ -154,3 +155,8 @@ def test_other_flags_are_scored_beside_the_result(tmp_path):
     result, evaluation = finish(Asked())
     assert (result["test_reads"], evaluation["test_reads"]) == (3, 2)
     assert "changed" not in result
+
+
+def test_flags_are_told_as_one_types_them():
+    told = [typed(*pair) for pair in (("beam_size", 3), ("parts", ["a", "b"]), ("with_lexicon", True), ("lexicon", False))]
+    assert told == ["--beam-size 3", "--parts a b", "--with-lexicon", "--no-lexicon"]
