@@ -70,7 +70,7 @@ class Config(TrainingConfig):
     """Binary: one number after the other, or both bit by bit."""
     decoder: Literal["autoregressive", "repeat_vector"] = "autoregressive"
     """Form of the decoder."""
-    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    cell: cells.Name = "lstm"
     """Recurrent cell of both sides."""
     hidden_features: int = 128
     """Width of the state."""
@@ -127,7 +127,7 @@ def build_model(config: Config, sums: Sums) -> Seq2Seq:
         embedding_features=config.embedding_features,
         hidden_features=config.hidden_features,
         decoder=config.decoder,
-        cell=cells.PLAIN[config.cell],
+        cell=cells.BY_NAME[config.cell],
         num_layers=config.num_layers,
         reverse_source=config.reverse_source,
         double_source=config.double_source,

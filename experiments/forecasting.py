@@ -100,7 +100,7 @@ class Config(Drawing, SeriesFlags, TrainingConfig):
         "gaussian"
     )
     """What is said of each step, and the loss."""
-    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    cell: cells.Name = "lstm"
     """Recurrent cell; of the repeat vector always a GRU of relu."""
     hidden_features: int = 64
     """Width of the state."""
@@ -149,7 +149,7 @@ def build_model(config: Config, series: int, covariates: int, known: int, static
         raise ValueError(f"static_csv: expected it with --series each, got it with {config.series}")
     static = series + static if each else 0  # which series it is, and what is known of it
     sizes = Sizes(1 if each else series, config.horizon, covariates, known, static, config.head.features)
-    rngs, cell = nnx.Rngs(config.seed), cells.PLAIN[config.cell]
+    rngs, cell = nnx.Rngs(config.seed), cells.BY_NAME[config.cell]
     if config.model == "repeat_vector":
         return RepeatVectorForecaster(sizes, config.hidden_features, rngs=rngs)
     options: dict[str, Any] = {"cell": cell, "dropout": config.dropout, "rngs": rngs}

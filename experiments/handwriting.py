@@ -109,7 +109,7 @@ class Config(Reading, TrainingConfig):
     """CTC over frames, or a decoder with attention that says one symbol after the other."""
     backbone: Literal["vgg", "residual"] = "vgg"
     """Convolutions, plain or with residual links."""
-    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    cell: cells.Name = "lstm"
     """Recurrent cell."""
     hidden_features: int = 128
     """Width of the state, of each direction."""
@@ -161,7 +161,7 @@ def build_model(config: Config, characters: Characters) -> CRNN | PictureToText:
     rngs = nnx.Rngs(config.seed)
     backbone = Backbone(config.channels, residual=config.backbone == "residual", dropout=config.dropout / 2, rngs=rngs)
     stack: dict[str, Any] = {
-        "cell": cells.PLAIN[config.cell],
+        "cell": cells.BY_NAME[config.cell],
         "num_layers": config.num_layers,
         "dropout": config.dropout,
         "rngs": rngs,

@@ -79,7 +79,7 @@ class Config(PairFlags, TrainingConfig):
     vocabulary_size: int = 8000
     longest: int | None = 20
     steps: int = 1500
-    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    cell: cells.Name = "lstm"
     """Recurrent cell of both sides."""
     embedding_features: int = 32
     """Width of the embedded symbols."""
@@ -111,7 +111,7 @@ def build_model(config: Config, tokenizers: Tokenizers, name: str, hidden_featur
         len(tokenizers.target),
         embedding_features=config.embedding_features,
         hidden_features=hidden_features,
-        cell=cells.PLAIN[config.cell],
+        cell=cells.BY_NAME[config.cell],
         shared_embeddings=config.joint,
         tied_embeddings=True,
         dropout=config.dropout,

@@ -56,7 +56,7 @@ class Config(TrainingConfig):
     steps: int = 6000
     order: Literal["rows", "pixels", "permuted"] = "rows"
     """What a step of the sequence is."""
-    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    cell: cells.Name = "lstm"
     """Recurrent cell."""
     memory: int = 0
     """Units of an LSTM or GRU start with memories of 1 to so many steps, 2 at least; 0 for the plain start."""
@@ -112,12 +112,13 @@ def load_splits(config: Config) -> Splits:
 
 
 def build_cell(config: Config) -> Cell:
-    if config.cell == "rnn":
-        if config.memory:
-            raise ValueError(f"memory: expected a cell with gates with it, lstm or gru, got {config.cell}")
-        return cells.rnn
-    make = {"lstm": cells.make_lstm, "gru": cells.make_gru}[config.cell]
-    return make(memory=config.memory or None)
+    if not config.memory:
+        return cells.BY_NAME[config.cell]
+    kind, recurrence = config.cell.removeprefix("diagonal_"), "diagonal" if config.cell.startswith("diagonal_") else "dense"
+    if kind not in ("lstm", "gru"):
+        raise ValueError(f"memory: expected an LSTM or a GRU with it, got {config.cell}")
+    make = cells.make_lstm if kind == "lstm" else cells.make_gru
+    return make(memory=config.memory, recurrence=recurrence)
 
 
 def build_model(config: Config) -> SequenceClassifier:

@@ -87,7 +87,7 @@ class Config(TextFlags, TrainingConfig):
     """Symbols of a text that are read, its last ones."""
     shortcuts: bool = False
     """Very deep: links around its blocks."""
-    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    cell: cells.Name = "lstm"
     """Recurrent cell."""
     embedding_features: int = 16
     """Width of the embedded symbols."""
@@ -152,7 +152,7 @@ def build_model(config: Config, vocabulary_size: int, classes: int) -> Any:
         options |= {"width": features, "depth": int(name.removeprefix("vdcnn")), "shortcuts": config.shortcuts}
         return VeryDeepCNN(vocabulary_size, classes, **options)
     options |= {field: getattr(config, field) for field in ("num_layers", "bidirectional", "pooling")}
-    options["cell"] = cells.PLAIN[config.cell]
+    options["cell"] = cells.BY_NAME[config.cell]
     if name == "recurrent":
         return TextClassifier(vocabulary_size, classes, **options)
     return CharacterCRNN(vocabulary_size, classes, stages=[SequenceStage(features, size) for size in (5, 5, 3)], **options)

@@ -29,7 +29,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ class Config(TrainingConfig):
     """Language model: bytes from one state of zeros to the next."""
     last_bytes: int = 1024
     """Classifier: how many bytes of a review are read, its last ones."""
-    cell: Literal["rnn", "lstm", "gru"] = "gru"
+    cell: cells.Name = "gru"
     """Recurrent cell."""
     hidden_features: int = 256
     """Width of the state."""
@@ -203,7 +203,7 @@ def build_model(config: Config) -> LanguageModel | TextClassifier:
     options: dict[str, Any] = {
         "embedding_features": config.embedding_features,
         "hidden_features": config.hidden_features,
-        "cell": cells.PLAIN[config.cell],
+        "cell": cells.BY_NAME[config.cell],
         "num_layers": config.num_layers,
         "dropout": config.dropout,
         "rngs": nnx.Rngs(config.seed),

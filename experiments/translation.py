@@ -132,7 +132,7 @@ class Config(PairFlags, Search, TrainingConfig):
     """What the decoder starts from."""
     tied_embeddings: bool = True
     """The target's embedding is the output matrix too."""
-    cell: Literal["rnn", "lstm", "gru"] = "gru"
+    cell: cells.Name = "gru"
     """Recurrent cell of both sides."""
     embedding_features: int = 64
     """Width of the embedded symbols."""
@@ -200,7 +200,7 @@ def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
         len(tokenizers.target),
         embedding_features=config.embedding_features,
         hidden_features=config.hidden_features,
-        cell=cells.PLAIN[config.cell],
+        cell=cells.BY_NAME[config.cell],
         num_layers=config.num_layers,
         residual=config.residual,
         bidirectional=config.bidirectional,

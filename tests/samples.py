@@ -101,6 +101,20 @@ LIBRARY_CELLS = {
     "gru_before_no_bias": cells.make_gru(reset="before", bias=False),
 }
 CELLS = LIBRARY_CELLS | USER_CELLS
+DIAGONAL_CELLS = {
+    "diagonal_rnn": cells.make_rnn(recurrence="diagonal"),
+    "diagonal_lstm": cells.make_lstm(recurrence="diagonal"),
+    "diagonal_lstm_peepholes": cells.make_lstm(recurrence="diagonal", peepholes=True),
+    "diagonal_gru": cells.make_gru(recurrence="diagonal"),
+    "diagonal_gru_before": cells.make_gru(recurrence="diagonal", reset="before", bias=False),
+}
+LINEAR_CELLS = {
+    "min_gru": cells.min_gru,
+    "min_lstm": cells.min_lstm,
+    "min_gru_no_bias": cells.make_min_gru(bias=False),
+    "lru": cells.lru,
+}
+ALL_CELLS = CELLS | DIAGONAL_CELLS | LINEAR_CELLS
 # One of each family and of each kind of state, where a property does not depend on the options.
 FEW_CELLS = ("rnn", "lstm_everything", "gru", "counting")
 
@@ -164,7 +178,7 @@ def ragged_lengths(batch_size: int, time: int, seed: int = 3) -> np.ndarray:
 def sample(
     name: str, batch_size: int = B, time: int = T, in_features: int = D, hidden_features: int = H, seed: int = 0
 ) -> Sample:
-    cell = CELLS[name]
+    cell = ALL_CELLS[name]
     params = random_params(cell, in_features, hidden_features, seed)
     xs = random_inputs(name, batch_size, time, in_features, seed + 1)
     state = random_state(cell, params, batch_size, seed + 2)

@@ -267,21 +267,22 @@ class RNN(Recurrent):
         *,
         activation: cells.Activation = "tanh",
         bias: bool = True,
+        recurrence: str = "dense",
         kernel_init: cells.Initializer = "glorot_uniform",
         recurrent_init: cells.Initializer = "orthogonal",
         bias_init: cells.Initializer = "zeros",
         rngs: nnx.Rngs,
         **options: Unpack[RecurrentOptions],
     ):
-        super().__init__(
-            cells.make_rnn(
-                activation=activation, bias=bias, kernel_init=kernel_init, recurrent_init=recurrent_init, bias_init=bias_init
-            ),
-            in_features,
-            hidden_features,
-            rngs=rngs,
-            **options,
+        cell = cells.make_rnn(
+            activation=activation,
+            bias=bias,
+            recurrence=recurrence,
+            kernel_init=kernel_init,
+            recurrent_init=recurrent_init,
+            bias_init=bias_init,
         )
+        super().__init__(cell, in_features, hidden_features, rngs=rngs, **options)
 
 
 class LSTM(Recurrent):
@@ -298,6 +299,7 @@ class LSTM(Recurrent):
         activation: cells.Activation = "tanh",
         bias: bool = True,
         forget_bias: float = 1.0,
+        recurrence: str = "dense",
         memory: int | None = None,
         kernel_init: cells.Initializer = "glorot_uniform",
         recurrent_init: cells.Initializer = "orthogonal",
@@ -312,6 +314,7 @@ class LSTM(Recurrent):
             activation=activation,
             bias=bias,
             forget_bias=forget_bias,
+            recurrence=recurrence,
             memory=memory,
             kernel_init=kernel_init,
             recurrent_init=recurrent_init,
@@ -331,6 +334,7 @@ class GRU(Recurrent):
         reset: str = "after",
         activation: cells.Activation = "tanh",
         bias: bool = True,
+        recurrence: str = "dense",
         memory: int | None = None,
         kernel_init: cells.Initializer = "glorot_uniform",
         recurrent_init: cells.Initializer = "orthogonal",
@@ -342,6 +346,7 @@ class GRU(Recurrent):
             reset=reset,
             activation=activation,
             bias=bias,
+            recurrence=recurrence,
             memory=memory,
             kernel_init=kernel_init,
             recurrent_init=recurrent_init,
@@ -371,8 +376,7 @@ def _output_features(cell: Cell, params: Params, in_features: int) -> int:
 def _named(cell: Cell) -> str:
     """A cell of this package by its name, and by what it has other than the plain one; any other by its step."""
     spec: Any = cell.spec
-    name = {cells.RNNSpec: "rnn", cells.LSTMSpec: "lstm", cells.GRUSpec: "gru"}.get(type(spec))
-    if name is None:
+    if spec is None:
         return getattr(cell.step, "__qualname__", repr(cell.step))
     options = [f"{field}={value!r}" for field, value in spec._asdict().items() if value != spec._field_defaults[field]]
-    return f"{name}({', '.join(options)})" if options else name
+    return f"{spec.name}({', '.join(options)})" if options else spec.name

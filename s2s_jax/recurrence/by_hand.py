@@ -24,11 +24,14 @@ class Rules(NamedTuple):
       pull: `(params, before, saved, mask, d_state) -> (d_before, dz)`, the transpose of the step at the state `before`.
       weights: `(params, before, saved, mask, dz) -> (d_params, d_mask)` for all steps at once, arguments [T, B, ...];
         `d_params` is without the share of the projection.
+      blocks: `(params, before, saved, mask) -> [T, B, H, L, L]`, of all steps at once: the part of the step's Jacobian
+        that is within a unit, between the L leaves of its state; without what comes back to it by way of other units.
     """
 
     step: Callable[..., Any]
     pull: Callable[..., Any]
     weights: Callable[..., Any]
+    blocks: Callable[..., Any]
 
 
 def hidden(state: State) -> Array:
@@ -38,6 +41,8 @@ def hidden(state: State) -> Array:
 def rules_of(cell: Cell) -> Rules | None:
     """Rules by hand for the plain cells with a named activation."""
     spec = cell.spec
+    if getattr(spec, "recurrence", None) != "dense":
+        return None
     if isinstance(spec, LSTMSpec):
         plain = spec.projection is None and not spec.peepholes and not spec.layer_norm
         return _lstm(spec.activation) if plain and isinstance(spec.activation, str) else None
@@ -89,6 +94,12 @@ def _masked(h: Array, mask: Array | None) -> Array:
     return h if mask is None else h * mask.reshape((1,) * (h.ndim - mask.ndim) + mask.shape)
 
 
+def _diagonals(u: Array, mask: Array | None) -> list[Array]:
+    """Of each gate's square block, times the mask: [H], or [B, H] with a mask, in at least float32."""
+    blocks = jnp.split(u.astype(_accumulator(u)), u.shape[1] // u.shape[0], axis=1)
+    return [_masked(jnp.diagonal(block), mask) if mask is not None else jnp.diagonal(block) for block in blocks]
+
+
 @functools.cache
 def _lstm(activation: str) -> Rules:
     function, slope = _ACTIVATIONS[activation]
@@ -111,7 +122,16 @@ def _lstm(activation: str) -> Rules:
         d_mask = None if mask is None else _total_over_time(before.h * times_transposed(dz, params.u))
         return params._replace(u=outer(_masked(before.h, mask), dz, params.u)), d_mask
 
-    return Rules(step, pull, weights)
+    def blocks(params: Any, before: LSTMState, saved: Any, mask: Array | None) -> Array:
+        i, f, g, o = saved
+        u_i, u_f, u_g, u_o = _diagonals(params.u, mask)
+        shown = function(f * before.c + i * g)
+        c_by_h = g * i * (1 - i) * u_i + before.c * f * (1 - f) * u_f + i * slope(g) * u_g
+        h_by_c = o * slope(shown)
+        rows = [[shown * o * (1 - o) * u_o + h_by_c * c_by_h, h_by_c * f], [c_by_h, f]]
+        return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+    return Rules(step, pull, weights, blocks)
 
 
 @functools.cache
@@ -130,7 +150,10 @@ def _rnn(activation: str) -> Rules:
         d_mask = None if mask is None else _total_over_time(before * times_transposed(dz, params.u))
         return params._replace(u=outer(_masked(before, mask), dz, params.u)), d_mask
 
-    return Rules(step, pull, weights)
+    def blocks(params: Any, before: Array, after: Array, mask: Array | None) -> Array:
+        return (slope(after) * _diagonals(params.u, mask)[0])[..., None, None]
+
+    return Rules(step, pull, weights, blocks)
 
 
 @functools.cache
@@ -162,7 +185,13 @@ def _gru_after(activation: str) -> Rules:
         b_n = None if params.b_n is None else total(d_inner)
         return params._replace(u=outer(_masked(before, mask), d_recurrent, params.u), b_n=b_n), d_mask
 
-    return Rules(step, pull, weights)
+    def blocks(params: Any, before: Array, saved: Any, mask: Array | None) -> Array:
+        r, update, n, inner = saved
+        u_r, u_z, u_n = _diagonals(params.u, mask)
+        dn = slope(n) * (r * u_n + inner * r * (1 - r) * u_r)
+        return (update + (before - n) * update * (1 - update) * u_z + (1 - update) * dn)[..., None, None]
+
+    return Rules(step, pull, weights, blocks)
 
 
 @functools.cache
@@ -203,7 +232,13 @@ def _gru_before(activation: str) -> Rules:
         b_n = None if params.b_n is None else jnp.zeros_like(params.b_n)
         return params._replace(u=jnp.concatenate(d_u, axis=-1), b_n=b_n), d_mask
 
-    return Rules(step, pull, weights)
+    def blocks(params: Any, before: Array, saved: Any, mask: Array | None) -> Array:
+        r, update, n = saved
+        u_r, u_z, u_n = _diagonals(params.u, mask)
+        dn = slope(n) * u_n * (r + before * r * (1 - r) * u_r)
+        return (update + (before - n) * update * (1 - update) * u_z + (1 - update) * dn)[..., None, None]
+
+    return Rules(step, pull, weights, blocks)
 
 
 def _total_over_time(x: Array) -> Array:

@@ -31,12 +31,12 @@ def checked_direction(
 ) -> Direction:
     """Checks what one direction of a layer is given, and fills in the initial state."""
     time, batch_size = jax.tree.leaves(xs)[0].shape[:2]
-    if cell.spec is not None and (not hasattr(xs, "ndim") or xs.ndim != 3):
+    if hasattr(cell.spec, "gates") and (not hasattr(xs, "ndim") or xs.ndim != 3):
         raise ValueError(f"xs: expected [B, T, D], got {jax.tree.map(lambda x: (batch_size, time, *x.shape[2:]), xs)}")
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
     if len(dtypes) > 1:
         raise TypeError(f"params{where}: expected one floating dtype, got {', '.join(sorted(dtypes))}")
-    if cell.spec is not None:
+    if hasattr(cell.spec, "gates"):  # a cell of this package
         _check_builtin(cell, params, context, xs.shape[-1], batch_size, where)
     for leaf in jax.tree.leaves(context):
         if leaf.ndim < 1 or leaf.shape[0] != batch_size:
@@ -56,20 +56,22 @@ def checked_direction(
 def _check_builtin(cell: Cell, params: Params, context: Context, in_features: int, batch_size: int, where: str) -> None:
     """A cell of this package knows what its parameters and its context look like."""
     spec: Any = cell.spec
-    u: Any = getattr(params, "u", None)
-    if getattr(u, "ndim", 0) != 2 or in_features != params.w.shape[0]:
-        if u is not None and params.w.ndim == 2 and u.ndim == 2:
-            raise ValueError(f"xs: expected {params.w.shape[0]} features (the rows of params{where}.w), got {in_features}")
+    w: Any = getattr(params, "w", None)
+    if getattr(w, "ndim", 0) != 2 or in_features != w.shape[0]:
+        if getattr(w, "ndim", 0) == 2:
+            raise ValueError(f"xs: expected {w.shape[0]} features (the rows of params{where}.w), got {in_features}")
         raise ValueError(f"params{where}: expected what init of a cell with {spec} gives, got {_described(params)}")
-    hidden_features = u.shape[1] // spec.gates
+    hidden_features = w.shape[1] // spec.gates
     expected = jax.eval_shape(lambda key: cell.init(key, in_features, hidden_features), jax.random.key(0))
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (expected, params)]
     if type(expected) is not type(params):  # whose sizes say nothing about those that are expected
         raise ValueError(f"params{where}: expected the {type(expected).__name__} that init of this cell gives, got {shapes[1]}")
     if jax.tree.structure(expected) != jax.tree.structure(params) or shapes[0] != shapes[1]:
         raise ValueError(f"params{where}: expected {shapes[0]}, got {shapes[1]}")
-    mask_shape = (batch_size, u.shape[0])
-    if context is not None and jnp.shape(context) != mask_shape:
+    if context is None:
+        return
+    mask_shape = jax.tree.leaves(jax.eval_shape(lambda p: cell.initial_state(p, batch_size, jnp.float32), params))[0].shape
+    if jnp.shape(context) != mask_shape:
         raise ValueError(f"context{where}: expected None or a recurrent dropout mask {mask_shape}, got {_described(context)}")
 
 

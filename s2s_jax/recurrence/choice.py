@@ -9,12 +9,19 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
-from s2s_jax.recurrence import cudnn, fused, native, scan
+from s2s_jax.recurrence import associative, cudnn, fused, native, parallel, scan
 from s2s_jax.recurrence.backend import Direction, Options, default_platform
 from s2s_jax.types import Cell
 
 AUTO = "auto"
-BACKENDS = {"scan": scan.BACKEND, "native": native.BACKEND, "fused": fused.BACKEND, "cudnn": cudnn.BACKEND}
+BACKENDS = {
+    "scan": scan.BACKEND,
+    "native": native.BACKEND,
+    "fused": fused.BACKEND,
+    "cudnn": cudnn.BACKEND,
+    "associative": associative.BACKEND,
+    "parallel": parallel.BACKEND,
+}
 VARIABLE = "S2S_JAX_BACKEND"
 _MARK = "s2s_jax_backend_"
 # Steps. At one, native was slower than scan, at five it was faster; between them nothing was measured.

@@ -74,6 +74,8 @@ def _why_not_these(
         for option in ("projection", "peepholes", "layer_norm"):
             if getattr(spec, option):
                 return f"it has the plain LSTM only, without {option}"
+        if spec.recurrence != "dense":
+            return f"it has the dense LSTM only, not a {spec.recurrence} one"
         if spec.activation != "tanh":
             return f'it has the activation "tanh" only, not {spec.activation!r}'
     if len({of_direction.u.shape for of_layer in params for of_direction in of_layer}) > 1:

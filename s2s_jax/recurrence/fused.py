@@ -28,6 +28,8 @@ from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, o
 from s2s_jax.recurrence.by_hand import Rules, hidden, outer, rules_of, times_transposed, total
 from s2s_jax.types import Cell, Context, Inputs, LSTMState, Params, State
 
+Carry = Callable[..., tuple[State, Any, Any]]
+
 
 def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
     """Only `remat` is against what it does."""
@@ -40,19 +42,48 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
     Takes [T, B, G] for the projected input, and for the backward pass as much again for the gates, or for whatever the
     step of a user's cell needs to be differentiated.
     """
-    params, xs, state, context, reverse = direction
+    return carried(cell, direction, lengths, options, Loops(lambda how, args: _scan, lambda how, args, kept: _scan))[0]
 
-    def reference(args: _Args) -> TimeMajor:
-        return scan.run(cell, Direction(args.params, args.xs, args.state, args.context, reverse), args.lengths, options)
 
-    args = _Args(params, xs, state, lengths, context)
-    if jax.tree.leaves(xs)[0].shape[0] <= 1:  # nothing to gather over time
+def carried(cell: Cell, direction: Direction, lengths: Array | None, options: Options, loops: "Loops") -> tuple[TimeMajor, Any]:
+    """`run` with loops of another kind, and what the one along time has to report."""
+    args = Args(direction.params, direction.xs, direction.state, lengths, direction.context)
+
+    def reference(args: Args) -> tuple[TimeMajor, Any]:
+        whole = Direction(args.params, args.xs, args.state, args.context, direction.reverse)
+        return scan.run(cell, whole, args.lengths, options), loops.in_order
+
+    if jax.tree.leaves(direction.xs)[0].shape[0] <= 1:  # nothing to gather over time
         return reference(args)
-    how = _How(cell, rules_of(cell), reverse, options.history)
-    return call_with_adjoint(args, reference, functools.partial(_forward, how), functools.partial(_backward, how))
+    how = How(cell, rules_of(cell), direction.reverse, options.history)
+
+    def forward(args: Args, keep: bool) -> tuple[tuple[TimeMajor, Any], Any]:
+        done, report, kept = _forward(how, args, keep or loops.reads_kept, loops.along(how, args))
+        return (done, report), kept if keep else None
+
+    def backward(args: Args, kept: Any, cotangents: tuple[TimeMajor, Any]) -> Args:
+        return _backward(how, args, kept, cotangents[0], loops.back(how, args, kept))
+
+    return call_with_adjoint(args, reference, forward, backward)
 
 
-class _Args(NamedTuple):
+class Loops(NamedTuple):
+    """How state is carried along time, and its cotangent back.
+
+    Attributes:
+      along: `(how, args) -> carry`; `carry(f, init, xs, reverse=...)` returns what `jax.lax.scan` does, and a report.
+      back: `(how, args, kept) -> carry`.
+      reads_kept: whether the carry along time reads what is kept for the way back, the last of what `f` emits.
+      in_order: what it reports of a sequence of one step, which is done without it.
+    """
+
+    along: Callable[["How", "Args"], Carry]
+    back: Callable[["How", "Args", Any], Carry]
+    reads_kept: bool = False
+    in_order: Any = None
+
+
+class Args(NamedTuple):
     params: Params
     xs: Inputs
     state: State
@@ -74,17 +105,21 @@ class _Adjoint(NamedTuple):
     gather: Callable[..., Any]
 
 
-class _How(NamedTuple):
+class How(NamedTuple):
     cell: Cell
     rules: Rules | None
     reverse: bool
     history: bool
 
 
-def _forward(how: _How, args: _Args, keep: bool) -> tuple[TimeMajor, Any]:
-    """What `scan.run` returns; kept are the state before each step and, of that step, what was saved or else z."""
+def _scan(f: Callable[..., Any], init: State, xs: Any, *, reverse: bool) -> tuple[State, Any, None]:
+    return *jax.lax.scan(f, init, xs, reverse=reverse), None
+
+
+def _forward(how: How, args: Args, keep: bool, carry: Carry) -> tuple[TimeMajor, Any, Any]:
+    """What `scan.run` returns; what the loop reports; kept, the state before each step and what was saved of it, or else z."""
     cell, rules = how.cell, how.rules
-    valid = _valid(args)
+    valid = valid_steps(args)
     dtype = scan.compute_dtype(args.xs, args.params)
     params = scan.cast_floating(args.params, dtype)
     zs = _projected(cell, params, _zeroed(args.xs, valid))
@@ -102,15 +137,15 @@ def _forward(how: _How, args: _Args, keep: bool) -> tuple[TimeMajor, Any]:
             y = _zeroed(y, valid)
         return new, (y, new if how.history else None, (state, saved) if keep else None)
 
-    state, (outputs, states, kept) = jax.lax.scan(advance, args.state, (zs, valid), reverse=how.reverse)
+    state, (outputs, states, kept), report = carry(advance, args.state, (zs, valid), reverse=how.reverse)
     if keep and rules is None:
         kept = kept[0], zs
-    return TimeMajor(outputs, state, states), kept
+    return TimeMajor(outputs, state, states), report, kept
 
 
-def _backward(how: _How, args: _Args, kept: Any, cotangents: TimeMajor) -> _Args:
+def _backward(how: How, args: Args, kept: Any, cotangents: TimeMajor, carry: Carry) -> Args:
     """Cotangents of the arguments."""
-    valid = _valid(args)
+    valid = valid_steps(args)
     # Whatever the loss does with the padding ends here, NaN too.
     d_outputs, d_state, d_states = cotangents._replace(outputs=_zeroed(cotangents.outputs, valid))
     stepwise, pull, gather = (_any_cell if how.rules is None else _by_hand)(how, args, kept, valid)
@@ -124,9 +159,9 @@ def _backward(how: _How, args: _Args, kept: Any, cotangents: TimeMajor) -> _Args
             d_before = jax.tree.map(lambda a, b: where_valid(valid, a, b), d_before, d_state)
         return d_before, emitted
 
-    d_state, emitted = jax.lax.scan(retreat, d_state, (stepwise, d_outputs, d_states, valid), reverse=not how.reverse)
+    d_state, emitted, _ = carry(retreat, d_state, (stepwise, d_outputs, d_states, valid), reverse=not how.reverse)
     d_params, d_xs, d_context = gather(emitted, d_outputs)
-    return _Args(d_params, _zeroed(d_xs, valid), d_state, None, d_context)
+    return Args(d_params, _zeroed(d_xs, valid), d_state, None, d_context)
 
 
 def _projected(cell: Cell, params: Params, xs: Inputs) -> Any:
@@ -140,7 +175,7 @@ def _step(cell: Cell, dtype: Any, params: Params, state: State, z: Any, context:
     return jax.tree.map(lambda a, b: a.astype(b.dtype), new, state), scan.cast_floating(y, dtype)
 
 
-def _valid(args: _Args) -> Bool[Array, "T B"] | None:
+def valid_steps(args: Args) -> Bool[Array, "T B"] | None:
     if args.lengths is None:
         return None
     return jnp.arange(jax.tree.leaves(args.xs)[0].shape[0], dtype=jnp.int32)[:, None] < args.lengths[None]
@@ -156,7 +191,7 @@ def _zeroed(tree: Any, valid: Array | None) -> Any:
 # Any cell ---------------------------------------------------------------------------------------------------------------
 
 
-def _any_cell(how: _How, args: _Args, kept: Any, valid: Array | None) -> _Adjoint:
+def _any_cell(how: How, args: Args, kept: Any, valid: Array | None) -> _Adjoint:
     """JAX's transpose of the step with respect to state and z for the loop, of all steps to params and context after it."""
     befores, zs = kept
     dtype = scan.compute_dtype(args.xs, args.params)
@@ -236,7 +271,7 @@ def _dependent(program: Any, inputs: list[bool]) -> list[bool]:
 # By hand ----------------------------------------------------------------------------------------------------------------
 
 
-def _by_hand(how: _How, args: _Args, kept: Any, valid: Array | None) -> _Adjoint:
+def _by_hand(how: How, args: Args, kept: Any, valid: Array | None) -> _Adjoint:
     rules: Any = how.rules
     dtype = scan.compute_dtype(args.xs, args.params)
     params = scan.cast_floating(args.params, dtype)

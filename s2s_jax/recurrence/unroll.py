@@ -13,13 +13,23 @@ from jaxtyping import Array, Int
 
 from s2s_jax.cells import LSTMSpec
 from s2s_jax.masks import where_valid
+from s2s_jax.recurrence import parallel
 from s2s_jax.recurrence.backend import Direction, Options, TimeMajor
 from s2s_jax.recurrence.checks import check_cell, checked_direction, checked_lengths
 from s2s_jax.recurrence.choice import AUTO, BACKENDS, Choice, choose, explain, forced, scope
+from s2s_jax.recurrence.parallel import Newton, Solved
 from s2s_jax.types import Cell, Context, Inputs, Params, State, Unrolled, UnrolledHistory
 
 DIRECTIONS = ("forward", "backward")
 MERGES = ("concat", "sum", "mean", "product", "none")
+
+
+class UnrolledInParallel(NamedTuple):
+    """As `Unrolled`, and how it was solved."""
+
+    outputs: Any
+    state: State
+    solved: Solved
 
 
 class _How(NamedTuple):
@@ -96,6 +106,36 @@ def unroll_with_history(
     initial state and `states[:, t]` the one after step t.
     """
     return _unroll(cell, params, xs, state, lengths, context, _how(reverse, remat, backend, history=True))
+
+
+def unroll_in_parallel(
+    cell: Cell,
+    params: Params,
+    xs: Inputs,
+    state: State | None = None,
+    *,
+    lengths: Int[Array, " B"] | None = None,
+    context: Context = None,
+    reverse: bool = False,
+    newton: Newton | None = None,
+) -> UnrolledInParallel:
+    """As `unroll` with the backend "parallel", with a say in its iteration, and told how that went.
+
+    Args:
+      newton: tolerance, bound, and which part of the Jacobian; see `s2s_jax.recurrence.Newton`, whose defaults None stands for.
+      cell, params, xs, state, lengths, context, reverse: as for `unroll`.
+
+    Returns:
+      `UnrolledInParallel(outputs, state, solved)`: `solved` holds the number of iterations, the greatest residual, and
+      whether it converged; where it did not, outputs and state were computed in order.
+
+    Raises:
+      As `unroll`; ValueError also for a tolerance or bound that is not positive and an unknown part of the Jacobian.
+    """
+    newton = (newton or Newton()).checked()
+    check_cell(cell)
+    lengths = checked_lengths(xs, lengths)
+    return _run_in_parallel(cell, params, xs, state, lengths, context, reverse=bool(reverse), newton=newton)
 
 
 def unroll_stack(
@@ -237,7 +277,7 @@ def _unroll(
     return _run_one(cell, params, xs, state, checked_lengths(xs, lengths), context, how=how)
 
 
-# The two jitted functions below are what a call outside of any `jit` compiles, once per shape.
+# The jitted functions below are what a call outside of any `jit` compiles, once per shape.
 @functools.partial(jax.jit, static_argnames=("cell", "how"))
 def _run_one(
     cell: Cell, params: Params, xs: Inputs, state: State, lengths: Array | None, context: Context, *, how: _How
@@ -254,6 +294,27 @@ def _run_one(
         lambda first, rest: _swap_batch_and_time(jnp.concatenate([first[None], rest][order])), state, done.states
     )
     return UnrolledHistory(outputs, done.state, states)
+
+
+@functools.partial(jax.jit, static_argnames=("cell", "reverse", "newton"))
+def _run_in_parallel(
+    cell: Cell,
+    params: Params,
+    xs: Inputs,
+    state: State,
+    lengths: Array | None,
+    context: Context,
+    *,
+    reverse: bool,
+    newton: Newton,
+) -> UnrolledInParallel:
+    xs = jax.tree.map(_swap_batch_and_time, xs)
+    direction = checked_direction(cell, params, xs, state, context, reverse, where="")
+    if reason := parallel.why_not(cell, [direction], lengths, Options()):
+        raise ValueError(f"backend: parallel does not apply: {reason}")
+    with scope("parallel"):
+        done, solved = parallel.solved(cell, direction, lengths, Options(), newton)
+    return UnrolledInParallel(jax.tree.map(_swap_batch_and_time, done.outputs), done.state, solved)
 
 
 @functools.partial(jax.jit, static_argnames=("cells", "directions", "merge", "residual", "how"))

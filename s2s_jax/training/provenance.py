@@ -66,14 +66,24 @@ def typed(name: str, value: Any) -> str:
 
 
 def _elsewhere(arguments: Sequence[str]) -> list[str]:
-    """Without where runs and data are, which is another place for whoever types the command again."""
-    kept, value_follows = [], False
+    """Without where runs and data are, which is another place for whoever types the command again.
+
+    What lies among the runs, a run to start from say, is told as below the folder that runs are in by default.
+    """
+    kept, left_out, value_of = [], {}, None
     for argument in arguments:
-        flag, equals, _ = argument.replace("_", "-").partition("=")
+        flag, equals, value = argument.partition("=")
+        flag = flag.replace("_", "-")
         if flag in ("--runs-dir", "--data-dir"):
-            value_follows = not equals
-        elif value_follows:
-            value_follows = False
+            left_out[flag], value_of = value, None if equals else flag
+        elif value_of is not None:
+            left_out[value_of], value_of = argument, None
         else:
             kept.append(argument)
-    return kept
+    runs_dir = left_out.get("--runs-dir")
+    return kept if runs_dir is None else [in_runs(argument, Path(runs_dir)) for argument in kept]
+
+
+def in_runs(path: str, runs_dir: Path) -> str:
+    """A path below `runs_dir` as one below "runs"; anything else as it is."""
+    return str("runs" / Path(path).relative_to(runs_dir)) if Path(path).is_relative_to(runs_dir) else path

@@ -16,7 +16,7 @@ import jax
 from s2s_jax.training.checkpoint import changes
 from s2s_jax.training.lock import try_lock
 from s2s_jax.training.parallel import greatest
-from s2s_jax.training.provenance import command, describe_device, typed, versions
+from s2s_jax.training.provenance import command, describe_device, in_runs, typed, versions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -339,7 +339,7 @@ class Run(Generic[ConfigType]):
             "examples": round(left["training"]["steps"] * examples_per_step),
             "test_reads": max(before, default=0) + reads_test,
             **left["training"],
-            "config": _without(_as_json(self.config), self.config.places),
+            "config": self._config_elsewhere(),
             **({"changed": self._plainly_changed(), "command": command()} if self.changed else {}),
             **more,
         }
@@ -354,6 +354,12 @@ class Run(Generic[ConfigType]):
             self.say(f"Not the run's own flags: {told}. So its result.json stays as it is.")
         path = "evaluation.json is" if self.changed else "Figures, weights and result.json are"
         self.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {self.folder}.")
+
+    def _config_elsewhere(self) -> dict[str, Any]:
+        """The config for a card: without places, and with runs where they are by default."""
+        kept = _without(_as_json(self.config), self.config.places)
+        paths = {name for name in kept if isinstance(getattr(self.config, name), Path)}
+        return {name: in_runs(value, self.config.runs_dir) if name in paths else value for name, value in kept.items()}
 
     def _plainly_changed(self) -> dict[str, Any]:
         return {name: _as_plain(value) for name, value in self.changed.items()}

@@ -575,6 +575,7 @@ def test_dropout_in_bfloat16_keeps_the_mean():
 )
 def test_a_layer_takes_every_option_of_its_cell_and_hands_it_on(layer, make):
     values = {"projection": 2, "reset": "before", "activation": "relu", "forget_bias": 0.5, "memory": 9, "bias": False}
+    values |= {"recurrence": "diagonal"}
     for name, option in inspect.signature(make).parameters.items():
         value = values.get(name, "uniform" if name.endswith("_init") else not option.default)
         assert make(**{name: value}) is not make()

@@ -157,6 +157,24 @@ def test_other_flags_are_scored_beside_the_result(tmp_path):
     assert "changed" not in result
 
 
+def test_a_run_to_start_from_is_told_as_below_the_default_folder(tmp_path, monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Started(RunConfig):
+        steps: int = 1
+        init_from: Path | None = None
+        other: Path = Path("elsewhere")
+
+    given = ["x.py", "--init-from", f"{tmp_path}/pixels/a", "--runs-dir", str(tmp_path), "--other", "elsewhere"]
+    monkeypatch.setattr("sys.argv", given)
+    run = Run.begin("task", Started(runs_dir=tmp_path, init_from=tmp_path / "pixels" / "a"))
+    run.log(1, {"train/loss": 1.0})
+    run.trained_on("digits", "real")
+    run.trained(1, {})
+    result = run.finish(split="test", metrics={}, published=[], examples_per_step=1)
+    assert result["command"].endswith(" --init-from runs/pixels/a --other elsewhere")
+    assert (result["config"]["init_from"], result["config"]["other"]) == ("runs/pixels/a", "elsewhere")
+
+
 def test_flags_are_told_as_one_types_them():
     told = [typed(*pair) for pair in (("beam_size", 3), ("parts", ["a", "b"]), ("with_lexicon", True), ("lexicon", False))]
     assert told == ["--beam-size 3", "--parts a b", "--with-lexicon", "--no-lexicon"]

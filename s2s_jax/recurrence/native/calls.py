@@ -55,6 +55,8 @@ class _Kind(NamedTuple):
 
 def kind(spec: Any) -> _Kind | None:
     """None for a cell that the native code does not know."""
+    if getattr(spec, "recurrence", None) != "dense":
+        return None
     if isinstance(spec, cells.RNNSpec) and spec.activation in ("tanh", "relu"):
         return _Kind(("tanh", "relu").index(spec.activation), 1, 0)  # the output of a simple cell says all
     if isinstance(spec, cells.LSTMSpec) and spec == cells.LSTMSpec(bias=spec.bias):

@@ -1,0 +1,64 @@
+"""Backend `associative`: cells that are linear in their state, all steps at once.
+
+Of minGRU, minLSTM and LRU the recurrence is `s_t = a_t * s_{t-1} + b_t`, with a and b read off the cell's own step; the
+gradient is such a recurrence too, run backward. Everything else is done for all steps at once, as in `fused`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from s2s_jax.recurrence import fused
+from s2s_jax.recurrence.affine import jacobian_blocks, layout_of, solve
+from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, one_by_one
+from s2s_jax.sharding import varying_as
+from s2s_jax.types import Cell, State
+
+
+def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
+    if not getattr(cell.spec, "linear", False):
+        return "the cell is not linear in its state: its spec does not say `linear`"
+    return fused.why_not(cell, directions, lengths, options)
+
+
+def run(cell: Cell, direction: Direction, lengths: Array | None, options: Options) -> TimeMajor:
+    """Carries `cell` along time. Derivatives but the first in reverse mode are those of the backend `scan`."""
+    loops = fused.Loops(lambda how, args: affine_scan, lambda how, args, kept: affine_scan)
+    return fused.carried(cell, direction, lengths, options, loops)[0]
+
+
+def affine_scan(
+    f: Callable[[State, Any], tuple[State, Any]], init: State, xs: Any, *, reverse: bool
+) -> tuple[State, Any, None]:
+    """`jax.lax.scan(f, init, xs, reverse=reverse)` where `f` is affine in the state, unit by unit.
+
+    That is: the new number k of a unit is a sum of that unit's numbers with weights that depend on `xs` alone, and of what
+    does too. It is not checked.
+    """
+    init = varying_as(init, xs)
+    layout = layout_of(init)
+    time = jax.tree.leaves(xs)[0].shape[0]
+    zero = jax.tree.map(lambda leaf: jnp.zeros((time, *leaf.shape), leaf.dtype), init)
+    every = jax.vmap(f)
+    # Linear, so the Jacobian is the same anywhere: at zero, where what is left over is b.
+    offset, push = jax.linearize(lambda states: every(states, xs)[0], zero)
+    blocks = jacobian_blocks(push, zero, layout)
+    after = layout.joined(solve(blocks, layout.cut(offset), layout.cut(init), reverse))
+    return last(after, reverse), every(before(after, init, reverse), xs)[1], None
+
+
+def before(after: State, init: State, reverse: bool) -> State:
+    """States before each step, from those after each, leaves [T, ...]."""
+    if reverse:
+        return jax.tree.map(lambda leaf, first: jnp.concatenate([leaf[1:], first[None]]), after, init)
+    return jax.tree.map(lambda leaf, first: jnp.concatenate([first[None], leaf[:-1]]), after, init)
+
+
+def last(after: State, reverse: bool) -> State:
+    return jax.tree.map(lambda leaf: leaf[0 if reverse else -1], after)
+
+
+BACKEND = Backend(one_by_one(run), why_not)

@@ -1,0 +1,168 @@
+"""Backend `associative` against `scan`, and the affine recurrences below it."""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import s2s_jax
+from s2s_jax.recurrence import affine
+from s2s_jax.types import Cell
+from tests.recurrence.test_fused import values_and_gradients
+from tests.samples import LINEAR_CELLS, TOLERANCE, T, assert_close, fill_padding, sample, weighted_sum
+
+every_cell = pytest.mark.parametrize("name", LINEAR_CELLS)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@every_cell
+def test_values_and_gradients_equal_those_of_scan(name, reverse):
+    given = sample(name, time=30, seed=5)
+    got, want = (values_and_gradients(given, backend, reverse=reverse) for backend in ("associative", "scan"))
+    assert_close(got, want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("name", ["min_gru", "lru"])
+def test_with_the_history_of_states(name):
+    given = sample(name, seed=6)
+    got, want = (values_and_gradients(given, backend, reverse=True, history=True) for backend in ("associative", "scan"))
+    assert_close(got, want, TOLERANCE["float32"])
+
+
+@every_cell
+def test_padding_reaches_nothing(name):
+    given = sample(name, seed=9)
+    want = values_and_gradients(given, "associative")
+    for padding in (np.nan, np.inf):
+        filled = given._replace(xs=fill_padding(given.xs, given.lengths, padding))
+        jax.tree.map(np.testing.assert_array_equal, values_and_gradients(filled, "associative"), want)
+    np.testing.assert_array_equal(want[1].outputs[np.arange(T)[None] >= given.lengths[:, None]], 0)
+
+
+@pytest.mark.parametrize(("batch_size", "time"), [(3, 0), (0, 4), (1, 1), (1, 2)])
+def test_empty_and_single_sizes(batch_size, time):
+    given = sample("lru", batch_size, time)
+    got, want = (values_and_gradients(given, backend, history=True) for backend in ("associative", "scan"))
+    assert_close(got, want, TOLERANCE["float32"])
+
+
+def test_second_derivatives_and_vmap(float64):
+    given = sample("min_lstm", 2, 4)
+    params, xs = jax.tree.map(np.float64, (given.params, given.xs))
+
+    def results(backend):
+        def loss(params, xs):
+            return weighted_sum(s2s_jax.unroll(given.cell, params, xs, lengths=given.lengths, backend=backend), given.weights)
+
+        gradient = jax.grad(loss)
+        hessian = jax.jvp(lambda p: gradient(p, xs), (params,), (params,))[1]
+        return hessian, jax.vmap(gradient, (None, 0))(params, np.stack([xs, -xs]))
+
+    assert_close(results("associative"), results("scan"), 1e-10)
+
+
+def test_a_linear_cell_of_ones_own():
+    """Its spec says so, and need say nothing else."""
+
+    class Leaky:
+        linear = True
+
+    given = sample("rnn")
+    leaky = Cell(
+        given.cell.init,
+        given.cell.initial_state,
+        lambda params, x: x @ params.w,
+        lambda params, state, z, context: (0.9 * state + z, state * z),
+        Leaky(),
+    )
+    given = given._replace(cell=leaky)
+    got, want = (values_and_gradients(given, backend) for backend in ("associative", "scan"))
+    assert_close(got, want, TOLERANCE["float32"])
+
+
+def test_for_what_it_does_not_apply():
+    given = sample("gru")
+    with pytest.raises(ValueError, match="associative does not apply: the cell is not linear in its state"):
+        s2s_jax.unroll(*given[:3], backend="associative")
+    given = sample("min_gru")
+    with pytest.raises(ValueError, match="associative does not apply: remat"):
+        s2s_jax.unroll(*given[:3], backend="associative", remat=2)
+
+
+def test_lowers_for_cuda_and_tpu():
+    given = sample("lru")
+    loss = jax.grad(lambda p, x: s2s_jax.unroll(given.cell, p, x, backend="associative").outputs.sum(), argnums=(0, 1))
+    exported = jax.export.export(jax.jit(loss), platforms=("cuda", "tpu"))(given.params, given.xs)
+    assert exported.platforms == ("cuda", "tpu")
+
+
+# Affine recurrences -----------------------------------------------------------------------------------------------------
+
+
+def by_hand(a, b, first, reverse):
+    states, s = np.zeros_like(b), first
+    for t in range(len(b))[:: -1 if reverse else 1]:
+        s = np.einsum("bmij,bmj->bmi", a[t], s) + b[t]
+        states[t] = s
+    return states
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("block", [1, 2, 4, 5])
+@pytest.mark.parametrize("solve", [affine.in_order, affine.as_tree, affine.solve])
+def test_both_ways_agree_with_numpy(solve, block, reverse, float64):
+    """Blocks that are multiplied number by number and such that are not."""
+    rng = np.random.default_rng(block)
+    a, b = rng.normal(size=(9, 2, 3, block, block)), rng.normal(size=(9, 2, 3, block))
+    first = rng.normal(size=(2, 3, block))
+    got = jax.jit(functools.partial(solve, reverse=reverse))(a, b, first)
+    np.testing.assert_allclose(got, by_hand(a, b, first, reverse), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell", "shape"), [("units", "lstm", (4, 2)), ("elements", "lstm", (8, 1)), ("whole", "lstm_projection", (1, 6))]
+)
+def test_a_state_that_is_cut_is_joined_again(kind, cell, shape):
+    state = sample(cell).state
+    layout = affine.layout_of(state, kind)
+    blocks = layout.cut(state)
+    assert blocks.shape[1:] == shape
+    assert layout.block == shape[1]
+    jax.tree.map(np.testing.assert_array_equal, layout.joined(blocks), state)
+
+
+def test_leaves_of_two_shapes_are_cut_into_elements():
+    assert affine.layout_of(sample("lstm_projection").state).kind == "elements"
+    assert affine.layout_of(sample("lstm").state).kind == "units"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("whole", "gru"), ("whole", "lstm"), ("units", "diagonal_lstm"), ("units", "diagonal_gru")]
+)
+def test_blocks_of_a_jacobian_equal_jaxs(kind, name):
+    given = sample(name, 1)
+    layout = affine.layout_of(given.state, kind)
+
+    def step(blocks):
+        state = layout.joined(blocks[None])
+        return layout.cut(given.cell.step(given.params, state, given.cell.project(given.params, given.xs[:, 0]), None)[0])[0]
+
+    blocks = layout.cut(given.state)[0]
+    whole = jax.jacfwd(step)(blocks)  # [M, L, M, L]
+    _, push = jax.linearize(
+        lambda state: given.cell.step(given.params, state, given.cell.project(given.params, given.xs[:, 0]), None)[0],
+        given.state,
+    )
+    got = affine.jacobian_blocks(push, given.state, layout)[0]
+    for unit in range(len(blocks)):
+        np.testing.assert_allclose(got[unit], whole[unit, :, unit], atol=1e-6)
+
+
+def test_the_rest_of_a_jacobian_cancels_in_the_mean():
+    layout = affine.layout_of(jnp.zeros((1, 2000)))
+    matrix = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, (2000, 2000)), jnp.float32) / 2000
+    got = affine.jacobian_blocks(lambda v: v @ matrix, jnp.zeros((1, 2000)), layout)[0, :, 0, 0]
+    assert abs(float(jnp.mean(got))) < 0.05  # a sum of all would be 1

@@ -1,0 +1,280 @@
+"""Backend `parallel` against `scan`: that it converges to the same, and that it falls back where it does not."""
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import s2s_jax
+from s2s_jax import cells, unroll, unroll_in_parallel
+from s2s_jax.recurrence import Newton, by_hand
+from s2s_jax.recurrence.affine import layout_of
+from s2s_jax.types import Cell
+from tests.recurrence.test_fused import values_and_gradients, with_mask
+from tests.samples import (
+    DIAGONAL_CELLS,
+    LIBRARY_CELLS,
+    LINEAR_CELLS,
+    TOLERANCE,
+    assert_close,
+    fill_padding,
+    ragged_lengths,
+    random_like,
+    sample,
+    weighted_sum,
+)
+
+EVERY = (*LIBRARY_CELLS, *DIAGONAL_CELLS, *LINEAR_CELLS, "embedding", "tree")
+BY_HAND = ("rnn", "lstm", "gru", "gru_before")
+
+
+def solved(given, *, reverse=False, **newton):
+    return unroll_in_parallel(
+        given.cell,
+        given.params,
+        given.xs,
+        given.state,
+        lengths=given.lengths,
+        context=given.context,
+        reverse=reverse,
+        newton=Newton(**newton),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "reverse"),
+    [pytest.param(name, k % 2 == 0, id=f"{name}-{'forward' if k % 2 else 'reverse'}") for k, name in enumerate(EVERY)],
+)
+def test_values_and_gradients_equal_those_of_scan(name, reverse):
+    """Small states, so with the whole Jacobian; ragged lengths, 0 and 1 among them. And it is no fallback."""
+    given = sample(name, time=24, seed=5)
+    if name in LIBRARY_CELLS:
+        given = with_mask(given)
+    got, want = (values_and_gradients(given, backend, reverse=reverse) for backend in ("parallel", "scan"))
+    assert_close(got[1], want[1], TOLERANCE["float32"])
+    assert_close(got[0], want[0], 1e-4)
+    done = solved(given, reverse=reverse)
+    assert bool(done.solved.converged)
+    assert 0 < int(done.solved.iterations) < 20
+    assert_close((done.outputs, done.state), tuple(want[1]), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("name", [*BY_HAND, "diagonal_lstm", "diagonal_gru", "lstm_peepholes"])
+def test_the_same_with_a_part_of_the_jacobian(name, reverse):
+    """States of 20 numbers and more, so unit by unit; of a dense cell that is only a part."""
+    given = sample(name, time=40, hidden_features=20, seed=6)
+    given = given._replace(params=jax.tree.map(lambda leaf: 0.3 * leaf, given.params))
+    if name in BY_HAND:
+        given = with_mask(given)
+    got, want = (values_and_gradients(given, backend, reverse=reverse) for backend in ("parallel", "scan"))
+    assert_close(got[1], want[1], TOLERANCE["float32"])
+    assert_close(got[0], want[0], 1e-4)
+    done = solved(given, reverse=reverse)
+    assert bool(done.solved.converged)
+    if name.startswith("diagonal"):
+        assert int(done.solved.iterations) <= 8  # all of it is in the units: Newton's own method
+
+
+@pytest.mark.parametrize("mask", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("name", ["rnn_relu", "lstm", "gru", "gru_before", "gru_no_bias"])
+def test_blocks_by_hand_equal_those_of_jax(name, mask):
+    given = sample(name, 1, 1)
+    if name == "gru_before":  # where a unit reaches itself through the reset gates of others too, which are left out
+        diagonal = np.tile(np.eye(4, dtype=np.float32), 3)
+        given = given._replace(params=given.params._replace(u=given.params.u * diagonal))
+    mask = np.full((1, 4), 0.7, np.float32) if mask else None
+    rules, layout = by_hand.rules_of(given.cell), layout_of(given.state)
+    z = given.cell.project(given.params, given.xs[:, 0])
+    _, saved = rules.step(given.params, given.state, z, mask)
+    every = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (given.state, saved))
+    got = rules.blocks(given.params, *every, mask)[0, 0]
+
+    def step(blocks):
+        return layout.cut(given.cell.step(given.params, layout.joined(blocks[None]), z, mask)[0])[0]
+
+    blocks = layout.cut(given.state)[0]
+    whole = jax.jacfwd(step)(blocks)
+    np.testing.assert_allclose(got, np.stack([whole[k, :, k] for k in range(len(blocks))]), atol=1e-6)
+
+
+def test_gradients_are_exact_whatever_part_of_the_jacobian_the_iteration_uses(float64):
+    """Back-propagation through the solve with a part of J would be biased: this is not."""
+    given = sample("gru", time=30, hidden_features=24, seed=8)
+    params, xs = jax.tree.map(lambda leaf: 0.4 * np.float64(leaf), (given.params, given.xs))
+
+    def loss(params, xs, unrolled):
+        return jnp.sum(unrolled(given.cell, params, xs).outputs ** 2)
+
+    want = jax.grad(loss, (0, 1))(params, xs, lambda *args: unroll(*args, backend="scan"))
+    for jacobian in ("elements", "whole"):
+        newton = Newton(jacobian=jacobian, tolerance=1e-13)
+        got = jax.grad(loss, (0, 1))(params, xs, lambda *args: unroll_in_parallel(*args, newton=newton))  # noqa: B023
+        assert_close(got, want, 1e-10)
+        assert bool(unroll_in_parallel(given.cell, params, xs, newton=newton).solved.converged)
+
+
+# Where it does not converge ---------------------------------------------------------------------------------------------
+
+
+def growing(rate):
+    return Cell(
+        cells.rnn.init,
+        cells.rnn.initial_state,
+        lambda params, x: x @ params.w,
+        lambda params, h, z, context: (rate(h) + z, rate(h)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rate", "why"),
+    [(lambda h: 3 * h, "overflows"), (lambda h: 3.9 * h * (1 - h), "chaotic"), (lambda h: 1.2 * h, "grows")],
+    ids=["overflow", "chaos", "growth"],
+)
+def test_an_exploding_cell_is_computed_in_order(rate, why):
+    cell = growing(rate)
+    params = cell.init(jax.random.key(0), 2, 20)._replace(w=jnp.full((2, 20), 1e-6))
+    xs = jax.random.uniform(jax.random.key(1), (3, 150, 2))
+    state = jnp.full((3, 20), 0.3)
+    done = unroll_in_parallel(cell, params, xs, state)
+    assert not bool(done.solved.converged)
+    want = unroll(cell, params, xs, state, backend="scan")
+    jax.tree.map(np.testing.assert_array_equal, (done.outputs, done.state), tuple(want))
+    gradients = [
+        jax.grad(lambda p: unroll(cell, p, xs, state, backend=backend).outputs.sum())(params).w  # noqa: B023
+        for backend in ("parallel", "scan")
+    ]
+    np.testing.assert_allclose(*gradients, rtol=1e-5)
+
+
+def test_a_bound_of_iterations_that_is_too_small():
+    given = sample("lstm", time=24, seed=5)
+    done = solved(given, max_iterations=1)
+    assert int(done.solved.iterations) == 1
+    assert not bool(done.solved.converged)
+    assert float(done.solved.residual) > 1e-4
+    want = unroll(*given[:4], lengths=given.lengths, backend="scan")
+    assert_close((done.outputs, done.state), tuple(want), 2e-6)
+
+
+def test_nan_in_a_row_stays_in_that_row():
+    given = sample("gru", time=12, seed=4)._replace(lengths=None)
+    given.xs[1, 5] = np.nan
+    want = unroll(*given[:4], backend="scan")
+    done = solved(given)
+    assert not bool(done.solved.converged)
+    np.testing.assert_array_equal(np.isnan(done.outputs), np.isnan(want.outputs))
+    assert_close(np.nan_to_num(done.outputs), np.nan_to_num(want.outputs), 2e-6)
+
+
+# What holds for every backend -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lstm", "tree"])
+def test_padding_reaches_nothing(name):
+    given = sample(name, seed=9)
+    want = values_and_gradients(given, "parallel")
+    for padding in (np.nan, np.inf):
+        filled = given._replace(xs=fill_padding(given.xs, given.lengths, padding))
+        jax.tree.map(np.testing.assert_array_equal, values_and_gradients(filled, "parallel"), want)
+
+
+@pytest.mark.parametrize(("batch_size", "time"), [(3, 0), (0, 4), (1, 1), (1, 2)])
+def test_empty_and_single_sizes(batch_size, time):
+    given = sample("lstm", batch_size, time)
+    got, want = (values_and_gradients(given, backend, history=True) for backend in ("parallel", "scan"))
+    assert_close(got, want, TOLERANCE["float32"])
+    assert solved(given).outputs.shape == (batch_size, time, 4)
+
+
+def test_forward_mode_second_derivatives_and_vmap(float64):
+    given = sample("gru", 2, 5)
+    params, xs, state = jax.tree.map(np.float64, (given.params, given.xs, given.state))
+    along = jax.tree.map(np.float64, random_like(params, 9))
+
+    def results(backend):
+        def loss(params, xs):
+            return weighted_sum(unroll(given.cell, params, xs, state, lengths=given.lengths, backend=backend), given.weights)
+
+        gradient = jax.grad(loss)
+        slope = jax.jvp(lambda p: loss(p, xs), (params,), (along,))[1]
+        hessian = jax.jvp(lambda p: gradient(p, xs), (params,), (along,))[1]
+        return slope, hessian, jax.vmap(gradient, (None, 0))(params, np.stack([xs, -xs]))
+
+    assert_close(results("parallel"), results("scan"), 1e-10)
+
+
+def test_under_vmap_one_that_does_not_converge_leaves_the_others():
+    given = sample("rnn", 2, 40)._replace(lengths=None)
+    scales = np.array([0.5, 40.0], np.float32)
+
+    def outputs(scale, backend):
+        params = given.params._replace(u=scale * given.params.u)
+        return unroll(given.cell, params, given.xs, given.state, backend=backend).outputs
+
+    got, want = (jax.vmap(lambda scale: outputs(scale, backend))(scales) for backend in ("parallel", "scan"))  # noqa: B023
+    assert_close(got[0], want[0], TOLERANCE["float32"])
+    assert_close(got[1], want[1], TOLERANCE["float32"])
+
+
+def test_bfloat16_is_solved_to_its_own_precision():
+    given = sample("gru", time=30, seed=3)
+    narrow = jnp.asarray(given.xs, jnp.bfloat16)
+    got, want = (unroll(given.cell, given.params, narrow, given.state, backend=backend) for backend in ("parallel", "scan"))
+    assert got.outputs.dtype == jnp.bfloat16
+    assert_close(np.float32(got.outputs), np.float32(want.outputs), 32 * 2**-8)
+
+
+@pytest.mark.parametrize("name", ["lstm", "diagonal_gru"])
+def test_on_several_devices(name):
+    given = sample(name, 16)
+    lengths = ragged_lengths(16, given.xs.shape[1])
+
+    def gradients(f):
+        return jax.jit(jax.grad(lambda *args: weighted_sum(f(*args), given.weights.outputs), argnums=(0, 1)))
+
+    def forward(params, xs, state, lengths):
+        return unroll(given.cell, params, xs, state, lengths=lengths, backend="parallel").outputs
+
+    want = gradients(forward)(*given[1:4], lengths)
+    axis, every = (jax.sharding.AxisType.Auto,), jax.sharding.PartitionSpec("batch")
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=axis, devices=jax.devices("cpu")[:8])
+    specs = (jax.sharding.PartitionSpec(), every, every, every)
+    sharded = jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=every)
+    assert_close(gradients(sharded)(*given[1:4], lengths), want, TOLERANCE["float32"])
+
+
+def test_lowers_for_cuda_and_tpu():
+    given = sample("lstm")
+    loss = jax.grad(lambda p, x: unroll(given.cell, p, x, backend="parallel").outputs.sum(), argnums=(0, 1))
+    exported = jax.export.export(jax.jit(loss), platforms=("cuda", "tpu"))(given.params, given.xs)
+    assert exported.platforms == ("cuda", "tpu")
+
+
+def test_for_what_it_does_not_apply():
+    given = sample("counting")
+    for call in (unroll_in_parallel, lambda *args: unroll(*args, backend="parallel")):
+        with pytest.raises(ValueError, match="parallel does not apply: the state holds numbers that have no derivative"):
+            call(*given[:3])
+    given = sample("lstm")
+    assert "remat" in s2s_jax.explain_backend(*given[:3], remat=2).others["parallel"]
+
+
+@pytest.mark.parametrize(
+    ("newton", "message"),
+    [
+        ({"tolerance": 0.0}, "newton.tolerance: expected a number above 0 and below 1, got 0.0"),
+        ({"max_iterations": 0}, "newton.max_iterations: expected a positive number, got 0"),
+        ({"jacobian": "all"}, "newton.jacobian: expected None or one of units, elements, whole, got 'all'"),
+    ],
+)
+def test_options_that_raise(newton, message):
+    with pytest.raises(ValueError, match=message):
+        solved(sample("lstm"), **newton)
+
+
+def test_units_are_for_states_of_one_shape():
+    given = sample("lstm_projection")
+    with pytest.raises(ValueError, match=r"newton\.jacobian: expected leaves of one shape in the state with units"):
+        solved(given, jacobian="units")
