@@ -273,6 +273,22 @@ def heatmap(
     return figure
 
 
+def curves(values: Mapping[str, Mapping[float, float]], *, xlabel: str, ylabel: str, title: str) -> Any:
+    """A line for each name through its points {x: y}, both axes logarithmic; numbers above 0."""
+    figure, ((axes,),) = _subplots(1, 1, (6.4, 4.4))
+    looks = zip(itertools.cycle(_COLORS), itertools.cycle(_MARKERS), values.items(), strict=False)
+    for color, marker, (name, points) in looks:
+        axes.loglog(list(points), list(points.values()), marker=marker, markersize=5, color=color, label=name)
+    places = sorted({x for points in values.values() for x in points})
+    axes.set_xticks(places, [f"{place:,g}" for place in places])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.legend(frameon=False, loc="best")
+    _quiet(axes)
+    return figure
+
+
 def _fonts_for(text: str) -> tuple[list[str], set[str]]:
     """Fonts of this machine that have the characters of a text between them, as few as are needed, and those they have."""
     from matplotlib import font_manager

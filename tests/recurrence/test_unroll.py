@@ -608,7 +608,12 @@ ERRORS = [
     wrong("rnn", ValueError, r"lengths: expected values from 0 to T = 6, got -1 in row 3", lengths=np.array([1, 6, 2, -1])),
     wrong("rnn", TypeError, r"lengths: expected integers \[B\], got dtype float", lengths=np.ones(4)),
     wrong("rnn", ValueError, r"lengths: expected shape \[B\] = \(4,\), got \(3,\)", lengths=np.ones(3, int)),
-    wrong("rnn", ValueError, r"backend: expected one of auto, scan, native, fused, cudnn, got 'cuda'", backend="cuda"),
+    wrong(
+        "rnn",
+        ValueError,
+        r"backend: expected one of auto, scan, native, .*, parallel, got 'cuda'",
+        backend="cuda",
+    ),
     wrong("rnn", ValueError, r"remat: expected a positive number of steps, got 0", remat=0),
     wrong("rnn", ValueError, r"remat: expected a positive number of steps, got 2.0", remat=2.0),
     wrong("rnn", TypeError, r"cell: expected a Cell such as s2s_jax.cells.lstm, got 'lstm'", cell="lstm"),

@@ -1,0 +1,92 @@
+"""Long sequences: what is measured, beside NumPy, and a tiny run from its training to its timings."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import long_sequences
+from experiments.long_sequences import Config, LongReader
+from s2s_jax import cells
+from s2s_jax.training.command import main
+from s2s_jax.training.loop import make_measure
+
+
+def told(model, batch):
+    return make_measure(long_sequences.measure)(model, [batch])
+
+
+def test_measures_equal_numpys():
+    config = Config(length=6, hidden_features=4)
+    batch = long_sequences.training_batch(config, 3)
+    model = LongReader(config)
+    said = np.asarray(model(batch["sequence"]), np.float64)
+    np.testing.assert_allclose(told(model, batch)["loss"], np.mean((said - batch["sum"]) ** 2), rtol=1e-5)
+    config = Config(task="copy", length=3, hidden_features=4)
+    batch = long_sequences.training_batch(config, 3)
+    model = LongReader(config)
+    logits = np.asarray(model(batch["sequence"]), np.float64)
+    nats = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, batch["target"][..., None], -1)[..., 0]
+    got = told(model, batch)
+    np.testing.assert_allclose(got["loss"], nats.mean(), rtol=1e-5)
+    np.testing.assert_allclose(got["accuracy"], np.mean(logits[:, -10:].argmax(-1) == batch["target"][:, -10:]), rtol=1e-6)
+
+
+def test_rows_that_hold_no_sequence_count_for_nothing():
+    config = Config(length=5, hidden_features=4)
+    model, batch = LongReader(config), long_sequences.training_batch(config, 0)
+    mask = np.arange(len(batch["sum"])) < 10
+    some = {name: values[:10] for name, values in batch.items()}
+    np.testing.assert_allclose(told(model, {**batch, "mask": mask})["loss"], told(model, some)["loss"], rtol=1e-6)
+
+
+def test_training_validation_and_test_are_drawn_apart():
+    config = Config(length=9)
+    first = {split: long_sequences.split_of(config, split)["sequence"][0] for split in ("validation", "test")}
+    steps = [long_sequences.training_batch(config, step)["sequence"][0] for step in (0, 1)]
+    other = long_sequences.training_batch(Config(length=9, seed=1), 0)["sequence"][0]
+    assert len({drawn.tobytes() for drawn in [*first.values(), *steps, other]}) == 5
+
+
+@pytest.mark.parametrize(("cell", "way"), [("gru", "parallel"), ("min_gru", "associative")])
+def test_a_run_from_training_to_timings(cell, way, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(long_sequences.SPLIT_SEEDS, "test", (2, 20))
+    monkeypatch.setitem(long_sequences.SPLIT_SEEDS, "validation", (1, 20))
+    functions = {name: getattr(long_sequences, name) for name in ("train", "evaluate", "predict")}
+
+    def call(*arguments):
+        main("long_sequences", Config, **functions, arguments=[*arguments, "--runs-dir", str(tmp_path)])
+
+    call("--steps", "2", "--length", "4", "--hidden-features", "4", "--cell", cell, "--evaluate-every", "1")
+    folder = tmp_path / "long_sequences" / "default"
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["dataset"], result["data"], result["published"]) == ("adding4", "real", [])
+    capsys.readouterr()
+    call("evaluate", "--times", "--longest", "40")
+    printed = capsys.readouterr().out
+    assert "trained weights, 40 steps: " in printed
+    assert f"{way} with gradient" in printed
+    assert "fresh weights, 10 steps: " in printed
+    assert (" iterations, and in order takes as long as " in printed) == (way == "parallel")
+    assert (folder / "figures" / "time_by_length_trained.png").stat().st_size > 10_000
+    call("predict", "2")
+    assert capsys.readouterr().out.count(", said ") == 2
+    with pytest.raises(SystemExit):
+        call("predict", "two")
+
+
+def test_a_way_that_gives_something_else_is_told(monkeypatch):
+    """How far the results are apart is of the worst of all."""
+    params = cells.gru.init(jax.random.key(0), 2, 4)
+    xs = jax.random.normal(jax.random.key(1), (1, 12, 2))
+    real = long_sequences.unroll
+
+    def wrong(cell, params, xs, backend):
+        done = real(cell, params, xs, backend=backend)
+        return done._replace(outputs=1.5 * done.outputs) if backend == "parallel" else done
+
+    assert "equal to" in long_sequences.time_one(cells.gru, params, xs)["told"]
+    monkeypatch.setattr(long_sequences, "unroll", wrong)
+    worst = float(long_sequences.time_one(cells.gru, params, xs)["told"].split("equal to ")[1].split(";")[0])
+    assert worst > 0.4
