@@ -116,7 +116,7 @@ def build_cell(config: Config) -> Cell:
         return cells.BY_NAME[config.cell]
     kind, recurrence = config.cell.removeprefix("diagonal_"), "diagonal" if config.cell.startswith("diagonal_") else "dense"
     if kind not in ("lstm", "gru"):
-        raise ValueError(f"memory: expected an LSTM or a GRU with it, got {config.cell}")
+        raise ValueError(f"memory: expected a cell with gates with it, lstm or gru, got {config.cell}")
     make = cells.make_lstm if kind == "lstm" else cells.make_gru
     return make(memory=config.memory, recurrence=recurrence)
 
