@@ -49,6 +49,15 @@ from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
 LOW, HIGH = 0.1, 0.9  # quantiles of the interval
+LAYERED = ("attention", "autoregressive")
+# Which models take which flags; the others take none of them.
+TAKEN_BY = {
+    "num_layers": LAYERED,
+    "segment": ("segments",),
+    **dict.fromkeys(("cell", "dropout"), (*LAYERED, "segments")),
+    **dict.fromkeys(("series", "known_covariates"), ("repeat_vector", *LAYERED)),
+    "past_covariates": ("repeat_vector", "attention"),
+}
 # ETTh1, multivariate, look-back 96, by horizon: MSE and MAE, from the README of SegRNN's repository.
 _MULTIVARIATE = {
     96: {"SegRNN": (0.368, 0.395), "iTransformer": (0.386, 0.405), "PatchTST": (0.414, 0.419), "DLinear": (0.386, 0.400)},
@@ -119,6 +128,14 @@ class Config(Drawing, SeriesFlags, TrainingConfig):
     may_be_zero: ClassVar[tuple[str, ...]] = TrainingConfig.may_be_zero
     places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, "csv", "static_csv")
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Scored,), "predict": (Drawing,)}
+    taken_by: ClassVar[Mapping[str, tuple[str, ...]]] = TAKEN_BY
+    validated: ClassVar[tuple[str, ...]] = ("loss",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model == "segments" and (self.look_back % self.segment or self.horizon % self.segment):
+            expected = f"multiples of the segment of {self.segment} steps"
+            raise ValueError(f"look_back, horizon, segment: expected {expected}, got {self.look_back} and {self.horizon}")
 
     @property
     def head(self) -> Distribution:
@@ -134,14 +151,6 @@ def build_model(config: Config, series: int, covariates: int, known: int, static
     """For so many series, covariates, of which some are known ahead, and numbers that describe a series."""
     if config.head.counts and config.window_scaling != "mean":
         raise ValueError(f"window_scaling: expected mean with counts, got {config.window_scaling}")
-    for name, asked, known_by in (
-        ("num_layers", config.num_layers != 1, ("attention", "autoregressive")),
-        ("series", config.series == "each", ("repeat_vector", "attention", "autoregressive")),
-        ("past_covariates", bool(config.past_covariates), ("repeat_vector", "attention")),
-        ("known_covariates", bool(config.known_covariates), ("repeat_vector", "attention", "autoregressive")),
-    ):
-        if asked and config.model not in known_by:
-            raise ValueError(f"{name}: expected it with the model {' or '.join(known_by)}, got it with {config.model}")
     if not config.task.covariates:
         covariates = known = 0
     each = config.series == "each"
@@ -234,7 +243,7 @@ def report(
     result = run.finish(
         split=f"{splits[-1]}, all {count} windows",
         metrics=metrics,
-        published=published(series.name, targets_of(config, series), config.look_back, config.horizon),
+        published=published(config, targets_of(config, series)),
         examples_per_step=config.batch_size,
         reads_test="test" in splits,
         parameters=count_parameters(model),
@@ -245,12 +254,13 @@ def report(
     run.say_end(result)
 
 
-def published(name: str, targets: tuple[str, ...], look_back: int, horizon: int) -> list[dict[str, Any]]:
+def published(config: Config, targets: tuple[str, ...]) -> list[dict[str, Any]]:
     """What is known of ETTh1, of OT alone or of all seven; SegRNN's table is of a look-back of 96."""
-    if name != "etth1" or (targets != ("OT",) and len(targets) != 7):
+    if config.dataset != "ett" or (targets != ("OT",) and len(targets) != 7):
         return []
-    known = {"README of SegRNN's repository": _MULTIVARIATE.get(horizon, {}) if (len(targets), look_back) == (7, 96) else {}}
-    known["arXiv 2012.07436"] = _INFORMER.get((len(targets), horizon), {})
+    of_segments = _MULTIVARIATE.get(config.horizon, {}) if (len(targets), config.look_back) == (7, 96) else {}
+    known = {"README of SegRNN's repository": of_segments}
+    known["arXiv 2012.07436"] = _INFORMER.get((len(targets), config.horizon), {})
     return [
         {"metric": metric, "value": value, "how": how, "source": source}
         for source, of_models in known.items()
@@ -312,14 +322,18 @@ def evaluate(run: Run[Config]) -> None:
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:
-    """Forecasts what comes after csv files: a csv and a picture of each in the run's folder.
+    """Forecasts what comes after csv files: a csv and a picture of each in the run's folder, both named after it.
 
-    Columns that are known ahead have to go on beyond the targets, whose cells are empty there.
+    Columns are found by name; others may stand beside them. Those that are known ahead have to go on beyond the
+    targets, whose cells are empty there.
     """
     if not inputs:
         raise ValueError("expected at least one csv file")
     config = run.config
-    for number, name in enumerate(inputs):
+    stems = [Path(name).name.split(".")[0] for name in inputs]
+    if len(set(stems)) < len(stems):
+        raise ValueError(f"expected files of different names, which those of the forecasts bear, got {', '.join(inputs)}")
+    for stem, name in zip(stems, inputs, strict=True):
         series, table, scaler, origin = extended(run, name)
         names = targets_of(config, series)
         model = load(run, table)
@@ -328,22 +342,20 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
             config.task, model, table, plan, samples=config.samples, levels=(LOW, HIGH), seed=config.seed
         )
         panels = [panel(config, series, names, scaler, said, 0, column) for column in range(len(names))]
-        path = run.folder / f"forecast_{number}.csv"
+        path = run.folder / f"forecast_{stem}.csv"
         write(path, panels, names)
         print(f"{name}: {config.horizon} steps from {series.dates[origin].item()} on are in {path}")
         figure = plots.forecasts(panels, title=f"{Path(name).name}{interval_name(config)}")
-        print(f"  drawn in {run.figure(f'forecast_{number}', figure)}")
+        print(f"  drawn in {run.figure(f'forecast_{stem}', figure)}")
 
 
 def extended(run: Run[Config], name: str) -> tuple[Series, Table, Scaler, int]:
     """The series of a file with room for the steps ahead, its table, the scaler of its targets, and the first step ahead."""
     config, kept = run.config, json.loads((run.folder / "series.json").read_text())
-    series = read_own(dataclasses.replace(config, bad_rows="repair"), Path(name))
-    if not config.known_covariates:  # with these, the last cells of the targets are meant to be empty
-        print(mended(series), end="")
-    if [list(series.columns), list(series.step)] != [kept["columns"], kept["step"]]:
-        expected = f"{', '.join(kept['columns'])} at steps of {Step(*kept['step'])}, as in the training"
-        raise ValueError(f"{name}: expected {expected}, got {', '.join(series.columns)} at steps of {series.step}")
+    series = read_own(dataclasses.replace(config, bad_rows="repair"), Path(name), kept["columns"])
+    print(mended(series), end="")
+    if list(series.step) != kept["step"]:
+        raise ValueError(f"{name}: expected steps of {Step(*kept['step'])}, as in the training, got steps of {series.step}")
     targets = tuple(series.columns.index(column) for column in targets_of(config, series))
     origin = int(np.flatnonzero(series.observed[:, targets].any(axis=1))[-1]) + 1
     ahead = origin + config.horizon
@@ -365,8 +377,11 @@ def extended(run: Run[Config], name: str) -> tuple[Series, Table, Scaler, int]:
 
 
 def write(path: Path, panels: list[dict[str, Any]], names: tuple[str, ...]) -> None:
-    """A row for each step ahead: its date, and of each series the mean and the ends of the interval."""
-    header, columns = ["date"], [panels[0]["dates"][-len(panels[0]["mean"]) :]]
+    """A row for each step ahead: its date, and of each series the mean and the ends of the interval, in six digits."""
+    dates = panels[0]["dates"][-len(panels[0]["mean"]) :]
+    daily = bool((dates == dates.astype("datetime64[D]")).all())
+    told = [str(date) for date in (dates.astype("datetime64[D]") if daily else dates).tolist()]
+    header, columns = ["date"], list[np.ndarray]()
     for name, shown in zip(names, panels, strict=True):
         header, columns = [*header, name], [*columns, shown["mean"]]
         if shown["interval"] is not None:
@@ -374,7 +389,7 @@ def write(path: Path, panels: list[dict[str, Any]], names: tuple[str, ...]) -> N
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
+        writer.writerows(zip(told, *([float(f"{value:.6g}") for value in column] for column in columns), strict=True))
 
 
 if __name__ == "__main__":

@@ -119,12 +119,10 @@ class Config(TextFlags, TrainingConfig):
     places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, *PATHS)
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Scored,)}
     fractions: ClassVar[tuple[str, ...]] = ("accuracy",)
+    taken_by: ClassVar[Mapping[str, tuple[str, ...]]] = TAKEN_BY
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, models in TAKEN_BY.items():
-            if getattr(self, name) != getattr(type(self), name) and self.model not in models:
-                raise ValueError(f"{name}: expected it with {', '.join(models)}, got it with {self.model}")
         if self.vocabulary_size and self.symbols != "characters":
             raise ValueError(f"vocabulary_size: expected it with --symbols characters, got it with {self.symbols}")
         if 0 < self.vocabulary_size < UNKNOWN + 2:

@@ -11,6 +11,7 @@ import numpy as np
 
 from s2s_jax.data.calendar import cycles_of, time_features
 from s2s_jax.data.datasets.text_files import number_of, read_rows
+from s2s_jax.data.own_files import name_own_files
 from s2s_jax.data.series import BadRows, Series, read_series, seasonal_series
 from s2s_jax.data.windows import Scaler, Table, fit_scaler
 
@@ -24,9 +25,10 @@ class SeriesFlags:
     """Flags of an experiment on series of numbers."""
 
     dataset: str = "seasonal"
-    """seasonal (generated), ett, or one of airline-passengers, daily-min-temperatures and monthly-sunspots."""
+    """seasonal (generated), ett, one of airline-passengers, daily-min-temperatures and monthly-sunspots; or files, which
+    --csv names, and which goes without saying with it."""
     csv: Path | None = None
-    """A file of your own with a header, instead."""
+    """A file of your own with a header."""
     date_column: str | None = None
     """Its column of dates; the first if not given."""
     targets: tuple[str, ...] = ()
@@ -52,9 +54,20 @@ class SeriesFlags:
     season: int | None = None
     """Steps of the season that the seasonal naive forecast repeats; by data set and step if not given."""
 
+    def __post_init__(self) -> None:
+        name_own_files(self, ("csv",))
+        if self.dataset == "files" and self.csv is None:
+            raise ValueError("csv: expected it with --dataset files")
+        named = (*self.targets, *self.covariates)
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(
+                f"targets, known_covariates, past_covariates: expected each column once, got {', '.join(twice)} twice"
+            )
+        getattr(super(), "__post_init__", lambda: None)()  # of the other flags of an experiment
+
     @property
     def origin(self) -> str:
-        return "generated" if self.csv is None and self.dataset == "seasonal" else "real"
+        return "generated" if self.dataset == "seasonal" else "real"
 
     @property
     def covariates(self) -> tuple[str, ...]:
@@ -85,7 +98,7 @@ class Parts(NamedTuple):
 def load_series(flags: SeriesFlags, data_dir: Path | None) -> Series:
     """Raises a ValueError where the flags name no series, or one that is not there."""
     if flags.csv is not None:
-        return read_own(flags, flags.csv)
+        return _without_ahead(flags, read_own(flags, flags.csv))
     if flags.dataset == "seasonal":
         return seasonal_series()
     if flags.dataset != "ett" and flags.dataset not in SMALL:
@@ -98,12 +111,23 @@ def load_series(flags: SeriesFlags, data_dir: Path | None) -> Series:
     return read_own(flags, Path(folder) / f"small_series/{flags.dataset}.csv")
 
 
-def read_own(flags: SeriesFlags, path: Path) -> Series:
-    """The columns that the flags name of a csv file."""
+def read_own(flags: SeriesFlags, path: Path, columns: Sequence[str] = ()) -> Series:
+    """Columns of a csv file, those that the flags name if no others are; what is known ahead may go on beyond the others."""
     if not path.is_file():
         raise ValueError(f"csv: expected a file, found none at {path}")
-    columns = (*flags.targets, *flags.covariates) if flags.targets else ()
-    return read_series(path, date=flags.date_column, columns=columns, bad_rows=flags.bad_rows)
+    named = columns or ((*flags.targets, *flags.covariates) if flags.targets else ())
+    return read_series(path, date=flags.date_column, columns=named, ahead=flags.known_covariates, bad_rows=flags.bad_rows)
+
+
+def _without_ahead(flags: SeriesFlags, series: Series) -> Series:
+    """Without the steps at its end that only what is known ahead is told of, as in a file that a forecast needs."""
+    others = [number for number, column in enumerate(series.columns) if column not in flags.known_covariates]
+    end = len(series.dates) - int(series.observed[::-1, others].any(axis=1).argmax())
+    if not flags.known_covariates or end == len(series.dates):
+        return series
+    told = f"{len(series.dates) - end} steps behind the last number of what is not known ahead are left out"
+    dates, values, observed = (leaf[:end] for leaf in (series.dates, series.values, series.observed))
+    return series._replace(dates=dates, values=values, observed=observed, findings=(*series.findings, told))
 
 
 def parts_of(flags: SeriesFlags, series: Series, *, scaled: bool = True) -> Parts:
@@ -115,9 +139,9 @@ def parts_of(flags: SeriesFlags, series: Series, *, scaled: bool = True) -> Part
       scaled: whether targets are standardised by the training part, as covariates are.
 
     Raises:
-      ValueError: parts without a step or an observed target; columns that there are not; a season as long as the training part.
+      ValueError: parts without a window or an observed target; columns that there are not; a season as long as the training.
     """
-    if flags.csv is None and flags.dataset == "ett":
+    if flags.dataset == "ett":
         train, validation, test = np.cumsum(ETT_PARTS).tolist()
         if len(series.dates) < test:
             raise ValueError(f"ett: expected at least {test} hours, got {len(series.dates)}")
@@ -131,13 +155,20 @@ def parts_of(flags: SeriesFlags, series: Series, *, scaled: bool = True) -> Part
         )
     scaler = fit_scaler(series.values[:train], series.observed[:train])
     targets = tuple(series.columns.index(column) for column in targets_of(flags, series))
-    for begin, end in ((0, train), (train, validation), (validation, test)):
+    for part, begin, end in (("training", 0, train), ("validation", train, validation), ("test", validation, test)):
+        # What a window reads may lie in the part before, what it forecasts not.
+        needed = flags.horizon + (flags.look_back if part == "training" else 0)
+        if end - begin < needed:
+            expected = f"at least {needed} rows in the {part} part, for a look-back of {flags.look_back}"
+            raise ValueError(
+                f"look_back, horizon: expected {expected} and a horizon of {flags.horizon}, got {end - begin} of {test}"
+            )
         if not series.observed[begin:end, targets].any():
             raise ValueError(f"{series.name}: expected an observed target within the steps {begin} to {end}, got none")
     if not scaled:
         for leaf, as_it_is in ((scaler.mean, 0), (scaler.deviation, 1)):
             leaf[list(targets)] = as_it_is
-    season = flags.season or SEASONS.get(series.name, series.step.season)
+    season = flags.season or SEASONS.get(flags.dataset, series.step.season)
     if season >= train:
         if flags.season:
             raise ValueError(f"season: expected less than the {train} steps of the training part, got {season}")

@@ -81,6 +81,13 @@ class TrainingConfig(RunConfig):
         "max_skipped",
     )
     fractions: ClassVar[tuple[str, ...]] = ("accuracy",)  # validation metrics from 0 to 1, which learning curves show
+    validated: ClassVar[tuple[str, ...]] = ()  # names of all validation metrics, where they are known before the training
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        goal = self.goal_of_training()
+        if goal is not None and self.validated and goal.metric not in self.validated:
+            raise ValueError(f"goal: expected one of the metrics {', '.join(self.validated)}, got {goal.metric!r}")
 
     def join_processes(self) -> None:
         """Joins the other processes; has to come before anything asks JAX for its devices."""

@@ -42,6 +42,8 @@ class RunConfig:
     # By command, evaluate or predict: dataclasses of flags that it takes. Those that the config inherits say what is done with
     # the trained model: they are no part of the run's identity, and the command may give others than the training did.
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {}
+    # Which values of `--model` take a flag, for flags that not all of them do: with another it has to stay at its default.
+    taken_by: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @classmethod
     def not_of_identity(cls) -> set[str]:
@@ -57,6 +59,10 @@ class RunConfig:
                 raise ValueError(f"{field.name}: expected at least {least}, got {value}")
             if type(value) is float and not 0 <= value < math.inf:
                 raise ValueError(f"{field.name}: expected a number from 0 on, got {value}")
+        config: Any = self
+        for name, models in self.taken_by.items():
+            if getattr(config, name) != getattr(type(config), name) and config.model not in models:
+                raise ValueError(f"{name}: expected it with {', '.join(models)}, got it with {config.model}")
 
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)

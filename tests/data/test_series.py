@@ -37,6 +37,8 @@ def test_columns_are_chosen_by_name(tmp_path):
 WRONG = [
     (5, "2016-07-04,x,8", "line 5: expected a number in a, got 'x'"),
     (5, "2016-07-04,inf,8", "line 5: expected a number in a, got 'inf'"),
+    (5, "2016-07-04,1_0,8", "line 5: expected a number in a, got '1_0'"),
+    (5, "2016-07-04,\u0663,8", "line 5: expected a number in a, got '\u0663'"),
     (5, "2016-07-04,,8", "line 5: no number in a"),
     (5, "2016-07-04,NaN,8", "line 5: no number in a"),
     (5, None, "line 5: 1 steps of 1 day are missing before"),
@@ -80,6 +82,41 @@ def test_what_comes_before_all_columns_is_left_out(tmp_path):
     assert "line 2: 1 steps before the first number of every column are left out" in series.findings
 
 
+def test_of_two_rows_of_a_date_the_first_number_of_each_column_stays(tmp_path):
+    path = written(tmp_path, "date,a,b\n2016-07-01,1,2\n2016-07-02,,4\n2016-07-02,5,6\n2016-07-03,7,8\n")
+    series = read_series(path, bad_rows="repair")
+    np.testing.assert_array_equal(series.values, [[1, 2], [5, 4], [7, 8]])
+    assert series.observed.all()
+    assert series.findings == ("line 3: no number in a", "line 4: 2016-07-02T00:00:00 stands in line 3 too")
+
+
+@pytest.mark.parametrize(
+    ("dates", "told"),
+    [
+        (["2016-07-01T00:00:00Z", "2016-07-01T01:00:00Z", "2016-07-01T02:00:00Z"], ()),
+        (["2016-07-01 02:00+02:00", "2016-07-01 03:00+0200", "2016-06-30 21:30-04:30"], ("are brought to UTC",)),
+        (["2016-07-01 00:00:00.000", "2016-07-01 01:00:00.0", "2016-07-01 02:00:00"], ()),
+    ],
+)
+def test_time_zones_and_fractions(tmp_path, dates, told):
+    path = written(tmp_path, "date,a\n" + "".join(f"{date},1\n" for date in dates))
+    series = read_series(str(path))
+    np.testing.assert_array_equal(series.dates, np.arange("2016-07-01T00", "2016-07-01T03", dtype="datetime64[h]"))
+    assert len(series.findings) == len(told)
+    assert all(part in finding for part, finding in zip(told, series.findings, strict=True))
+
+
+def test_an_index_as_pandas_writes_it(tmp_path):
+    """It names neither a numbered index nor one of dates that has no name."""
+    rows = ["2016-07-01,1.0", "2016-07-02,2.0", "2016-07-03,3.0"]
+    numbered = written(tmp_path, ",day,a\n" + "".join(f"{number},{row}\n" for number, row in enumerate(rows)))
+    series = read_series(numbered)
+    assert (series.columns, series.values[:, 0].tolist()) == (("a",), [1, 2, 3])
+    assert series.findings == ("line 1: the first column, which has no name, is taken for an index and left out",)
+    series = read_series(written(tmp_path, ",a\n" + "\n".join(rows) + "\n"))
+    assert (series.columns, series.values[:, 0].tolist(), series.findings) == (("a",), [1, 2, 3], ())
+
+
 def test_years_alone_are_dates(tmp_path):
     series = read_series(written(tmp_path, "year,a\n1949,1\n1950,2\n1951,3\n"))
     assert (series.step, str(series.step)) == (Step(12, True), "1 year")
@@ -95,6 +132,28 @@ def test_years_alone_are_dates(tmp_path):
         ("date,a\n2016-01,1\n2016-02,1,2\n", ":3: expected 2 columns, got 3"),
         ("date,a\n2016-01,1\n01/02/2016,1\n", ":3: expected a date such as 2016-07-01 or 2016-07-01 13:00, got '01/02/2016'"),
         ("date,a\n2016-01,1\n2016-02-30,1\n", ":3: expected a date that there is, got '2016-02-30'"),
+        ("date;a\n2016-01;1\n", ":1: expected commas between columns, got a semicolon"),
+        ("date\ta\n2016-01\t1\n", ":1: expected commas between columns, got a tab"),
+        ("2016-01,1\n2016-02,1\n", ":1: expected a header, got a row that begins with the date 2016-01"),
+        ("date,a\n2016-01-01T00:00Z,1\n2016-01-02T00:00,1\n", ":3: expected a date with a time zone, as in the rows before"),
+        ("date,a\n2016-01-01T00:00,1\n2016-01-02T00:00Z,1\n", ":3: expected a date without a time zone, as in the rows"),
+        ("date,a\n2016-01-01 00:00:00.5,1\n2016-01-02,1\n", ":2: expected a date such as 2016-07-01"),
+        (
+            'date,a\n2016-01,1\n2016-02,"1,234"\n',
+            ":3: expected numbers such as 1234.5, with a point and nothing between thousands",
+        ),
+        (
+            "date,shop,a\n2016-01,shop A,1\n2016-01,shop B,1\n2016-02,shop A,1\n2016-02,shop B,1\n",
+            ":2: expected numbers in the column shop, got 4 of 4 that are none, such as 'shop A'; --targets names columns that",
+        ),
+        (
+            "date,a\n2016-01,1\n2016-01,1\n2016-02,1\n2016-02,1\n",
+            ":3: expected one row for each date, got 2 more of 4",
+        ),
+        (
+            "date,a\n" + "".join(f"20{n:02},{'x' if n in (3, 4, 5) else n}\n" for n in range(29)),
+            ":5: expected numbers in the column a, got 3",
+        ),
         ("date,a\n2016-01-01,1\n2016-01-02,1\n2916-01-03,1\n", ": expected steps of 1 day with fewer gaps, got 3 rows of"),
         ("date,a\n2016-01-01,x\n2016-01-02,\n", ": expected numbers in the column a, got none"),
         (

@@ -8,7 +8,7 @@ import pytest
 
 from s2s_jax.data.calendar import time_features
 from s2s_jax.data.series import seasonal_series
-from s2s_jax.data.series_sets import SeriesFlags, fingerprint, load_series, parts_of, read_static
+from s2s_jax.data.series_sets import SeriesFlags, fingerprint, load_series, parts_of, read_own, read_static
 
 
 @pytest.fixture
@@ -37,7 +37,8 @@ def test_the_hours_of_ett_have_their_published_parts(folder):
 
 def test_other_series_are_cut_by_shares(folder, monkeypatch):
     monkeypatch.setenv("S2S_DATA_DIR", str(folder))
-    flags = SeriesFlags(dataset="airline-passengers", validation_share=0.25, test_share=0.1)
+    room = {"look_back": 3, "horizon": 1}
+    flags = SeriesFlags(dataset="airline-passengers", validation_share=0.25, test_share=0.1, **room)
     parts = parts_of(flags, load_series(flags, None))
     assert (parts.train, parts.validation, parts.test) == (26, 36, 40)
     assert parts.season == 12
@@ -45,13 +46,69 @@ def test_other_series_are_cut_by_shares(folder, monkeypatch):
         parts_of(dataclasses.replace(flags, season=30), load_series(flags, None))
     with pytest.raises(ValueError, match="validation_share, test_share: expected parts of at least a step"):
         parts_of(SeriesFlags(dataset="airline-passengers", test_share=0.0), load_series(flags, None))
+    for sizes, message in (
+        (
+            {"look_back": 25, "horizon": 2},
+            "expected at least 27 rows in the training part, for a look-back of 25 and a horizon of 2,",
+        ),
+        ({"horizon": 5}, "expected at least 5 rows in the test part, for a look-back of 3 and a horizon of 5, got 4 of 40"),
+    ):
+        with pytest.raises(ValueError, match=f"look_back, horizon: {message}"):
+            parts_of(dataclasses.replace(flags, **sizes), load_series(flags, None))
+
+
+def test_a_file_of_the_name_of_a_data_set_is_not_that_data_set(folder):
+    """Neither its season nor its parts."""
+    path = folder / "monthly-sunspots.csv"
+    path.write_text("month,a\n" + "".join(f"{1900 + n // 12}-{n % 12 + 1:02},{n}\n" for n in range(400)))
+    flags = SeriesFlags(csv=path)
+    assert parts_of(flags, load_series(flags, None)).season == 12
+    path.rename(folder / "small_series/monthly-sunspots.csv")
+    flags = SeriesFlags(dataset="monthly-sunspots")
+    assert parts_of(flags, load_series(flags, folder)).season == 132
+
+
+def test_flags_that_contradict_each_other(folder):
+    path = folder / "small_series/airline-passengers.csv"
+    for options, message in (
+        ({"csv": path, "dataset": "ett"}, "csv: expected --dataset files with it, got --dataset ett"),
+        ({"dataset": "files"}, "csv: expected it with --dataset files"),
+        (
+            {"targets": ("a", "b"), "known_covariates": ("b",)},
+            "known_covariates, past_covariates: expected each column once, got b",
+        ),
+        ({"past_covariates": ("c",), "known_covariates": ("c",)}, "expected each column once, got c twice"),
+        ({"targets": ("a", "a")}, "expected each column once, got a twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SeriesFlags(**options)
+
+
+def test_what_is_known_ahead_may_go_on_but_nothing_else(tmp_path):
+    path = tmp_path / "own.csv"
+    rows = [f"2020-01-{day:02},{'' if day > 8 else day},{'' if day > 6 else day},{day % 3}" for day in range(1, 11)]
+    path.write_text("date,y,rain,holiday\n" + "\n".join(rows) + "\n")
+    flags = SeriesFlags(csv=path, known_covariates=("holiday",), bad_rows="repair")
+    series = load_series(flags, None)
+    assert (len(series.dates), series.observed.shape) == (8, (8, 3))
+    left_out = "2 steps behind the last number of what is not known ahead are left out"
+    assert series.findings == ("line 8: no number in rain", "line 9: no number in rain", left_out)
+    assert len(read_own(flags, path).dates) == 10
+    short = tmp_path / "short.csv"
+    short.write_text("date,y,rain,holiday\n" + "\n".join(rows[:8]) + "\n")
+    assert fingerprint(load_series(SeriesFlags(csv=short, bad_rows="repair"), None)) == fingerprint(series)
+    path.write_text(path.read_text().replace("2020-01-10,,,1", "2020-01-10,,,"))
+    assert "line 11: no number in holiday" in load_series(flags, None).findings
+    plain = load_series(dataclasses.replace(flags, known_covariates=()), None)
+    assert "line 11: no number in y" in plain.findings
 
 
 def test_a_table_has_the_calendar_then_what_is_known_then_the_rest(tmp_path):
     rows = "".join(f"2020-01-{day:02},{day},{day % 3},{10 * day},{-day}\n" for day in range(1, 31))  # 18 of training
     path = tmp_path / "own.csv"
     path.write_text("when,y,holiday,rain,z\n" + rows)
-    flags = SeriesFlags(csv=path, past_covariates=("rain",), known_covariates=("holiday",))
+    room = {"look_back": 3, "horizon": 1}
+    flags = SeriesFlags(csv=path, past_covariates=("rain",), known_covariates=("holiday",), **room)
     series = load_series(flags, None)
     parts = parts_of(flags, series)
     assert [series.columns[column] for column in parts.targets] == ["y", "z"]
@@ -61,7 +118,7 @@ def test_a_table_has_the_calendar_then_what_is_known_then_the_rest(tmp_path):
     assert table.known == 3
     np.testing.assert_array_equal(table.values, scaler[:, [0, 3]])
     np.testing.assert_array_equal(table.covariates, np.concatenate([features, scaler[:, [1, 2]]], axis=1))
-    plain = parts_of(SeriesFlags(csv=path, calendar=False), series, scaled=False)
+    plain = parts_of(SeriesFlags(csv=path, calendar=False, **room), series, scaled=False)
     assert (plain.table.covariates.shape, plain.table.known) == ((30, 0), 0)
     np.testing.assert_array_equal(plain.table.values, series.values[:, [0, 1, 2, 3]].astype(np.float32))
     counts = parts_of(flags, series, scaled=False).table

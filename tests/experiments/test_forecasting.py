@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from s2s_jax.training.command import main
 
 FUNCTIONS = {"train": forecasting.train, "evaluate": forecasting.evaluate, "predict": forecasting.predict}
 SMALL = ["--steps", "3", "--evaluate-every", "3", "--hidden-features", "4", "--look-back", "24", "--horizon", "6"]
-SMALL += ["--segment", "6", "--samples", "7"]
+SMALL += ["--samples", "7"]
 
 
 @pytest.fixture(autouse=True)
@@ -80,23 +81,49 @@ def test_a_run_from_training_to_prediction(tmp_path, capsys):
         assert found["mae"] == pytest.approx(mae(said, truth), rel=1e-5)
 
     path = own_csv(tmp_path / "more.csv", 3)
-    with pytest.raises(SystemExit, match=r"more.csv: expected north, middle, south at steps of 1 hour, as in the training"):
-        call("predict", path, "--runs-dir", tmp_path)
-    text = path.read_text().splitlines()
-    path.write_text("\n".join(line.rsplit(",", 1)[0] for line in text) + "\n")
     call("predict", path, "--runs-dir", tmp_path)
-    rows = list(csv.DictReader((folder / "forecast_0.csv").read_text().splitlines()))
+    forecast = (folder / "forecast_more.csv").read_text()
+    rows = list(csv.DictReader(forecast.splitlines()))
     assert [row["date"] for row in rows] == [f"2020-01-04 0{hour}:00:00" for hour in range(6)]
     assert list(rows[0])[:4] == ["date", "north", "north q0.1", "north q0.9"]
     assert all(float(row["north q0.1"]) < float(row["north"]) < float(row["north q0.9"]) for row in rows)
-    assert (folder / "figures/forecast_0.png").exists()
+    assert all(float(f"{float(cell):.6g}") == float(cell) for row in rows for name, cell in row.items() if name != "date")
+    assert (folder / "figures/forecast_more.png").exists()
+    reordered = [[row[number] for number in (0, 3, 1, 4, 2)] for row in csv.reader(path.read_text().splitlines())]
+    path.write_text("\n".join(",".join(row) for row in reordered) + "\n")
+    call("predict", path, "--runs-dir", tmp_path)
+    assert (folder / "forecast_more.csv").read_text() == forecast
+    lines = path.read_text().splitlines()
+    for other, message in (
+        (
+            [lines[0].replace("north", "west"), *lines[1:]],
+            "more.csv:1: expected the columns north, got date",
+        ),
+        ([lines[0], *lines[1::2]], "more.csv: expected steps of 1 hour, as in the training, got steps of 2 hours"),
+    ):
+        path.write_text("\n".join(other) + "\n")
+        with pytest.raises(SystemExit, match=message):
+            call("predict", path, "--runs-dir", tmp_path)
+    with pytest.raises(SystemExit, match="expected files of different names"):
+        call("predict", path, path, "--runs-dir", tmp_path)
+
+
+def test_dates_of_days_have_no_hours(tmp_path):
+    for dates, told in (
+        (np.arange("2020-02-28", "2020-03-01", dtype="datetime64[D]"), ["2020-02-28", "2020-02-29"]),
+        (np.array(["2020-02-28T00", "2020-02-28T12"], "datetime64[h]"), ["2020-02-28 00:00:00", "2020-02-28 12:00:00"]),
+    ):
+        shown = {"dates": dates.astype("datetime64[s]"), "mean": np.array([1 / 3, 1e9 / 7]), "interval": None}
+        forecasting.write(tmp_path / "said.csv", [shown], ("y",))
+        want = f"date,y\n{told[0]},0.333333\n{told[1]},142857000.0\n"
+        assert (tmp_path / "said.csv").read_text() == want
 
 
 @pytest.mark.parametrize(
     "flags",
     [
         ("--model", "repeat_vector", "--distribution", "squared_error"),
-        ("--model", "segments", "--distribution", "absolute_error", "--cell", "gru", "--window-scaling", "last"),
+        ("--model", "segments", "--distribution", "absolute_error", "--cell", "gru", "--segment", "6"),
         ("--model", "autoregressive", "--distribution", "student_t", "--series", "each", "--window-scaling", "mean"),
     ],
     ids=lambda flags: flags[1],
@@ -121,17 +148,24 @@ def test_what_is_known_of_each_series_is_read(tmp_path):
         call("evaluate", "--runs-dir", tmp_path)
     static.unlink()  # of a prediction the run has what it needs
     call("predict", path, "--runs-dir", tmp_path)
-    assert (tmp_path / "forecasting/default/forecast_0.csv").exists()
+    assert (tmp_path / "forecasting/default/forecast_own.csv").exists()
 
 
-def test_what_is_known_ahead_is_read_beyond_the_targets(tmp_path):
+def test_what_is_known_ahead_is_read_beyond_the_targets(tmp_path, capsys):
     path = own_csv(tmp_path / "own.csv", 9)
     known = ["--csv", path, "--known-covariates", "hour", "--distribution", "quantiles"]
     call(*SMALL, "--runs-dir", tmp_path, *known)
     with pytest.raises(SystemExit, match="expected hour for 6 steps ahead, got 0"):
         call("predict", path, "--runs-dir", tmp_path)
-    call("predict", own_csv(tmp_path / "ahead.csv", 5, missing=6), "--runs-dir", tmp_path)
-    rows = list(csv.DictReader((tmp_path / "forecasting/default/forecast_0.csv").read_text().splitlines()))
+    ahead = own_csv(tmp_path / "ahead.csv", 5, missing=6)
+    rows = ahead.read_text().splitlines()
+    ahead.write_text("\n".join([*rows[:50], rows[50].replace(rows[50].split(",")[1], "?"), *rows[51:]]) + "\n")
+    capsys.readouterr()
+    call("predict", ahead, "--runs-dir", tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.startswith("ahead, line 51: no number in north\n")
+    assert printed.count("no number") == 1  # what is to be forecast is not missed
+    rows = list(csv.DictReader((tmp_path / "forecasting/default/forecast_ahead.csv").read_text().splitlines()))
     assert rows[0]["date"] == "2020-01-05 18:00:00"
     assert len(rows) == 6
 
@@ -140,26 +174,55 @@ def test_bad_rows_and_flags_that_do_not_fit(tmp_path):
     path = own_csv(tmp_path / "own.csv", 9, missing=2)
     with pytest.raises(SystemExit, match=r"own.csv:216: no number in north"):
         call(*SMALL, "--runs-dir", tmp_path, "--csv", path)
-    repaired = ("--csv", path, "--bad-rows", "repair")
     for flags, message in (
         (("--distribution", "negative_binomial"), "--window-scaling: expected mean with counts"),
         (("--distribution", "negative_binomial", "--window-scaling", "mean"), "distribution: expected whole numbers from 0"),
-        (("--model", "segments", "--segment", "5"), "segment: expected one that the horizon 6 is a multiple of"),
-        (("--model", "segments", "--series", "each"), "series: expected it with the model repeat_vector or attention or"),
-        (("--look-back", "500"), "--look-back, --horizon: expected room"),
-        ((*repaired, "--past-covariates", "hour", "--model", "autoregressive"), "--past-covariates: expected it with"),
+        (("--look-back", "500"), "--look-back, --horizon: expected at least 506 rows in the training part, .*, got 130 of 216"),
+        (("--horizon", "44"), "--horizon: expected at least 44 rows in the validation part, .*, got 43 of 216"),
     ):
         with pytest.raises(SystemExit, match=message):
             call(*SMALL, "--runs-dir", tmp_path, *flags)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"model": "segments", "segment": 5},
+            "horizon, segment: expected multiples of the segment of 5 steps, got 96 and 24",
+        ),
+        ({"model": "segments", "segment": 6, "look_back": 25}, "expected multiples of the segment of 6 steps, got 25 and 24"),
+        (
+            {"model": "segments", "series": "each"},
+            "series: expected it with repeat_vector, attention, autoregressive, got it with",
+        ),
+        (
+            {"model": "autoregressive", "past_covariates": ("a",)},
+            "past_covariates: expected it with repeat_vector, attention",
+        ),
+        ({"model": "repeat_vector", "cell": "rnn"}, "cell: expected it with attention, autoregressive, segments, got it with"),
+        ({"model": "repeat_vector", "dropout": 0.9}, "dropout: expected it with attention"),
+        ({"segment": 5}, "segment: expected it with segments, got it with attention"),
+        ({"goal": "min:mse"}, "goal: expected one of the metrics loss, got 'mse'"),
+        ({"csv": Path("a.csv"), "dataset": "ett"}, "csv: expected --dataset files with it, got --dataset ett"),
+    ],
+)
+def test_flags_that_contradict_each_other(flags, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**flags)
+
+
 def test_published_figures_are_of_etth1_alone():
     seven = tuple("abcdefg")
-    first = forecasting.published("etth1", seven, 96, 336)[0]
+
+    def published(targets, look_back, horizon, **data):
+        return forecasting.published(Config(look_back=look_back, horizon=horizon, **(data or {"dataset": "ett"})), targets)
+
+    first = published(seven, 96, 336)[0]
     assert (first["metric"], first["value"], first["how"]) == ("mse", 0.444, "SegRNN")
-    assert {row["how"] for row in forecasting.published("etth1", ("OT",), 48, 24)} == {"LSTMa", "DeepAR", "Informer"}
-    assert {row["how"] for row in forecasting.published("etth1", seven, 48, 336)} == {"LSTMa", "LSTNet", "Informer"}
-    assert forecasting.published("etth1", ("HUFL",), 96, 24) == forecasting.published("own", seven, 96, 336) == []
+    assert {row["how"] for row in published(("OT",), 48, 24)} == {"LSTMa", "DeepAR", "Informer"}
+    assert {row["how"] for row in published(seven, 48, 336)} == {"LSTMa", "LSTNet", "Informer"}
+    assert published(("HUFL",), 96, 24) == published(seven, 96, 336, csv=Path("etth1.csv")) == []
 
 
 def test_what_was_filled_in_of_the_past_is_not_drawn():
