@@ -75,13 +75,14 @@ class AutoregressiveForecaster(nnx.Module):
         return self.sizes.split(self.output(self.dropout(hidden, key=key_output)))
 
     def paths(
-        self, window: Window, draw: Callable[[Array, Array], Array], key: Array, *, count: int = 100
+        self, window: Window, draw: Callable[[Array, Array], tuple[Array, Array]], key: Array, *, count: int = 100
     ) -> Float[Array, "S B H C"]:
         """Futures drawn step by step, each from what was drawn before.
 
         Args:
           window: what is known.
-          draw: `(raw [S, B, C, P], key) -> values [S, B, C]`, in units of `window.past`.
+          draw: `(raw [S, B, C, P], key) -> (read, said)`, both [S, B, C]: what the next step reads, in units of `window.past`
+            and rounded to its dtype, and what is given back as it is.
           key: of all that is drawn.
           count: S, how many for each row.
         """
@@ -97,8 +98,8 @@ class AutoregressiveForecaster(nnx.Module):
             joined = jnp.concatenate([value, jnp.concatenate([known] * count), static], axis=-1)
             hidden, states = self.recurrent.step(joined, states)
             raw = self.output(hidden).reshape(count, batch_size, series, self.sizes.features)
-            drawn = draw(raw, key).astype(value.dtype)
-            return (states, drawn.reshape(value.shape)), drawn
+            read, said = draw(raw, key)
+            return (states, read.astype(value.dtype).reshape(value.shape)), said
 
         steps = jnp.swapaxes(window.future_covariates, 0, 1), jax.random.split(key, self.sizes.horizon)
         _, drawn = jax.lax.scan(advance, (states, last), steps)

@@ -20,6 +20,14 @@ def _scaled(model: Any, window: Window, loc: Array, scale: Array) -> Window:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), window._replace(past=(window.past - loc) / scale))
 
 
+def _checked(raw: Float[Array, "... P"], head: Distribution) -> Float[Array, "... P"]:
+    """Raw numbers that the head can read; of others it would take some, or the last one twice, without a word."""
+    if raw.shape[-1] != head.features:
+        expected = f"one of {raw.shape[-1]} raw numbers, as the model says"
+        raise ValueError(f"head: expected {expected}, got {head.name} of {head.features}")
+    return raw
+
+
 class Forecast(NamedTuple):
     """Mean, quantiles of the levels that were asked for, and samples, none where they were not needed."""
 
@@ -41,11 +49,16 @@ def loss_of(
     """The head's loss over all observed steps ahead.
 
     Of an autoregressive model in training those of the past count, too; but not with the scaling "last", which tells each step
-    of the past where the past ends. What was not observed may be anything, NaN too.
+    of the past where the past ends. What of the steps ahead was not observed may be anything, NaN too; but the past is read as
+    it stands, and its gaps have to be filled, as `read_series` does.
+
+    Raises:
+      ValueError: a window of other sizes than the model's, or a head of other raw numbers.
     """
     loc, scale = scaling_of(window.past, window_scaling)
     inner, horizon = _scaled(model, window, loc, scale), truth.future.shape[1]
     if isinstance(model, AutoregressiveForecaster):
+        model.sizes.check(window)
         future = jnp.where(jnp.isnan(truth.future), loc, truth.future)
         raw = model(inner, ((future - loc) / scale).astype(inner.past.dtype), training=training, key=key)
         values = jnp.concatenate([window.past, truth.future], axis=1)[:, 1:]
@@ -55,7 +68,7 @@ def loss_of(
     else:
         raw, values, observed = model(inner, training=training, key=key), truth.future, truth.observed
     values = jnp.where(observed, values, loc)
-    return mean_over(head.loss(raw.astype(loc.dtype), values, loc, scale), observed)
+    return mean_over(head.loss(_checked(raw, head).astype(loc.dtype), values, loc, scale), observed)
 
 
 def forecast(
@@ -71,17 +84,21 @@ def forecast(
     """What a model says of the steps ahead, in units of the window.
 
     An autoregressive model draws paths; others draw each step by itself, and have quantiles in closed form where the head has.
+
+    Raises:
+      ValueError: a window of other sizes than the model's, or a head of other raw numbers.
     """
     loc, scale = scaling_of(window.past, window_scaling)
     inner = _scaled(model, window, loc, scale)
     if isinstance(model, AutoregressiveForecaster):
 
-        def draw(raw: Array, key: Array) -> Array:
-            return (head.sample(raw.astype(loc.dtype), key, loc[:, 0], scale[:, 0]) - loc[:, 0]) / scale[:, 0]
+        def draw(raw: Array, key: Array) -> tuple[Array, Array]:
+            value = head.sample(_checked(raw, head).astype(loc.dtype), key, loc[:, 0], scale[:, 0])
+            return (value - loc[:, 0]) / scale[:, 0], value
 
-        drawn = model.paths(inner, draw, key, count=samples) * scale + loc
+        drawn = model.paths(inner, draw, key, count=samples)
         return Forecast(drawn.mean(0), tuple(jnp.quantile(drawn, level, axis=0) for level in levels), drawn)
-    raw = model(inner).astype(loc.dtype)
+    raw = _checked(model(inner), head).astype(loc.dtype)
     sample: Callable[[Array], Array] = lambda key: head.sample(raw, key, loc, scale)  # noqa: E731
     drawn = jax.vmap(sample)(jax.random.split(key, samples))
     if head.quantile is None:

@@ -68,6 +68,14 @@ def test_a_file_of_the_name_of_a_data_set_is_not_that_data_set(folder):
     assert parts_of(flags, load_series(flags, folder)).season == 132
 
 
+def test_a_cycle_that_the_training_part_has_not_seen_twice_is_none(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("date,a\n" + "".join(f"2020-01-{day:02},{day}\n" for day in range(1, 26)))
+    for share, cycles in ((0.25, ()), (0.2, ("week",))):  # 13 and 15 days of training
+        flags = SeriesFlags(csv=path, validation_share=share, test_share=share, look_back=3, horizon=1)
+        assert parts_of(flags, load_series(flags, None)).cycles == cycles
+
+
 def test_flags_that_contradict_each_other(folder):
     path = folder / "small_series/airline-passengers.csv"
     for options, message in (

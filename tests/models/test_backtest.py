@@ -72,6 +72,34 @@ def test_scores_are_means_over_all_windows_however_they_are_cut():
     assert "mase" not in score_windows(task, iter(parts), still, 20, STANDARD, season=3)[0]["model"]
 
 
+def test_samples_and_intervals_are_scored_by_their_definitions():
+    """The continuous ranked probability score over all pairs of samples, and the share of truth in the interval."""
+    task = ForecastTask(L, H, gaussian, covariates=False)
+    plan = task.in_order(TABLE, 20, 40, samples=9)
+    (said,) = forecast_windows(task, Known(2), TABLE, plan, samples=9, levels=(0.1, 0.6))
+    found = score_windows(task, iter([said]), TABLE, 20, STANDARD, season=3)[0]["model"]
+    there = ~np.isnan(said.truth)
+    apart = np.abs(said.samples - said.truth).mean(0)
+    spread = np.abs(said.samples[:, None] - said.samples[None]).sum((0, 1)) / (9 * 8)
+    assert found["crps"] == pytest.approx((apart - spread / 2)[there].mean(), rel=1e-5)
+    inside = (said.low <= said.truth) & (said.truth <= said.high)
+    assert found["coverage"] == pytest.approx(inside[there].mean())
+    assert 0.2 < found["coverage"] < 0.8
+
+
+def test_what_comes_after_the_training_part_is_learned_by_nothing():
+    """Other numbers there, with the same windows, leave least squares and the error that `mase` divides by as they were."""
+    task = ForecastTask(L, H, squared_error, covariates=False)
+    said = list(forecast_windows(task, Known(1), TABLE, task.in_order(TABLE, 20, 40, samples=1)))
+    changed = TABLE._replace(values=np.where(np.arange(T)[:, None] < 20, TABLE.values, 7 + TABLE.values**2))
+    before, after = (score_windows(task, iter(said), table, 20, STANDARD, season=3)[0] for table in (TABLE, changed))
+    assert before["linear"] == after["linear"]
+    assert before["model"] == after["model"]
+    longer, _ = score_windows(task, iter(said), TABLE, 21, STANDARD, season=3)
+    assert longer["linear"]["mse"] != before["linear"]["mse"]
+    assert longer["model"]["mase"] != before["model"]["mase"]
+
+
 def test_rows_without_a_window_repeat_others():
     """What batch norm reads in training has to be of the training part."""
     task = ForecastTask(L, H, squared_error)

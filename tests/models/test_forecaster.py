@@ -132,6 +132,32 @@ def test_segments_are_read_in_turn_and_said_from_one_state(cell):
     assert_close(model(given), want, 1e-5)
 
 
+@pytest.mark.parametrize("segment", [2, 4])
+def test_segments_are_those_of_pytorch(segment):
+    """SegRNN with PyTorch's layers and their own weights: linear, GRU, embeddings of places and channels, linear."""
+    torch = oracles.oracle("torch")
+    nn, ahead, series = torch.nn, H // segment, 3
+    torch.manual_seed(0)
+    embed, gru, output = nn.Linear(segment, 6), nn.GRU(6, 6, batch_first=True), nn.Linear(6, segment)
+    places, channels = torch.randn(ahead, 3), torch.randn(series, 3)
+    given = window(Sizes(series, H))
+    x = torch.tensor(np.asarray(given.past)).permute(0, 2, 1).reshape(B * series, L // segment, segment)
+    with torch.no_grad():
+        _, state = gru(torch.relu(embed(x)))
+        asked = torch.cat([places.expand(series, ahead, 3), channels[:, None].expand(series, ahead, 3)], -1)
+        asked = asked.expand(B, series, ahead, 6).reshape(B * series * ahead, 1, 6)
+        said, _ = gru(asked, state.repeat_interleave(ahead, 1))
+        want = output(said[:, 0]).reshape(B, series, H).permute(0, 2, 1).numpy()
+    ours = SegmentForecaster(Sizes(series, H), 6, segment=segment, rngs=nnx.Rngs(0))
+    for layer, theirs in ((ours.embed, embed), (ours.output, output)):
+        layer.kernel[...], layer.bias[...] = theirs.weight.detach().numpy().T, theirs.bias.detach().numpy()
+    ours.positions[...], ours.series[...] = places.numpy(), channels.numpy()
+    w, u, b, inner = (leaf.detach().numpy() for leaf in gru.parameters())  # gates r, z, n in both
+    for name, value in (("w", w.T), ("u", u.T), ("b", b + np.append(inner[:12], np.zeros(6))), ("b_n", inner[12:])):
+        getattr(ours.parameters, name)[...] = jnp.asarray(value, jnp.float32)
+    assert_close(ours(given)[..., 0], want, 1e-5)
+
+
 AR_SIZES = Sizes(C, H, K, K, S, P)
 
 
@@ -157,14 +183,15 @@ def test_paths_go_on_from_what_was_drawn():
     model, given = autoregressive(num_layers=2), window(AR_SIZES)
 
     def draw(raw, key):
-        return raw[..., 0] + jax.random.normal(key, raw.shape[:-1])
+        value = raw[..., 0] + jax.random.normal(key, raw.shape[:-1])
+        return value, 1000 * value
 
-    paths = np.asarray(jax.jit(lambda given, key: model.paths(given, draw, key, count=5))(given, jax.random.key(0)))
+    paths = np.asarray(jax.jit(lambda given, key: model.paths(given, draw, key, count=5))(given, jax.random.key(0))) / 1000
     assert paths.shape == (5, B, H, C)
     keys = jax.random.split(jax.random.key(0), H)
     raw = np.stack([np.asarray(model(given, path))[:, L - 1 :] for path in paths])
     for t in range(H):
-        assert_close(paths[:, :, t], draw(raw[:, :, t], keys[t]), 1e-5)
+        assert_close(paths[:, :, t], draw(raw[:, :, t], keys[t])[0], 1e-5)
     assert np.std(paths, axis=0).min() > 0.1
 
 

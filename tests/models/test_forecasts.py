@@ -102,9 +102,29 @@ def test_levels_are_those_of_the_distribution(name):
 
 
 def test_counts_stay_counts():
+    """In bfloat16 too, which holds no such number as 257: what is read of a step is narrow, and not what is said of it."""
     head = DISTRIBUTIONS["negative_binomial"]
     model, given = autoregressive(), window(AR_SIZES)
     given = given._replace(past=jnp.asarray(RNG.poisson(20, (B, L, C)).astype(np.float32)))
-    found = forecast(model, head, given, jax.random.key(0), window_scaling="mean", samples=10)
-    assert_close(found.samples, np.round(found.samples), 1e-3)
-    assert np.min(found.samples) > -1e-3
+    narrow = nnx.merge(nnx.graphdef(model), jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(model)))
+    samples = np.asarray(forecast(narrow, head, given, jax.random.key(0), window_scaling="mean", samples=10).samples)
+    np.testing.assert_array_equal(samples, np.round(samples))
+    assert samples.min() >= 0
+    assert len(np.unique(samples)) > 20
+
+
+@pytest.mark.parametrize("make", [attention, autoregressive], ids=["direct", "autoregressive"])
+def test_other_heads_and_windows_are_errors(make):
+    """Student's t would read the second of a Gaussian's two numbers once more, as its third."""
+    model, given = make(), window() if make is attention else window(AR_SIZES)
+    truth = Truth(FUTURE, jnp.asarray(OBSERVED), jnp.asarray(PAST_OBSERVED))
+    message = "head: expected one of 2 raw numbers, as the model says, got student_t of 3"
+    with pytest.raises(ValueError, match=message):
+        loss_of(model, DISTRIBUTIONS["student_t"], given, truth)
+    with pytest.raises(ValueError, match=message):
+        forecast(model, DISTRIBUTIONS["student_t"], given, jax.random.key(0))
+    other = given._replace(past=jnp.ones((B, L, 3)))
+    with pytest.raises(ValueError, match=r"past: expected \[3, 8, 2\], got \[3, 8, 3\]"):
+        loss_of(model, gaussian, other, truth)
+    with pytest.raises(ValueError, match=r"past: expected \[3, 8, 2\], got \[3, 8, 3\]"):
+        forecast(model, gaussian, other, jax.random.key(0))
