@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tyro
+from flax import nnx
 
 from experiments import forecasting
 from experiments.forecasting import Config
 from s2s_jax.data.series import seasonal_series
+from s2s_jax.data.series_sets import parts_of
 from s2s_jax.data.windows import Scaler
 from s2s_jax.forecast_metrics import mae, mse
 from s2s_jax.models.backtest import ForecastBatch
@@ -135,7 +138,28 @@ def test_the_other_models(tmp_path, flags):
     assert np.isfinite(list(metrics.values())).all()
 
 
-def test_what_is_known_of_each_series_is_read(tmp_path):
+def test_the_stack_of_keras_is_one_command():
+    lines = (forecasting.__doc__ or "").splitlines()
+    number = next(number for number, line in enumerate(lines) if "repeat_vector" in line)
+    arguments = f"{lines[number]}{lines[number + 1]}".replace("\\", " ").split()[3:]
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"`{' '.join(arguments)}`" in " ".join(readme.split())
+    config = tyro.cli(Config, args=arguments)
+    series = seasonal_series(days=9)
+    table = parts_of(
+        config, series._replace(columns=("y",), values=series.values[:, :1], observed=series.observed[:, :1])
+    ).table
+    model = forecasting.build_model(config, *forecasting.sizes_of(table))
+    shapes = {"/".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    gru = {"b": (60,), "b_n": (20,), "u": (20, 60)}
+    layers = {"encoder": {"w": (1, 60), **gru}, "decoder": {"w": (20, 60), **gru}}
+    want = {f"{name}/layers/0/0/{leaf}": shape for name, of in layers.items() for leaf, shape in of.items()}
+    want |= {"norm/scale": (20,), "norm/bias": (20,), "output/kernel": (20, 1), "output/bias": (1,)}
+    assert shapes == want
+    assert (config.head.name, config.optimizer, config.window_scaling) == ("squared_error", "adam", "none")
+
+
+def test_what_is_known_of_each_series_is_read(tmp_path, capsys):
     static = tmp_path / "static.csv"
     static.write_text("series,area\nnorth,1\nmiddle,2\nsouth,4\nhour,0\n")
     path = own_csv(tmp_path / "own.csv", 9)
@@ -143,6 +167,8 @@ def test_what_is_known_of_each_series_is_read(tmp_path):
     with pytest.raises(SystemExit, match="--static-csv: expected it with --series each, got it with joint"):
         call(*SMALL, "--runs-dir", tmp_path, *flags)
     call(*SMALL, "--runs-dir", tmp_path, *flags, "--series", "each")
+    printed = capsys.readouterr().out
+    assert "No mase, as one of the series repeats exactly after 24 steps, or stands still, in training." in printed
     static.write_text(static.read_text().replace("4", "5"))
     with pytest.raises(SystemExit, match="expected the data that the run was trained on"):
         call("evaluate", "--runs-dir", tmp_path)
