@@ -83,12 +83,6 @@ class TrainingConfig(RunConfig):
     fractions: ClassVar[tuple[str, ...]] = ("accuracy",)  # validation metrics from 0 to 1, which learning curves show
     validated: ClassVar[tuple[str, ...]] = ()  # names of all validation metrics, where they are known before the training
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        goal = self.goal_of_training()
-        if goal is not None and self.validated and goal.metric not in self.validated:
-            raise ValueError(f"goal: expected one of the metrics {', '.join(self.validated)}, got {goal.metric!r}")
-
     def join_processes(self) -> None:
         """Joins the other processes; has to come before anything asks JAX for its devices."""
         if self.processes > 1:
@@ -107,6 +101,8 @@ class TrainingConfig(RunConfig):
         way, _, metric = self.goal.partition(":")
         if way not in ("min", "max") or not metric:
             raise ValueError(f"goal: expected min:METRIC or max:METRIC, got {self.goal!r}")
+        if self.validated and metric not in self.validated:
+            raise ValueError(f"goal: expected one of the metrics {', '.join(self.validated)}, got {metric!r}")
         return Goal(metric, way == "max", self.patience or None, self.keep_best)
 
 
@@ -129,6 +125,7 @@ def train_by_recipe(
     import safetensors  # noqa: F401  # an error now, and not after the training, for want of a file of weights
 
     config: TrainingConfig = run.config
+    goal = config.goal_of_training()
     if config.init_from is not None:
         filled = load_weights(config.init_from / "weights.safetensors", model, config.init_parts)
         run.say(f"{len(filled)} arrays come from {config.init_from}.")
@@ -138,7 +135,6 @@ def train_by_recipe(
     if hasattr(batches, "usage"):
         run.say(f"Batches: {batches.usage()}.")
     schedule = make_schedule(config.schedule, config.learning_rate, config.warmup_steps, config.steps)
-    goal = config.goal_of_training()
     if config.data_parallel and jax.device_count() == 1:
         run.say("--data-parallel: there is one device, and nothing to split.")
     if jax.process_count() > 1:

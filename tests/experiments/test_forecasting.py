@@ -196,18 +196,20 @@ def test_what_is_known_ahead_is_read_beyond_the_targets(tmp_path, capsys):
     assert len(rows) == 6
 
 
-def test_bad_rows_and_flags_that_do_not_fit(tmp_path):
+def test_bad_rows_and_flags_that_do_not_fit(tmp_path, capsys):
     path = own_csv(tmp_path / "own.csv", 9, missing=2)
     with pytest.raises(SystemExit, match=r"own.csv:216: no number in north"):
         call(*SMALL, "--runs-dir", tmp_path, "--csv", path)
     for flags, message in (
         (("--distribution", "negative_binomial"), "--window-scaling: expected mean with counts"),
         (("--distribution", "negative_binomial", "--window-scaling", "mean"), "distribution: expected whole numbers from 0"),
+        (("--goal", "min:mse"), "--goal: expected one of the metrics loss, got 'mse'"),
         (("--look-back", "500"), "--look-back, --horizon: expected at least 506 rows in the training part, .*, got 130 of 216"),
         (("--horizon", "44"), "--horizon: expected at least 44 rows in the validation part, .*, got 43 of 216"),
     ):
         with pytest.raises(SystemExit, match=message):
             call(*SMALL, "--runs-dir", tmp_path, *flags)
+    assert "Batches" not in capsys.readouterr().out  # the summary, with which a training begins
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,6 @@ def test_bad_rows_and_flags_that_do_not_fit(tmp_path):
         ({"model": "repeat_vector", "cell": "rnn"}, "cell: expected it with attention, autoregressive, segments, got it with"),
         ({"model": "repeat_vector", "dropout": 0.9}, "dropout: expected it with attention"),
         ({"segment": 5}, "segment: expected it with segments, got it with attention"),
-        ({"goal": "min:mse"}, "goal: expected one of the metrics loss, got 'mse'"),
         ({"csv": Path("a.csv"), "dataset": "ett"}, "csv: expected --dataset files with it, got --dataset ett"),
     ],
 )
