@@ -7,7 +7,8 @@
     python -m experiments.handwriting predict line.png                     with the run of the same --name; draws what it read
 
 With the flags that stand in RESULTS.md the manuscripts are read with a CER of 5.7 % after 84 minutes on one core (seed 0).
-Published on froc_mss, same split, no language model: CER 7.83 % (test) and 8.11 % (validation), Kraken (sources below).
+Published on froc_mss, same split, no language model: CER 7.83 % (test) and 8.11 % (validation), Kraken (README of
+Jean-Baptiste-Camps/FROC-MSS).
 CER: insertions, deletions and substitutions over the characters of the references of the whole split, Unicode's form NFD,
 spaces counted; `cer_without_spaces` beside it. `cer` is read greedily; `cer_beam` by beam search, with a character n-gram model
 of the training texts where `--language-weight` is above 0. WER: the same of words between white space.
@@ -145,6 +146,22 @@ class Config(Reading, TrainingConfig):
         return 3 if self.colour else 1
 
 
+def check(config: Config) -> None:
+    """Refuses flags that contradict each other, before anything is read or trained."""
+    changed = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
+    for name in ("attention", "embedding_features", "label_smoothing"):
+        if config.model != "attention" and name in changed:
+            raise ValueError(f"{name}: expected it with --model attention alone, got it with {config.model}")
+    for name in ("language_bonus", "language_order"):
+        if not config.language_weight and name in changed:
+            raise ValueError(f"{name}: expected it with a --language-weight above 0, got it without")
+    for name in ("language_weight", "lexicon"):
+        if config.model != "crnn" and name in changed:
+            raise ValueError(f"{name}: expected it with --model crnn alone, got it with {config.model}")
+        if config.beam_size == 1 and name in changed:
+            raise ValueError(f"{name}: expected a --beam-size above 1 with it, got 1")
+
+
 def load_split(config: Config, split: Literal["train", "validation", "test"]) -> TextLines:
     if config.dataset == "drawn":
         return in_colour(drawn_lines(split, height=config.height), config.channels)
@@ -177,6 +194,7 @@ def build_model(config: Config, characters: Characters) -> CRNN | PictureToText:
 
 def train(run: Run[Config]) -> None:
     config = run.config
+    check(config)
     lines = {split: load_split(config, split) for split in ("train", "validation", "test")}
     training = lines["train"]
     if origin(config) == "generated":
@@ -246,8 +264,6 @@ def build_reader(run: Run[Config], model: CRNN | PictureToText, characters: Char
         words = sorted({word for text in texts for word in text.split(" ") if word})
         space = characters.encode(" ") if " " in characters.alphabet else []
         options["lexicon"] = make_lexicon(map(characters.encode, words), len(characters), separators=space)
-    if options and config.beam_size == 1:
-        raise ValueError("beam_size: expected more than 1 with a language model or a lexicon, got 1")
     return LineReader(model, characters, **options)
 
 
@@ -360,6 +376,7 @@ def load(run: Run[Config]) -> tuple[CRNN | PictureToText, Characters]:
 
 def evaluate(run: Run[Config]) -> None:
     config = run.config
+    check(config)
     splits = ("train", "validation", "test") if run.flags.split == "test" else ("train", "validation")
     lines = {split: load_split(config, split) for split in splits}
     run.trained_on(lines["train"].name, origin(config), lines["train"].fingerprint)
@@ -380,6 +397,7 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     if not inputs:
         raise ValueError("expected at least one picture of a line")
     config = run.config
+    check(config)
     model, characters = load(run)
     reader = build_reader(run, model, characters)
     pictures = []

@@ -100,7 +100,7 @@ def test_a_crnn_from_training_to_prediction(crnn, tmp_path, capsys):
     assert (folder / "figures" / "read_2.png").exists()
     with pytest.raises(SystemExit, match="expected a picture"):
         call("predict", tmp_path / "none.png", "--runs-dir", tmp_path)
-    with pytest.raises(SystemExit, match="--beam-size: expected more than 1 with a language model"):
+    with pytest.raises(SystemExit, match="--lexicon: expected a --beam-size above 1 with it, got 1"):
         call("predict", picture, "--runs-dir", tmp_path, "--lexicon")
 
 
@@ -117,8 +117,30 @@ def test_columns_with_a_decoder(crnn, tmp_path, capsys):
     assert kept
     for name in kept:
         np.testing.assert_array_equal(after[name], before[name])
-    with pytest.raises(SystemExit, match="--label-smoothing: expected none with CTC"):
-        call(*SMALL, "--runs-dir", tmp_path / "other", "--label-smoothing", "0.1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--language-weight 0.3", "--language-weight: expected a --beam-size above 1 with it, got 1"),
+        ("--lexicon", "--lexicon: expected a --beam-size above 1 with it, got 1"),
+        ("--lexicon --beam-size 2 --model attention", "--lexicon: expected it with --model crnn alone, got it with attention"),
+        (
+            "--language-weight 1 --beam-size 2 --model attention",
+            "--language-weight: expected it with --model crnn alone, got it with attention",
+        ),
+        ("--language-bonus 0.3", "--language-bonus: expected it with a --language-weight above 0, got it without"),
+        ("--language-order 3 --beam-size 2", "--language-order: expected it with a --language-weight above 0, got it without"),
+        ("--label-smoothing 0.1", "--label-smoothing: expected it with --model attention alone, got it with crnn"),
+        ("--attention location", "--attention: expected it with --model attention alone, got it with crnn"),
+        ("--embedding-features 9", "--embedding-features: expected it with --model attention alone, got it with crnn"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused_before_anything_is_read(flags, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(handwriting, "load_split", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(SystemExit, match=message):
+        call("--runs-dir", tmp_path, *flags.split())
+    assert not any(tmp_path.iterdir())
 
 
 def test_colour_has_three_channels():
