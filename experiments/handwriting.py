@@ -6,6 +6,9 @@
     python -m experiments.handwriting --dataset NAME --data-dir FOLDER     a folder NAME of your own: manifest.tsv and pictures
     python -m experiments.handwriting predict line.png                     with the run of the same --name; draws what it read
 
+A folder of your own holds .png or .jpg pictures of single lines, dark on light, and manifest.tsv: tab-separated, with a header
+and the columns split (train, val or validation, and, where there is one, test), file and text.
+
 With the flags that stand in RESULTS.md the manuscripts are read with a CER of 5.7 % after 84 minutes on one core (seed 0).
 Published on froc_mss, same split, no language model: CER 7.83 % (test) and 8.11 % (validation), Kraken (README of
 Jean-Baptiste-Camps/FROC-MSS).
@@ -16,10 +19,11 @@ of the training texts where `--language-weight` is above 0. WER: the same of wor
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +36,7 @@ from s2s_jax.ctc import ctc_frames
 from s2s_jax.data.text_lines import (
     EncodedLines,
     LineBatches,
+    Split,
     TextLines,
     describe,
     digit_lines,
@@ -40,6 +45,7 @@ from s2s_jax.data.text_lines import (
     in_colour,
     load_lines,
     read_picture,
+    splits_of,
 )
 from s2s_jax.data.vocabulary import END, PAD, Characters
 from s2s_jax.decoding.lexicon import make_lexicon
@@ -57,7 +63,10 @@ from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
 _KRAKEN = {"how": "Kraken, CNN + BLSTM + CTC, default settings, same split", "source": "README of Jean-Baptiste-Camps/FROC-MSS"}
-_LAIA = {"how": "CRNN, best validation CER of 40 epochs", "source": "PyLaia benchmarks/basic.log"}
+_LAIA = {
+    "how": "CRNN, best validation CER of 40 epochs, on other lines of MNIST's digits",
+    "source": "PyLaia benchmarks/basic.log",
+}
 PUBLISHED = {
     "froc_mss": [
         {"metric": "cer", "value": 0.0783, **_KRAKEN},
@@ -99,7 +108,8 @@ class Scored(Reading):
 class Config(Reading, TrainingConfig):
     steps: int = 600
     dataset: str = "drawn"
-    """drawn; mnist_lines; or a folder with a manifest.tsv, such as froc_mss."""
+    """drawn; mnist_lines; or a folder, such as froc_mss, of pictures of lines and a manifest.tsv, tab-separated, with a header
+    and the columns split (train, val and, if any, test), file and text."""
     text_column: str = "text"
     """Of the manifest: what the lines say."""
     height: int = 32
@@ -162,7 +172,13 @@ def check(config: Config) -> None:
             raise ValueError(f"{name}: expected a --beam-size above 1 with it, got 1")
 
 
-def load_split(config: Config, split: Literal["train", "validation", "test"]) -> TextLines:
+def load_splits(config: Config, *splits: Split) -> dict[str, TextLines]:
+    """Those of the splits that there are: a folder may have no test."""
+    own = splits if config.dataset in ("drawn", "mnist_lines") else splits_of(config.dataset, config.data_dir)
+    return {split: load_split(config, split) for split in splits if split in own}
+
+
+def load_split(config: Config, split: Split) -> TextLines:
     if config.dataset == "drawn":
         return in_colour(drawn_lines(split, height=config.height), config.channels)
     if config.dataset == "mnist_lines":
@@ -195,7 +211,7 @@ def build_model(config: Config, characters: Characters) -> CRNN | PictureToText:
 def train(run: Run[Config]) -> None:
     config = run.config
     check(config)
-    lines = {split: load_split(config, split) for split in ("train", "validation", "test")}
+    lines = load_splits(config, *get_args(Split))
     training = lines["train"]
     if origin(config) == "generated":
         run.say("No data set named: trains on drawn number words, whose figures say nothing about handwriting.")
@@ -228,34 +244,55 @@ def origin(config: Config) -> Literal["real", "generated"]:
 def encode(config: Config, model: CRNN | PictureToText, lines: TextLines, characters: Characters) -> EncodedLines:
     """Lines as numbers. Training lines may be left out where CTC cannot say them; lines to be scored never are."""
     ctc, training = isinstance(model, CRNN), lines.split == "train"
+    told: list[str] = []
 
     def fits(widths: np.ndarray, labels: np.ndarray, label_lengths: np.ndarray) -> np.ndarray:
-        _, frames = model.encoder.backbone.reduced(config.height, jnp.asarray(widths))
-        return np.asarray(ctc_frames(jnp.asarray(labels), jnp.asarray(label_lengths)) <= frames)
+        needed, there = frames(config, model, widths, labels, label_lengths)
+        for number in np.flatnonzero(needed > there)[:5]:
+            told.append(f"{lines.ids[number]}, {lines.texts[number]!r}, needs {needed[number]} and has {there[number]}")
+        return needed <= there
 
     encoded = EncodedLines(
         lines,
         characters,
-        unknown=config.unknown_symbols,
+        unknown_symbols=config.unknown_symbols,
         label_end=() if ctc else (END,),
         keep=fits if ctc and training else None,
     )
     if encoded.dropped and config.unfit_labels == "error":
-        expected = "texts that fit the frames of their pictures"
-        raise ValueError(f"unfit_labels: expected {expected}, got {len(encoded.dropped)} that do not: {encoded.dropped[:5]}")
+        expected = "'drop', or texts that fit the frames of their pictures"
+        raise ValueError(f"unfit_labels: expected {expected}, got {len(encoded.dropped)} that do not: {'; '.join(told)}")
     return encoded
+
+
+def frames(
+    config: Config, model: CRNN | PictureToText, widths: np.ndarray, labels: np.ndarray, label_lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many frames CTC needs for each label, and how many its picture has."""
+    _, there = model.encoder.backbone.reduced(config.height, jnp.asarray(widths))
+    return np.asarray(ctc_frames(jnp.asarray(labels), jnp.asarray(label_lengths))), np.asarray(there)
+
+
+def unfit(config: Config, model: CRNN | PictureToText, encoded: EncodedLines, ids: Sequence[str]) -> dict[str, Any]:
+    """Lines of a scored split that the loss leaves out, as CTC cannot say them: how many, and the first ids."""
+    if not isinstance(model, CRNN):
+        return {"count": 0, "ids": []}
+    needed, there = frames(config, model, encoded.lengths["picture"], encoded.labels(), encoded.lengths["label"])
+    wrong = np.flatnonzero(needed > there)
+    return {"count": len(wrong), "ids": [ids[number] for number in wrong[:20]]}
 
 
 def save(run: Run[Config], characters: Characters, training: TextLines) -> None:
     """What `predict` needs besides the weights: the alphabet, and the texts of language model and lexicon."""
-    (run.folder / "alphabet.txt").write_text(characters.alphabet, encoding="utf-8")
-    (run.folder / "training_texts.txt").write_text("".join(f"{text}\n" for text in training.texts), encoding="utf-8")
+    # As bytes, for text files would turn carriage returns into line feeds.
+    (run.folder / "alphabet.txt").write_bytes(characters.alphabet.encode())
+    (run.folder / "training_texts.txt").write_bytes("".join(f"{text}\n" for text in training.texts).encode())
 
 
 def build_reader(run: Run[Config], model: CRNN | PictureToText, characters: Characters) -> LineReader:
     """With the language model and the lexicon that are asked for, of the training texts in the run's folder."""
     config, options = run.config, {}
-    texts = (run.folder / "training_texts.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    texts = (run.folder / "training_texts.txt").read_bytes().decode().split("\n")[:-1]
     if config.language_weight:
         numbers = map(characters.encode, texts)
         options["ngrams"] = fit_ngrams(numbers, len(characters), order=config.language_order, end=PAD)
@@ -285,6 +322,7 @@ def report(
     if config.beam_size > 1:
         beams["_beam"] = config.beam_size
     scored = {"_validation": "validation", **({"": "test"} if "test" in lines else {})}
+    left_out = {split: unfit(config, model, encoded[split], lines[split].ids) for split in scored.values()}
     for suffix, split in scored.items():
         in_order, references = batches.in_order(encoded[split]), lines[split].texts
         values: dict[str, float] = {}
@@ -301,10 +339,12 @@ def report(
             signatures |= {name: score.signature for name, score in scores.items()}
             if run.writes and not run.changed:
                 path = run.folder / f"read_{split}{how}.txt"
-                path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+                path.write_bytes("".join(f"{text}\n" for text in texts).encode())
             unread[f"{split}{how}"] = sum(not line.finished for line in read)
             if not how:
                 greedily = read  # of the last split, for the figures
+        if left_out[split]["count"]:
+            run.say(f"{split}, lines whose texts do not fit their frames, which the loss leaves out: {left_out[split]}")
         metrics |= {f"{name}{suffix}": value for name, value in values.items()}
         told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
         run.say(f"\n{split}, {len(references)} lines ({origin(config)}): {told}")
@@ -333,6 +373,7 @@ def report(
             "unfinished": unread,
             "unknown": {split: dict(of_split.unknown) for split, of_split in encoded.items()},
             "dropped": encoded["train"].dropped,
+            "unfit": left_out,
             "confusions": confused,
         },
     )
@@ -368,7 +409,7 @@ def drawn_line(picture: np.ndarray, read: LineRead, name: str) -> Any:
 
 
 def load(run: Run[Config]) -> tuple[CRNN | PictureToText, Characters]:
-    characters = Characters((run.folder / "alphabet.txt").read_text(encoding="utf-8"))
+    characters = Characters((run.folder / "alphabet.txt").read_bytes().decode())
     model = build_model(run.config, characters)
     checkpoint.load_weights(run.weights, model)
     return model, characters
@@ -377,8 +418,7 @@ def load(run: Run[Config]) -> tuple[CRNN | PictureToText, Characters]:
 def evaluate(run: Run[Config]) -> None:
     config = run.config
     check(config)
-    splits = ("train", "validation", "test") if run.flags.split == "test" else ("train", "validation")
-    lines = {split: load_split(config, split) for split in splits}
+    lines = load_splits(config, *get_args(Split)) if run.flags.split == "test" else load_splits(config, "train", "validation")
     run.trained_on(lines["train"].name, origin(config), lines["train"].fingerprint)
     model, characters = load(run)
     encoded = {split: encode(config, model, of_split, characters) for split, of_split in lines.items()}
@@ -400,19 +440,47 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     check(config)
     model, characters = load(run)
     reader = build_reader(run, model, characters)
-    pictures = []
+    names, pictures, wrong = [], [], []
     for name in inputs:
         try:
-            pictures.append(read_picture(Path(name).read_bytes(), config.height, config.channels))
-        except OSError as error:
-            raise ValueError(f"{name}: expected a picture, got {error}") from error
-    encoded = EncodedLines(TextLines("input", "input", pictures, [""] * len(inputs), inputs), characters)
-    plan = LineBatches(encoded, columns=config.columns, shapes=config.shapes).in_order(encoded)
-    read = reader(plan, config.beam_size if config.beam_size > 1 else None)
-    for number, (name, picture, line) in enumerate(zip(inputs, pictures, read, strict=True)):
-        sure = float(np.mean(line.confidences)) if line.confidences else 1.0
-        print(f"{name}: {line.text}  (mean confidence {sure:.1%}, least {min(line.confidences, default=1.0):.1%})")
-        print(f"  drawn in {run.figure(f'read_{number}', drawn_line(picture, line, name))}")
+            pictures.append(read_picture(content(name), config.height, config.channels))
+            names.append(name)
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
+    if names:
+        encoded = EncodedLines(TextLines("input", "input", pictures, [""] * len(names), names), characters)
+        plan = LineBatches(encoded, columns=config.columns, shapes=config.shapes).in_order(encoded)
+        read = reader(plan, config.beam_size if config.beam_size > 1 else None)
+        for name, picture, line, figure in zip(names, pictures, read, figure_names(names), strict=True):
+            if line.text:
+                sure, least = np.mean(line.confidences), min(line.confidences)
+                print(f"{name}: {line.text}  (mean confidence {sure:.1%}, least {least:.1%})")
+            else:
+                print(f"{name}: (nothing read)")
+            print(f"  drawn in {run.figure(figure, drawn_line(picture, line, name))}")
+    if wrong:
+        raise ValueError("\n".join(wrong))
+
+
+def figure_names(names: Sequence[str]) -> list[str]:
+    """A figure's name for each file, after the file's, and different from the others."""
+    found: list[str] = []
+    for stem in (Path(name).stem for name in names):
+        numbers = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
+        found.append(next(figure for number in numbers if (figure := f"read_{stem}{number}") not in found))
+    return found
+
+
+def content(name: str) -> bytes:
+    """The bytes of a file that should be a picture."""
+    if Path(name).is_dir():
+        raise ValueError("expected a picture, got a folder")
+    try:
+        return Path(name).read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError("expected a picture, found no such file") from error
+    except OSError as error:
+        raise ValueError(f"expected a picture, got {error.strerror}") from error
 
 
 if __name__ == "__main__":

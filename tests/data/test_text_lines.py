@@ -68,6 +68,29 @@ def test_sixteen_bits_become_eight():
     np.testing.assert_array_equal(read_picture(file.getvalue(), 1)[:, 0, 0], 255 - np.array([0, 1, 156, 255]))
 
 
+@pytest.mark.parametrize(("greatest", "white"), [(255, 255), (40_000, 65_535), (2**31 - 1, 2**31 - 1)])
+def test_thirty_two_bits_are_scaled_by_what_their_values_need(greatest, white):
+    values = np.array([[0, greatest // 3, greatest]], np.int32)
+    file = io.BytesIO()
+    Image.fromarray(values, "I").save(file, "tiff")
+    want = 255 - np.round(values[0] / white * 255)
+    np.testing.assert_array_equal(read_picture(file.getvalue(), 1)[:, 0, 0], want)
+
+
+def test_what_is_no_picture_is_told_without_our_buffer(folder, monkeypatch):
+    whole = encoded(np.full((6, 9), 3))
+    for wrong, told in (
+        (b"text", "expected a picture, got a file of no known kind"),
+        (whole[:45], "expected a picture, got "),
+    ):
+        with pytest.raises(ValueError, match=told) as error:
+            read_picture(wrong, 6)
+        assert "BytesIO" not in str(error.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    with pytest.raises(ValueError, match=r"written, split train, train0.png: expected a picture, got Image size \(54 pixels\)"):
+        load_lines("written", "train", 6, data_dir=folder)
+
+
 @pytest.mark.parametrize(("orientation", "turned"), [(1, 0), (3, 2), (6, 3), (8, 1)])
 def test_a_picture_is_turned_as_its_camera_says(orientation, turned):
     """Quarters of a turn to the left, by the values of EXIF's tag 274: 6 is to be turned to the right for viewing."""
@@ -102,8 +125,8 @@ def test_a_folder_with_a_manifest(folder):
     assert [picture.shape for picture in lines.pictures] == [(9, 6, 1), (10, 6, 1)]
     assert lines.fingerprint
     assert load_lines("written", "validation", 6, data_dir=folder).texts == ["b"]
-    with pytest.raises(ValueError, match=r"text: expected a column of written, which has .*, got 'words'"):
-        load_lines("written", "test", 6, data_dir=folder, text="words")
+    with pytest.raises(ValueError, match=r"text_column: expected one of text of written, got 'words'"):
+        load_lines("written", "test", 6, data_dir=folder, text_column="words")
     assert describe(lines) == "train: 2 lines, 9 to 10 columns, 2 to 4 characters"
 
 
@@ -122,6 +145,9 @@ def test_lines_of_digits_are_of_their_own_pictures(monkeypatch, split, last):
     lines = digit_lines(split, "anywhere", count=20)
     again = digit_lines(split, "anywhere", count=20)
     assert lines.texts == again.texts
+    assert lines.fingerprint == again.fingerprint
+    monkeypatch.setattr(text_lines, "load_mnist", lambda *one: numbered(*one)._replace(labels=np.zeros(6000, np.int32)))
+    assert lines.fingerprint != digit_lines("train", "anywhere", count=1).fingerprint
     for picture, text in zip(lines.pictures, lines.texts, strict=True):
         assert 3 <= len(text) <= 10
         assert picture.shape[1:] == (32, 1)
@@ -147,9 +173,13 @@ LINES = TextLines("made", "test", [np.full((w, 4, 1), w, np.uint8) for w in (9, 
 
 
 def test_symbols_that_the_alphabet_lacks():
-    with pytest.raises(ValueError, match=r"made, y: expected characters of the alphabet, got '\?' \(U\+003F\) in 'ba\?'"):
+    counts = r"'\?' \(U\+003F\) 1 times; such as in y: 'ba\?'"
+    with pytest.raises(ValueError, match=rf"unknown_symbols: .* in made, split test, Unicode's form NFD, {counts}"):
         EncodedLines(LINES, Characters("ab"))
-    lines = EncodedLines(LINES, Characters("ab"), unknown="count", label_end=[2])
+    many = LINES._replace(texts=["abbc", "cc", "defghijklm"])
+    with pytest.raises(ValueError, match=r"'c' \(U\+0063\) 3 times, 'b' .* 2 times, .* and 3 more; such as in x: 'abbc'"):
+        EncodedLines(many, Characters("z"))
+    lines = EncodedLines(LINES, Characters("ab"), unknown_symbols="count", label_end=[2])
     assert dict(lines.unknown) == {"?": 1}
     assert lines.findings() == "test: characters that the alphabet lacks, which will count as errors: '?' 1"
     assert [lines[n]["label"].tolist() for n in range(3)] == [[3, 4, 2], [4, 3, 2], [2]]

@@ -20,6 +20,7 @@ from experiments.handwriting import Config, build_model, encode, load_split
 from s2s_jax.data.text_lines import LineBatches, drawn_lines, fit_characters
 from s2s_jax.layers import Backbone, Stage
 from s2s_jax.models.line_loss import line_loss
+from s2s_jax.models.line_reader import LineRead, LineReader
 from s2s_jax.text_metrics import character_error_rate
 from s2s_jax.training.command import main
 
@@ -55,7 +56,7 @@ def crnn(few, tmp_path_factory):
     return folder, printed.getvalue()
 
 
-def test_a_crnn_from_training_to_prediction(crnn, tmp_path, capsys):
+def test_a_crnn_from_training_to_prediction(crnn, tmp_path, capsys, monkeypatch):
     trained, printed = crnn
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     assert "trains on drawn number words, whose figures say nothing about handwriting" in printed
@@ -97,11 +98,23 @@ def test_a_crnn_from_training_to_prediction(crnn, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()[::2]
     for told, path, text in zip(printed, (picture, other, picture), (read[0], read[1], read[0]), strict=True):
         assert told.startswith(f"{path}: {text}  (mean confidence")
-    assert (folder / "figures" / "read_2.png").exists()
-    with pytest.raises(SystemExit, match="expected a picture"):
-        call("predict", tmp_path / "none.png", "--runs-dir", tmp_path)
+    assert {path.name for path in (folder / "figures").glob("read_*")} == {"read_line.png", "read_other.png", "read_line_2.png"}
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no picture")
+    with pytest.raises(SystemExit) as left:
+        call("predict", tmp_path / "none.png", tmp_path, picture, damaged, "--runs-dir", tmp_path)
+    assert capsys.readouterr().out.startswith(f"{picture}: {read[0]}  (mean confidence")
+    wrong = [
+        f"{tmp_path / 'none.png'}: expected a picture, found no such file",
+        f"{tmp_path}: expected a picture, got a folder",
+    ]
+    wrong += [f"{damaged}: expected a picture, got a file of no known kind"]
+    assert str(left.value).endswith(": " + "\n".join(wrong))
     with pytest.raises(SystemExit, match="--lexicon: expected a --beam-size above 1 with it, got 1"):
         call("predict", picture, "--runs-dir", tmp_path, "--lexicon")
+    monkeypatch.setattr(LineReader, "__call__", lambda *_: [LineRead("", [], [], 0.0)])
+    call("predict", picture, "--runs-dir", tmp_path)
+    assert capsys.readouterr().out.startswith(f"{picture}: (nothing read)\n")
 
 
 def test_columns_with_a_decoder(crnn, tmp_path, capsys):
@@ -197,7 +210,9 @@ def test_a_folder_of_ones_own(tmp_path):
         "--text-column",
         "words",
     ]
-    with pytest.raises(SystemExit, match=r"mine, test1.png: expected characters of the alphabet, got '\?'"):
+    with pytest.raises(
+        SystemExit, match=r"--unknown-symbols: expected 'count', .* in mine, split test, .* '\?' \(U\+003F\) 1 times"
+    ):
         call(*flags)
     call(*flags, "--unknown-symbols", "count", "--name", "counted")
     result = json.loads((tmp_path / "runs/handwriting/counted/result.json").read_text())
@@ -205,6 +220,40 @@ def test_a_folder_of_ones_own(tmp_path):
     assert result["details"]["unknown"] == {"train": {}, "validation": {}, "test": {"?": 1}}
     alphabet = (tmp_path / "runs/handwriting/counted/alphabet.txt").read_text(encoding="utf-8")
     assert alphabet == "".join(sorted(set(unicodedata.normalize("NFD", "étéa b"))))
+    # Without a test split, and with the other name of validation.
+    rows = [row.replace("val\t", "validation\t") for row in rows if not row.startswith("test")]
+    (folder / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    call(*flags, "--name", "no-test")
+    result = json.loads((tmp_path / "runs/handwriting/no-test/result.json").read_text())
+    assert (result["split"], result["test_reads"]) == ("validation, all 1", 0)
+    assert set(result["details"]["unfit"]) == {"validation"}
+
+
+def test_errors_of_a_folder_name_no_flag_that_nobody_typed(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number in range(2):
+        Image.new("L", (40, 20 + number)).save(folder / f"{number}.png")
+    flags = [*SMALL, "--runs-dir", tmp_path / "runs", "--dataset", "mine", "--data-dir", tmp_path]
+
+    def refused(rows, *more):
+        (folder / "manifest.tsv").write_text("\n".join(["split\tfile\ttext\tlabel", *rows, ""]))
+        with pytest.raises(SystemExit) as left:
+            call(*flags, *more)
+        return str(left.value).removeprefix("python -m experiments.handwriting: ")
+
+    rows = ["train\t0.png\ta\t1", "val\t1.png\tb\t1"]
+    assert refused([rows[0].replace("train", "learn"), rows[1]]) == (
+        "mine, split: expected one or a slice of ['learn', 'val'] of mine, got 'train'"
+    )
+    assert refused(rows[:1]) == "mine: expected a split val or validation, got the splits train"
+    assert refused(rows, "--text-column", "words") == "--text-column: expected one of label, text of mine, got 'words'"
+    assert (
+        refused(rows, "--text-column", "label")
+        == "--text-column: expected a column of texts of mine, got 'label', one of numbers"
+    )
+    told = refused([*rows, "train\t0.png\tc\t1"])
+    assert told == f"{folder / 'manifest.tsv'}:4: expected one text for each file, got 2 of 0.png, the first in line 2"
 
 
 def test_texts_that_do_not_fit_their_frames(tmp_path, monkeypatch):
@@ -212,12 +261,15 @@ def test_texts_that_do_not_fit_their_frames(tmp_path, monkeypatch):
     narrow = lines._replace(pictures=[lines.pictures[0][:20], *lines.pictures[1:]])
     monkeypatch.setattr(handwriting, "drawn_lines", lambda split, height: narrow._replace(split=split))
     small = [*SMALL, "--runs-dir", tmp_path, "--augment", "0"]
-    with pytest.raises(SystemExit, match=r"--unfit-labels: expected texts that fit .*, got 1 that do not: \['train 0'\]"):
+    with pytest.raises(
+        SystemExit, match=r"--unfit-labels: expected 'drop', .*, got 1 .*: train 0, '\w.*', needs \d+ and has 5"
+    ):
         call(*small)
     call(*small, "--unfit-labels", "drop")
     result = json.loads((tmp_path / "handwriting/default/result.json").read_text())
     assert result["details"]["dropped"] == ["train 0"]
     assert np.isfinite(result["metrics"]["loss"])
+    assert result["details"]["unfit"] == {split: {"count": 1, "ids": ["train 0"]} for split in ("validation", "test")}
 
 
 def test_data_that_is_not_there(tmp_path):
@@ -226,3 +278,17 @@ def test_data_that_is_not_there(tmp_path):
     with pytest.raises(SystemExit, match="expected 'froc_mss' in"):
         call(*SMALL, "--runs-dir", tmp_path / "runs", "--dataset", "froc_mss", "--data-dir", tmp_path)
     assert not (tmp_path / "runs/handwriting").exists()
+
+
+def test_a_text_may_hold_a_carriage_return(tmp_path):
+    lines = drawn_lines("train", count=2)._replace(texts=["a\rb", "b"])
+    characters, run = fit_characters(lines), SimpleNamespace(folder=tmp_path, config=Config(beam_size=2, lexicon=True))
+    handwriting.save(run, characters, lines)
+    assert (tmp_path / "alphabet.txt").read_bytes().decode() == characters.alphabet == "\rab"
+    assert (tmp_path / "training_texts.txt").read_bytes() == b"a\rb\nb\n"
+    handwriting.build_reader(run, build_model(run.config, characters), characters)  # where the lexicon knows no other words
+
+
+def test_figures_of_files_of_one_name_are_different():
+    names = ["a/line.png", "b/line.jpg", "line_2.png", "other"]
+    assert handwriting.figure_names(names) == ["read_line", "read_line_2", "read_line_2_2", "read_other"]
