@@ -95,7 +95,7 @@ def ctc_loss(
       unfit: what is done where a label does not fit its frames. "raise" (lengths that are traced cannot be looked at: their
         loss is then infinite); "drop", the row's loss is 0 and it is not counted; "infinite". No such row has a gradient.
         `ctc_frames` tells beforehand which rows these are. A label that fits but needs a symbol whose logit is -inf has an
-        infinite loss and no gradient whatever this says.
+        infinite loss and no gradient whatever this says, and so has a row with a frame whose logits are all -inf.
 
     Raises:
       TypeError: lengths or labels that are not integers.
@@ -118,7 +118,11 @@ def ctc_loss(
         invalid, paddings = (~mask).astype(logits.dtype), paddings.astype(logits.dtype)
         # What stands for log 0 is far below any true value (optax's own, -1e5, is not), and not -inf, which times 0 is NaN.
         zero = varying_as(jnp.asarray(_LOG_ZERO, logits.dtype), (logits, labels, mask))
-        logits = jnp.where(logits == -jnp.inf, zero, logits)
+        never = logits == -jnp.inf
+        logits = jnp.where(never, zero, logits)
         nats = optax.ctc_loss(logits, invalid, labels, paddings, blank_id=blank, log_epsilon=zero).astype(logits.dtype)
-        nats = jnp.where(nats > -_LOG_ZERO / 10, jnp.inf, nats)  # a label through a symbol of probability 0
+        impossible = nats > -_LOG_ZERO / 10  # a label through a symbol of probability 0
+        # A frame that says nothing at all, which would be an even one with what stands for log 0; NaN elsewhere stays NaN.
+        impossible |= jnp.any(jnp.all(never, axis=2), axis=1) & ~jnp.isnan(nats)
+        nats = jnp.where(impossible, jnp.inf, nats)
     return CTCNats(jnp.where(fits, nats, 0.0 if unfit == "drop" else jnp.inf), fits)

@@ -80,6 +80,19 @@ def test_a_symbol_of_probability_zero():
     assert np.isfinite(gradient).all()
 
 
+def test_a_frame_without_any_symbol():
+    logits, labels = drawn(0)
+    want = value_and_gradient(logits, LENGTHS, labels, LABEL_LENGTHS)
+    logits[0, 4], logits[3, 4], logits[4, 2], logits[5, 1], logits[5, 2] = *[-np.inf] * 4, np.nan  # in row 3 padding
+    nats, fits, gradient = value_and_gradient(logits, LENGTHS, labels, LABEL_LENGTHS)
+    assert fits.all()
+    np.testing.assert_array_equal(np.isinf(nats), [True, False, False, False, True, False])
+    np.testing.assert_array_equal(np.isnan(nats), [False] * 5 + [True])
+    assert_close(nats[1:4], want[0][1:4], 0)
+    assert_close(gradient[1:4], want[2][1:4], 0)
+    assert not gradient[[0, 4]].any()
+
+
 def test_in_float64():
     with jax.enable_x64(True):
         logits, labels = drawn(0)
@@ -141,10 +154,12 @@ def test_second_derivative_is_that_of_the_softmax_where_there_is_one_alignment()
     def loss(x):  # two frames, two different symbols: one alignment
         return ctc_loss(x, jnp.array([2]), jnp.array([[1, 2]]), jnp.array([2])).nats.sum()
 
-    got = jax.hessian(loss)(logits).reshape(2 * V, 2 * V)
+    hessian = jax.jit(jax.hessian(loss))
+    got = hessian(logits).reshape(2 * V, 2 * V)
     p = jax.nn.softmax(logits[0])
     want = jax.scipy.linalg.block_diag(*(jnp.diag(q) - jnp.outer(q, q) for q in p))
     assert_close(got, want, 1e-5)
+    assert not np.any(hessian(logits.at[0, 1].set(-jnp.inf)))  # a frame without any symbol has no derivatives
 
 
 def test_rows_may_be_mapped_over():

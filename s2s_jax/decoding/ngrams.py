@@ -1,5 +1,6 @@
 """Character n-grams as a decoder step: tables on the device that say how probable each symbol is after those before."""
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -41,7 +42,8 @@ def fit_ngrams(texts: Iterable[Sequence[int]], vocabulary_size: int, *, order: i
       `NGrams`, the `params` of `ngram_step`.
 
     Raises:
-      ValueError: an order below 1, no texts, a symbol outside the vocabulary, or a text with the end symbol in it.
+      ValueError: an order below 1, no texts, one that is not of integers, a symbol outside the vocabulary, or a text with
+        the end symbol in it.
     """
     if order < 1:
         raise ValueError(f"order: expected at least 1, got {order}")
@@ -50,7 +52,10 @@ def fit_ngrams(texts: Iterable[Sequence[int]], vocabulary_size: int, *, order: i
     counts: dict[tuple[int, ...], Counter[int]] = {(): Counter()}
     number = -1
     for number, text in enumerate(texts):
-        symbols = [int(symbol) for symbol in text]
+        try:
+            symbols = [operator.index(symbol) for symbol in text]
+        except TypeError as error:
+            raise ValueError(f"texts: expected sequences of integers, got {text!r} in text {number}") from error
         if wrong := [symbol for symbol in symbols if not 0 <= symbol < vocabulary_size or symbol == end]:
             raise ValueError(
                 f"texts: expected symbols from 0 to {vocabulary_size - 1} but {end}, got {wrong[0]} in text {number}"

@@ -48,7 +48,7 @@ class LineReader:
     """Reads the pictures of `LineBatches` with a `CRNN`, whose blank is the padding symbol, or a `PictureToText`.
 
     Args:
-      model: what reads; its weights are those at this time.
+      model: what reads, each time with the weights that it has then.
       characters: its alphabet.
       ngrams, weight, bonus: a language model over the same symbols, ended by the padding symbol, and what it counts; of a
         `CRNN` read by beam search.

@@ -65,6 +65,9 @@ def test_the_end_leads_to_the_beginning():
     ("arguments", "message"),
     [
         (([(1,)], V, 0, 0), "order: expected at least 1, got 0"),
+        ((["abc"], V, 2, 0), "texts: expected sequences of integers, got 'abc' in text 0"),
+        (([(1,), (1.5,)], V, 2, 0), r"texts: expected sequences of integers, got \(1.5,\) in text 1"),
+        (([1, 2], V, 2, 0), "texts: expected sequences of integers, got 1 in text 0"),
         (([], V, 2, 0), "texts: expected at least one, got none"),
         (([(1,), (1, 5)], V, 2, 0), "texts: expected symbols from 0 to 4 but 0, got 5 in text 1"),
         (([(1, 0)], V, 2, 0), "texts: expected symbols from 0 to 4 but 0, got 0 in text 0"),

@@ -22,7 +22,8 @@ class Language(NamedTuple):
       params, context, state: what it takes; leaves of `context` and `state` have a leading batch axis.
       weight: what its log probabilities count.
       bonus: what each symbol adds to the score, as a language model alone prefers short texts.
-      start, end: its symbols before and behind a text; None for the blank, which stands in no text.
+      start, end: its symbols before and behind a text; None for the blank, which stands in no text. Its vocabulary is that of
+        the frames, up to the greater of these two where they are no symbols of the frames.
     """
 
     step: DecoderStep
@@ -78,9 +79,11 @@ def ctc_beam_search(
 
     Raises:
       ValueError: sizes out of range, symbols outside the vocabulary, concrete lengths out of range (traced ones are clipped), a
-        language model or a lexicon of another vocabulary.
+        language model or a lexicon of another vocabulary, or a language model whose state has other rows.
     """
     beam_size, n_best = operator.index(beam_size), operator.index(n_best)
+    if beam_size < 1:
+        raise ValueError(f"beam_size: expected at least 1, got {beam_size}")
     if not 1 <= n_best <= beam_size:
         raise ValueError(f"n_best: expected 1 to beam_size = {beam_size}, got {n_best}")
     logits, mask = check_frames(logits, lengths, blank)
@@ -91,11 +94,15 @@ def ctc_beam_search(
     model = given = None
     if language is not None:
         start, end = (blank if symbol is None else operator.index(symbol) for symbol in (language.start, language.end))
+        for leaf in jax.tree.leaves((language.context, language.state)):
+            if jnp.shape(leaf)[:1] != log_probs.shape[:1]:
+                expected = f"a context and a state of {len(log_probs)} rows, as the logits have"
+                raise ValueError(f"language: expected {expected}, got an array of shape {jnp.shape(leaf)}")
         first = jax.ShapeDtypeStruct((len(log_probs),), jnp.int32)
         size = jax.eval_shape(language.step, language.params, language.context, language.state, first)[1].shape[-1]
-        if size < vocabulary_size or not (0 <= start < size and 0 <= end < size):
+        if size != max(vocabulary_size, start + 1, end + 1) or min(start, end) < 0:
             raise ValueError(
-                f"language: expected a model of at least {vocabulary_size} symbols, its start and end among them, "
+                f"language: expected a model of the {vocabulary_size} symbols of the frames, and of its start and end, "
                 f"got {size} symbols, start {start} and end {end}"
             )
         model = _Model(language.step, start, end)

@@ -292,13 +292,22 @@ def test_no_rows_and_no_frames():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"beam_size": 0}, "beam_size: expected at least 1, got 0"),
         ({"beam_size": 2, "n_best": 3}, "n_best: expected 1 to beam_size = 2, got 3"),
         ({"blank": V}, "blank: expected a symbol from 0 to 3, got 4"),
         ({"lengths": [1, 2, 3, 4, 10]}, "lengths: expected values from 0 to T = 9"),
         ({"lexicon": make_lexicon([(1,)], 3)}, "lexicon: expected one of 4 symbols, got 3"),
         (
             {"language": Language(ngram_step, fit_ngrams([(1,)], 3, order=1), jnp.zeros(B, jnp.int32))},
-            "language: expected a model",
+            "language: expected a model of the 4 symbols of the frames, .* got 3 symbols",
+        ),
+        (
+            {"language": Language(ngram_step, fit_ngrams([(1,)], 5, order=1), jnp.zeros(B, jnp.int32))},
+            "language: expected a model of the 4 symbols of the frames, .* got 5 symbols",
+        ),
+        (
+            {"language": Language(ngram_step, fit_ngrams([(1,)], 4, order=1), jnp.zeros(B + 1, jnp.int32))},
+            rf"language: expected a context and a state of {B} rows, .* shape \({B + 1},\)",
         ),
     ],
 )
