@@ -18,9 +18,9 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 HEADER = (
-    "| task | data | what | split | metric | ours | published "
-    "| seeds | steps | test reads | training, s | hardware | command |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    "| task | data | what | split | metric | ours | baselines | published "
+    "| seeds | steps | test reads | training, s | parameters | read of a text | hardware | command |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
 )
 
 
@@ -72,7 +72,8 @@ def table(results: Path) -> str:
         "Accuracies and error rates are fractions from 0 to 1; losses are nats. Mean over seeds, and standard deviation where "
         "there is more than one. Steps: of the run that ended first to the one that ended last, where they differ. "
         "Test reads: how often the finished run was scored on its test split. Seconds are those of "
-        "training on the hardware named, compiling and validation included.\n"
+        "training on the hardware named, compiling and validation included. Baselines of forecasts are the last value, the last "
+        "season and least squares on the same windows; their metrics are errors, and one that is lower than ours is bold.\n"
     )
     return f"# Results\n\n{made}{read}\n{HEADER}" + "".join(lines)
 
@@ -93,12 +94,34 @@ def _lines(row: str, cards: list[dict[str, Any]]) -> list[str]:
         published = "; ".join(f"{entry['value']} ({entry['how']}; {entry['source']})" for entry in of_metric)
         seeds, reads = (", ".join(str(card[field]) for card in cards) for field in ("seed", "test_reads"))
         steps = " to ".join(map(str, sorted({min(ended), max(ended)})))
-        run = [seeds, steps, reads, f"{seconds:.0f}", first["device"], f"`{first['command']}`"]
+        sizes = [f"{first['parameters']:,}" if first.get("parameters") else "", _read_of_a_text(first.get("config") or {})]
+        run = [seeds, steps, reads, f"{seconds:.0f}", *sizes, first["device"], f"`{first['command']}`"]
         name = [first["experiment"], first["dataset"], what, first["split"]]
         if lines:  # said in the line above
             name, run = [""] * len(name), [""] * len(run)
-        lines.append("| " + " | ".join([*name, metric, ours, published, *run]) + " |\n")
+        lines.append("| " + " | ".join([*name, metric, ours, _baselines(having, metric), published, *run]) + " |\n")
     return lines
+
+
+def _baselines(cards: list[dict[str, Any]], metric: str) -> str:
+    """What stands beside a metric of a forecaster, mean over the cards; what is lower, and so better, than ours is bold."""
+    split, name = ("validation", metric.removesuffix("_validation")) if metric.endswith("_validation") else ("test", metric)
+    kept = [card.get("details", {}).get("baselines", {}).get(split, {}) for card in cards]
+    ours = statistics.mean(card["metrics"][metric] for card in cards)
+    told = []
+    for baseline in kept[0]:
+        values = [of_card[baseline][name] for of_card in kept if name in of_card.get(baseline, {})]
+        if values:
+            value = statistics.mean(values)
+            told.append(f"{baseline} **{value:.4f}**" if value < ours else f"{baseline} {value:.4f}")
+    return "; ".join(told)
+
+
+def _read_of_a_text(config: dict[str, Any]) -> str:
+    """How much of a text a classifier reads, by its flags."""
+    if config.get("max_length"):
+        return f"last {config['max_length']:,} {config['symbols']}"
+    return f"last {config['last_bytes']:,} bytes" if config.get("labels") else ""  # without labels it is a language model
 
 
 def _check_alike(row: str, cards: list[dict[str, Any]]) -> None:

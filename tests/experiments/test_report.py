@@ -60,6 +60,40 @@ def test_a_metric_that_not_all_cards_have_is_told_of_those_that_have_it(tmp_path
     assert ours == {"loss": "2.0000 ± 1.0000 (n=3)", "old": "3.0000 (seeds 0)", "new": "4.5000 ± 0.7071 (n=2) (seeds 1, 2)"}
 
 
+def test_baselines_of_forecasts_stand_beside_each_metric_and_those_that_win_are_bold(tmp_path):
+    baselines = {
+        "validation": {"naive": {"mse": 0.4}, "linear": {"mse": 0.1}},
+        "test": {"naive": {"mse": 0.5, "mae": 0.2}, "seasonal naive": {"mse": 0.35}, "linear": {"mse": 0.25}},
+    }
+    for seed, mse in enumerate((0.2, 0.4)):
+        metrics = {"mse_validation": 0.3, "mse": mse, "coverage": 0.8}
+        card(tmp_path, f"pixels-mnist-rows-seed{seed}", seed=seed, metrics=metrics, details={"baselines": baselines})
+    card(tmp_path, "pixels-mnist-old-seed0", metrics={"mse": 0.2})
+    table = report.table(tmp_path)
+    (validation,), (old, test) = cells_of(table, "mse_validation"), cells_of(table, "mse")
+    assert validation["baselines"] == "naive 0.4000; linear **0.1000**"
+    assert test["baselines"] == "naive 0.5000; seasonal naive 0.3500; linear **0.2500**"
+    assert old["baselines"] == cells_of(table, "coverage")[0]["baselines"] == ""
+
+
+def test_parameters_and_what_is_read_of_a_text(tmp_path):
+    kinds = {
+        "a": {"parameters": 1234, "config": {"max_length": 2048, "symbols": "bytes"}},
+        "b": {"config": {"labels": 100, "last_bytes": 512}},
+        "c": {"config": {"labels": 0, "last_bytes": 1024, "symbols": "words"}},  # a language model; its flag says nothing
+        "d": {},
+    }
+    for name, more in kinds.items():
+        card(tmp_path, f"pixels-mnist-{name}-seed0", **more)
+    rows = cells_of(report.table(tmp_path), "accuracy")
+    assert [(row["parameters"], row["read of a text"]) for row in rows] == [
+        ("1,234", "last 2,048 bytes"),
+        ("", "last 512 bytes"),
+        ("", ""),
+        ("", ""),
+    ]
+
+
 def test_generated_data_is_refused(tmp_path):
     card(tmp_path / "results", "pixels-mnist-rows-seed0", data="generated")
     with pytest.raises(ValueError, match=r"pixels-mnist-rows-seed0.json: expected real data, got generated"):
