@@ -72,8 +72,8 @@ def table(results: Path) -> str:
         "Accuracies and error rates are fractions from 0 to 1; losses are nats. Mean over seeds, and standard deviation where "
         "there is more than one. Steps: of the run that ended first to the one that ended last, where they differ. "
         "Test reads: how often the finished run was scored on its test split. Seconds are those of "
-        "training on the hardware named, compiling and validation included. Baselines of forecasts are the last value, the last "
-        "season and least squares on the same windows; their metrics are errors, and one that is lower than ours is bold.\n"
+        "training on the hardware named, compiling and validation included. Baselines of forecasts are the last value, the "
+        "last season and least squares on the same windows; their metrics are errors, and what is lower than ours is bold.\n"
     )
     return f"# Results\n\n{made}{read}\n{HEADER}" + "".join(lines)
 

@@ -11,6 +11,7 @@ from flax import nnx
 from s2s_jax import cells
 from s2s_jax.models.character_networks import CharacterCNN, CharacterCRNN, SequenceStage, VeryDeepCNN
 from s2s_jax.training.state import count_parameters
+from s2s_jax.types import Unrolled
 from tests import oracles
 from tests.samples import assert_close
 
@@ -131,6 +132,38 @@ def test_the_very_deep_cnn_is_pytorchs():
     for number, layer in enumerate(model.dense):
         x = (torch.relu(x) if number else x) @ tensor(layer.kernel) + tensor(layer.bias)
     assert_close(model(TOKENS), x.numpy(), 1e-4)
+
+
+def test_convolutions_below_recurrence_are_pytorchs():
+    """Each text alone and as long as it is, so that no padding is in PyTorch's convolutions; recurrence by its layer."""
+    torch = oracles.oracle("torch")
+    stages = (SequenceStage(5, 3, 2), SequenceStage(6, 5, 3))
+    sizes = {"embedding_features": 3, "stages": stages, "hidden_features": 4}
+    model = shaken(CharacterCRNN(V, CLASSES, **sizes, rngs=nnx.Rngs(0)))
+
+    def tensor(variable):
+        return torch.tensor(np.asarray(variable[...], np.float64))
+
+    frames = np.zeros((len(LENGTHS), 4, 6))
+    lengths = np.ceil(np.ceil(LENGTHS / 2) / 3).astype(int)
+    for row, length in enumerate(LENGTHS):
+        x = tensor(model.embedding.embedding)[torch.tensor(TOKENS[row : row + 1, :length]).long()].transpose(1, 2)
+        for layer, stage in zip(model.convolutions, stages, strict=True) if length else ():
+            kernel = tensor(layer.kernel).permute(2, 1, 0)
+            norm = [tensor(one) for one in (layer.norm.mean, layer.norm.var, layer.norm.scale, layer.norm.bias)]
+            x = torch.nn.functional.conv1d(x, kernel, padding=stage.size // 2)
+            x = torch.relu(torch.nn.functional.batch_norm(x, *norm, eps=layer.norm.epsilon))
+            x = torch.nn.functional.max_pool1d(x, stage.pool, ceil_mode=True)
+        if length:
+            frames[row, : lengths[row]] = x[0].T.numpy()
+    params = model.recurrent.params()
+    states = [[cells.lstm.initial_state(p, len(LENGTHS), jnp.float32) for p in layer] for layer in params]
+    weights = Unrolled(np.zeros((len(LENGTHS), 4, 8)), states)  # of gradients, which nobody asks for here
+    done = oracles.torch_stack(cells.lstm, params, frames, states, lengths, weights, model.recurrent.directions).done
+    mean = done.outputs.sum(1) / np.maximum(lengths, 1)[:, None]
+    expected = mean @ tensor(model.output.kernel).numpy() + tensor(model.output.bias).numpy()
+    logits = jax.jit(model, compiler_options=oracles.FAST_TO_COMPILE)(TOKENS, LENGTHS)
+    assert_close(logits, expected, 1e-4)
 
 
 def test_the_end_of_a_text_stands_where_the_dense_layers_look_first():
