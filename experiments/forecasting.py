@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -175,7 +174,7 @@ def build_model(config: Config, series: int, covariates: int, known: int, static
 
 def loss(config: Config, table: Table, model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
     found = config.task.loss(table, model, batch, training=True, key=key)
-    return found.total / jnp.maximum(found.count, 1), {"loss": found}
+    return found.loss(), {"loss": found}
 
 
 def measure(config: Config, table: Table, model: Any, batch: Any) -> dict[str, Mean]:

@@ -10,14 +10,19 @@ of Conneau et al. (`--shortcuts`); `recurrent`, an LSTM or GRU over all symbols;
 it. Zhang et al. read 70 characters; `--symbols characters --vocabulary-size 74 --lowercase` reads the 70 most frequent ones.
 
 Of a text longer than `--max-length` its last symbols are read. Where there is no validation split, 1,000 training texts, a
-tenth at most, are for that. Accuracy: share of all texts of the split whose most probable class is right. `predict` tells by
-how much the log probability of the class falls where parts of the text are hidden, in words and, of the first ten texts, as a
-picture.
+tenth at most, are for that. Accuracy: share of all texts of the split whose most probable class is right; without duplicates:
+of the test texts that neither training nor validation holds. `predict` reads of a table the columns that the run learnt from,
+and of any other file each line; it tells by how much the log probability of the class falls where parts of the text are hidden,
+in words and, of the first ten texts, as a picture.
 """
 
 import dataclasses
+import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -26,7 +31,16 @@ from flax import nnx
 
 from s2s_jax import cells, plots
 from s2s_jax.data.datasets.text_files import texts_named
-from s2s_jax.data.labelled_texts import PATHS, EncodedTexts, TextBatches, TextFlags, TextPaths, TextSplits, load_texts
+from s2s_jax.data.labelled_texts import (
+    PATHS,
+    EncodedTexts,
+    TextBatches,
+    TextFlags,
+    TextPaths,
+    TextSplits,
+    load_texts,
+    texts_of_table,
+)
 from s2s_jax.data.tokenizers import Tokenizer, characters_of, fit_tokenizer, load_tokenizer
 from s2s_jax.data.vocabulary import UNKNOWN
 from s2s_jax.losses import classification
@@ -123,6 +137,8 @@ class Config(TextFlags, TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.dropout is not None and self.dropout >= 1:
+            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout}")
         if self.vocabulary_size and self.symbols != "characters":
             raise ValueError(f"vocabulary_size: expected it with --symbols characters, got it with {self.symbols}")
         if 0 < self.vocabulary_size < UNKNOWN + 2:
@@ -163,7 +179,7 @@ def class_logits(model: Any, batch: Mapping[str, Any], *, training: bool = False
 
 def loss(model: Any, batch: Mapping[str, Any], key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
     told = classification(class_logits(model, batch, training=True, key=key), batch["label"], batch["mask"])
-    return told["loss"].total / told["loss"].count, told
+    return told["loss"].loss(), told
 
 
 def measure(model: Any, batch: Mapping[str, Any]) -> dict[str, Mean]:
@@ -171,8 +187,10 @@ def measure(model: Any, batch: Mapping[str, Any]) -> dict[str, Mean]:
 
 
 def encode(config: Config, texts: TextSplits, tokenizer: Tokenizer) -> dict[str, EncodedTexts]:
+    """The splits, and as "duplicates" the test texts that training or validation holds too."""
     unknown = UNKNOWN if config.symbols == "characters" else None  # no byte is unknown
-    return {split: EncodedTexts(some, tokenizer, config.max_length, unknown) for split, some in texts.splits.items()}
+    splits = texts.splits | {"duplicates": texts.known_of_test()}
+    return {split: EncodedTexts(some, tokenizer, config.max_length, unknown) for split, some in splits.items()}
 
 
 def train(run: Run[Config]) -> None:
@@ -184,8 +202,8 @@ def train(run: Run[Config]) -> None:
     run.say(f"{texts.name}: {texts.report}; classes {', '.join(texts.classes)}")
     tokenizer = build_tokenizer(config, texts.splits["train"].texts)
     encoded = encode(config, texts, tokenizer)
-    for split, of_split in encoded.items():
-        run.say(f"{split}: {of_split.describe()}")
+    for split in texts.splits:
+        run.say(f"{split}: {encoded[split].describe()}")
     model = build_model(config, len(tokenizer), len(texts.classes))
     if run.writes:
         tokenizer.save(run.folder / "tokenizer.json")
@@ -218,6 +236,12 @@ def report(
         metrics |= {f"{name}{'' if split == 'test' else f'_{split}'}": value for name, value in values.items()}
         told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         run.say(f"\n{split}, {len(encoded[split])} texts ({config.origin}): {told}")
+    duplicates, count = encoded["duplicates"], len(encoded["test"])
+    if "test" in splits and 0 < len(duplicates) < count:
+        right = measure_over(model, batches.in_order(duplicates))["accuracy"] * len(duplicates)
+        metrics["accuracy_without_duplicates"] = (metrics["accuracy"] * count - right) / (count - len(duplicates))
+        told = f"{len(duplicates)} of the test texts stand in training or validation; without them"
+        run.say(f"{told} accuracy {metrics['accuracy_without_duplicates']:.4f}")
     plan = batches.shuffled(config.seed)
     usage = plan.usage()
     result = run.finish(
@@ -230,10 +254,12 @@ def report(
         details={
             "classes": texts.classes,
             "texts": texts.report.examples,
+            "findings": texts.report.findings,
+            "duplicates": len(duplicates),
             "padding": round(usage.padding, 4),
             "batch_shapes": len(usage.shapes),
-            "cut": {split: of_split.cut for split, of_split in encoded.items()},
-            "unknown": {split: of_split.unknown for split, of_split in encoded.items()},
+            "cut": {split: encoded[split].cut for split in texts.splits},
+            "unknown": {split: encoded[split].unknown for split in texts.splits},
         },
     )
     if not run.changed:
@@ -282,7 +308,7 @@ def evaluate(run: Run[Config]) -> None:
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:
-    """The class of each text, or of each line of a file, and which of its symbols spoke for it."""
+    """The class of each text, or of each row or line of a file, and which of its symbols spoke for it."""
     if not inputs:
         raise ValueError('expected at least one text, like "What a dull film.", or a file of them')
     config = run.config
@@ -293,7 +319,7 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     def logits(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
         return class_logits(model, {"tokens": tokens[:, : config.max_length], "tokens_lengths": lengths})
 
-    for number, text in enumerate(texts_named(inputs)):
+    for number, text in enumerate([text for given in inputs for text in texts_of(config, given)]):
         whole = tokenizer.encode(text)
         tokens = whole[-config.max_length :]
         found = occlusion(logits, tokens, blank=blank)
@@ -315,7 +341,27 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         if number < DRAWN:
             label = f"nats for {classes[said]}"
             figure = plots.marked_text(*zip(*shown, strict=True), title=answer, label=label)
-            print(f"  drawn in {run.figure(f'read_{number}', figure)}")
+            print(f"  drawn in {run.figure(figure_name(text), figure)}")
+
+
+def texts_of(config: Config, given: str) -> list[str]:
+    """What an input holds: the columns of a table that the run learnt from, or else each line of a file, or the text itself."""
+    if not os.path.isfile(given):  # a pipe can be read once only, and Path's form raises an error for a long text
+        return texts_named([given])
+    columns = " and ".join(config.text_columns)
+    texts = texts_of_table(Path(given), config)
+    if texts is not None:
+        print(f"{given}: {len(texts)} rows, of which {columns} is read")
+        return texts
+    lines = texts_named([given])
+    print(f"{given}: {len(lines)} lines, each read as a text, as it is no table with {columns}")
+    return lines
+
+
+def figure_name(text: str) -> str:
+    """Of a text, by its first words, and by all of it so that no other text has the same."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return "_".join(["read", *re.findall(r"\w+", text[:40]), digest])
 
 
 def by_words(shown: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:

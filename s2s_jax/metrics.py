@@ -19,6 +19,10 @@ class Mean(NamedTuple):
         """Total / count; nan where nothing was counted."""
         return float(self.total) / float(self.count) if self.count else float("nan")
 
+    def loss(self) -> Any:
+        """Total / count as a loss, under `jit` too; 0, with gradients of 0, where nothing was counted."""
+        return self.total / jnp.maximum(self.count, 1)
+
 
 def mean_over(values: Float[Array, "*N"], mask: Bool[Array, "*N"] | None = None) -> Mean:
     """Sum and number of the values where `mask` is True."""

@@ -88,3 +88,11 @@ def test_means_in_float64_are_exact_to_it(float64):
     mean = mean_over(values, jnp.arange(1000) % 3 == 0)
     assert mean.total.dtype == mean.count.dtype == jnp.float64
     assert mean.value() == pytest.approx(1 + 1e-12, abs=1e-15)
+
+
+def test_a_loss_is_the_mean_and_nothing_where_nothing_was_counted():
+    values = jnp.array([1.0, 2.0, 6.0])
+    for mask, mean, slope in (([True, False, True], 3.5, 0.5), ([False] * 3, 0.0, 0.0)):
+        found, gradient = jax.value_and_grad(lambda x, mask=mask: mean_over(x, np.array(mask)).loss())(values)
+        assert float(found) == mean
+        np.testing.assert_array_equal(gradient, slope * np.array(mask))

@@ -11,7 +11,7 @@ import numpy as np
 from s2s_jax.data import datasets
 from s2s_jax.data.buckets import length_buckets, with_room_for
 from s2s_jax.data.datasets.report import Duplicates, Report
-from s2s_jax.data.datasets.text_files import read_rows
+from s2s_jax.data.datasets.text_files import first_row, other_separator, read_rows
 from s2s_jax.data.own_files import name_own_files
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.reviews import LabelledTexts, made_up_reviews
@@ -83,13 +83,20 @@ class TextSplits(NamedTuple):
     fingerprint: str | None
     report: Report
 
+    def known_of_test(self) -> LabelledTexts:
+        """The test texts that training or validation holds too, whatever their class there."""
+        known = {text for split in ("train", "validation") for text in self.splits[split].texts}
+        texts, labels = self.splits["test"]
+        places = [place for place, text in enumerate(texts) if text in known]
+        return LabelledTexts([texts[place] for place in places], labels[places])
+
 
 def load_texts(flags: TextFlags, data_dir: str | Path | None = None) -> TextSplits:
     """The splits that the flags name; where there is none for validation, texts of the training split that a fixed seed draws.
 
     Raises:
       FileNotFoundError: no such data.
-      ValueError: a file that is not what it should be, by file and line; a class that no training text has.
+      ValueError: a file that is not what it should be, by file and line; a class that no training text has, or only one.
     """
     if flags.dataset == "reviews":
         made = {split: made_up_reviews(count, seed) for split, (count, seed) in _MADE_UP.items()}
@@ -123,11 +130,11 @@ def _of_data_set(flags: TextFlags, data_dir: str | Path | None) -> TextSplits:
                 raise ValueError(f"text_columns: expected columns of texts, got {', '.join(other)}")
             rows[split].append((str(example[flags.label_column]), " ".join(example[column] for column in columns)))
     known = first.classes.get(flags.label_column) or _CLASSES.get(name)
-    return _split(name, rows, known, first.fingerprint, report)
+    return _split(name, rows, {}, known, first.fingerprint, report)
 
 
 def _of_files(flags: TextFlags) -> TextSplits:
-    report, rows = Report(), {}
+    report, rows, lines = Report(), {}, {}
     twice = Duplicates(report, "the same text in two splits")
     for split in ("train", "validation", "test"):
         path = getattr(flags, f"{split}_file")
@@ -135,8 +142,9 @@ def _of_files(flags: TextFlags) -> TextSplits:
             continue
         if not path.is_file():
             raise FileNotFoundError(f"{split}_file: expected a file, found none at {path.absolute()}")
-        rows[split] = []
-        for line, row in read_rows(path, (flags.label_column, *flags.text_columns), flags.header):
+        rows[split], lines[split] = [], []
+        _check_columns(path, flags)
+        for line, row in read_rows(path, (), flags.header):
             label, text = row[flags.label_column].strip(), " ".join(row[column] for column in flags.text_columns)
             if not label:
                 raise ValueError(f"{path}:{line}: expected a class in column {flags.label_column!r}, got none")
@@ -144,8 +152,33 @@ def _of_files(flags: TextFlags) -> TextSplits:
                 report.found("rows without a text", f"{path.name}:{line}")
             twice.add(text.encode(), split, f"{path.name}:{line}")
             rows[split].append((label, text))
+            lines[split].append(f"{path}:{line}")
     assert flags.train_file is not None
-    return _split(flags.train_file.name.split(".")[0], rows, None, fingerprint(rows["train"]), report)
+    return _split(flags.train_file.name.split(".")[0], rows, lines, None, fingerprint(rows["train"]), report)
+
+
+def _check_columns(path: Path, flags: TextFlags) -> None:
+    """Raises what names the flags where a file has other columns."""
+    names, wanted = flags.header or first_row(path), (flags.label_column, *flags.text_columns)
+    if names and not set(wanted) <= set(names):
+        has = f"header names, {', '.join(names)}" if flags.header else f"{path} names in its first line, {', '.join(names)}"
+        without = "; a file that does not begin with names needs --header"
+        likely = "" if flags.header else other_separator(path, names) or without
+        raise ValueError(f"label_column, text_columns: expected columns that {has}, got {', '.join(wanted)}{likely}")
+
+
+def texts_of_table(path: Path, flags: TextFlags) -> list[str] | None:
+    """The texts of a file with the columns of texts that the flags name, a class or none beside them; None of any other file.
+
+    Raises:
+      ValueError: a row that is not what it should be, by file and line.
+    """
+    first = first_row(path)
+    is_table = len(first) == len(flags.header) if flags.header else set(flags.text_columns) <= set(first)
+    if not is_table:
+        return None
+    rows = read_rows(path, flags.text_columns, flags.header)
+    return [" ".join(row[column] for column in flags.text_columns) for _, row in rows]
 
 
 def fingerprint(rows: Sequence[tuple[str, str]]) -> str:
@@ -159,18 +192,27 @@ def fingerprint(rows: Sequence[tuple[str, str]]) -> str:
 def _split(
     name: str,
     rows: dict[str, list[tuple[str, str]]],
+    lines: dict[str, list[str]],
     known: Sequence[str] | None,
     of_training: str,
     report: Report,
 ) -> TextSplits:
-    """Classes as numbers, in the order of their numbers where all are numbers, and else of their names."""
+    """Classes as numbers, in the order of their numbers where all are numbers, and else of their names.
+
+    `lines` are where rows come from; those of splits that it lacks are told by their number.
+    """
     labels = {label for label, _ in rows["train"]}
     ordered = sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+    if len(ordered) < 2:
+        raise ValueError(f"label_column: expected at least two classes in the training texts of {name}, got {ordered}")
     number = {label: place for place, label in enumerate(ordered)}
     for split, of_split in rows.items():
-        unknown = next((label for label, _ in of_split if label not in number), None)
+        unknown = next((place for place, (label, _) in enumerate(of_split) if label not in number), None)
         if unknown is not None:
-            raise ValueError(f"{name}: expected in {split} classes that training texts have, {ordered[:20]}, got {unknown!r}")
+            where = lines[split][unknown] if split in lines else f"{name}, {split} {unknown}"
+            raise ValueError(
+                f"{where}: expected a class that training texts have, {ordered[:20]}, got {of_split[unknown][0]!r}"
+            )
     splits = {
         split: LabelledTexts([text for _, text in of_split], np.array([number[label] for label, _ in of_split], np.int32))
         for split, of_split in rows.items()

@@ -44,7 +44,7 @@ def line_loss(
         logits = model(ink, widths, shift_right(batch["label"], START), **how)
         metrics = nats_of_symbols(logits, batch, label_smoothing=label_smoothing)
     nats = metrics["loss"]
-    return nats.total / jnp.maximum(nats.count, 1), metrics
+    return nats.loss(), metrics
 
 
 def nats_of_frames(frames: Frames, batch: Mapping[str, Any]) -> Metrics:

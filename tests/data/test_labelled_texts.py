@@ -51,12 +51,15 @@ def test_several_columns_and_classes_that_are_numbers(tmp_path):
     found = load_texts(TextFlags(**flags, text_columns=("title", "body")))
     assert found.classes == ("2", "9", "10")
     assert found.splits["test"].texts[0] == "title more 10"
-    with pytest.raises(ValueError, match=r"a.tsv:1: expected a header of different names, kind, text among them"):
+    expected = r"label_column, text_columns: expected columns that .*a.tsv names in its first line, kind, title, body, got "
+    with pytest.raises(ValueError, match=expected + "kind, text; a file that does not begin with names needs --header"):
         load_texts(TextFlags(**flags))
     bare = tmp_path / "bare.csv"  # as Zhang et al. hand out theirs
     bare.write_text("".join(f'"{label}","{title}","{body}"\n' for label, title, body in rows))
     of_bare = {"train_file": bare, "validation_file": bare, "test_file": bare, "header": ("label", "title", "body")}
     again = load_texts(TextFlags(**of_bare, text_columns=("title", "body")))
+    with pytest.raises(ValueError, match=r"expected columns that header names, label, title, body, got label, text$"):
+        load_texts(TextFlags(**of_bare))
     assert again.splits["train"].texts == found.splits["train"].texts
     assert again.fingerprint == found.fingerprint
 
@@ -66,7 +69,10 @@ def test_several_columns_and_classes_that_are_numbers(tmp_path):
     [
         ([*ROWS, ("art",)], r"test.tsv:6: expected 2 columns, got 1"),
         ([*ROWS, ("", "no class")], r"test.tsv:6: expected a class in column 'label', got none"),
-        ([*ROWS, ("music", "a song")], r"expected in test classes that training texts have, \['art', 'sports'\], got 'music'"),
+        (
+            [*ROWS, ("music", "a song")],
+            r"test.tsv:6: expected a class that training texts have, \['art', 'sports'\], got 'music'",
+        ),
         ([], r"test.tsv: expected lines after the header, found none"),
     ],
 )
@@ -80,8 +86,61 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path, rows, message):
 def test_a_quote_that_does_not_end_is_named(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('label,text\nart,"a picture\nsports,a goal\n')
-    with pytest.raises(ValueError, match=r"a.csv:3: unexpected end of data"):
+    with pytest.raises(ValueError, match=r"a.csv:2: expected an end of the quote that begins in this row, got none"):
         load_texts(TextFlags(train_file=path, test_file=path))
+    path.write_text('label,text\nsports,a goal\nart,"a picture\nsports,a "goal"\n')
+    with pytest.raises(ValueError, match=r"a.csv:4: ',' expected after '\"', in the row that begins in line 3"):
+        load_texts(TextFlags(train_file=path, test_file=path))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "label;text\nart;a\n", "it seems to be separated by semicolons, where commas are expected"),
+        ("a.csv", "label\ttext\nart\ta\n", "it seems to be separated by tabs, where commas are expected"),
+        ("a.tsv", "label,text\nart,a\n", "it seems to be separated by commas, where tabs are expected"),
+        ("a.csv", ",label,text\n0,art,a\n", r"a.csv:1: expected a name of each column, got none of the first, .* pandas"),
+        ("a.csv", "", "a.csv:1: expected a header"),
+    ],
+)
+def test_a_table_of_another_kind_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    for header in ((), ("label", "text")):
+        if not header or "separated" in message:
+            with pytest.raises(ValueError, match=message):
+                load_texts(TextFlags(train_file=tmp_path / name, test_file=tmp_path / name, header=header))
+
+
+def test_the_texts_of_a_table_that_is_asked_about(tmp_path):
+    rows = [("art", "a", "1"), ("sports", "b", "2")]
+    flags = TextFlags(text_columns=("title", "body"))
+    table = quoted(tmp_path / "a.csv", rows, ("kind", "title", "body"))
+    assert labelled_texts.texts_of_table(table, flags) == ["a 1", "b 2"]
+    assert labelled_texts.texts_of_table(tsv(tmp_path / "b.tsv", [row[1:] for row in rows], ("title", "body")), flags) == [
+        "a 1",
+        "b 2",
+    ]
+    assert labelled_texts.texts_of_table(tsv(tmp_path / "lines.txt", [("a title",)], ("the title",)), flags) is None
+    bare = TextFlags(train_file=table, test_file=table, header=("label", "text"))
+    assert labelled_texts.texts_of_table(tsv(tmp_path / "bare.tsv", rows[1:], rows[0]), bare) is None
+    assert labelled_texts.texts_of_table(tsv(tmp_path / "bare.tsv", [("art", "b")], ("art", "a")), bare) == ["a", "b"]
+    (tmp_path / "nothing").write_text("")
+    assert labelled_texts.texts_of_table(tmp_path / "nothing", flags) is None
+
+
+def test_one_class_alone_is_nothing_to_learn(tmp_path):
+    path = tsv(tmp_path / "a.tsv", [("art", "a"), ("art", "b")])
+    with pytest.raises(
+        ValueError, match=r"label_column: expected at least two classes in the training texts of a, got \['art'\]"
+    ):
+        load_texts(TextFlags(train_file=path, validation_file=path, test_file=path))
+
+
+def test_test_texts_that_training_or_validation_holds(tmp_path):
+    train, validation = tsv(tmp_path / "a.tsv"), tsv(tmp_path / "b.tsv", [("art", "new"), ("art", "a goal")])
+    test = tsv(tmp_path / "c.tsv", [("art", "other"), ("art", "new"), ("art", "a goal"), ("sports", "a goal")])
+    found = load_texts(TextFlags(train_file=train, validation_file=validation, test_file=test)).known_of_test()
+    assert (found.texts, found.labels.tolist()) == (["new", "a goal", "a goal"], [0, 0, 1])
 
 
 def test_texts_of_nothing_are_counted(tmp_path):
@@ -125,12 +184,16 @@ def test_a_folder_and_who_validates(tmp_path, monkeypatch):
         assert [str(label) for label in texts.labels] == [dict(map(reversed, rows))[text] for text in texts.texts]
     assert load_texts(TextFlags(dataset="imdb"), tmp_path).splits["validation"].texts == validation.texts
     assert found.report.findings["the same text in two splits"]["count"] == 4
+    assert found.known_of_test().texts == [text for _, text in rows[:4]]
     tsv(folder / "val.tsv", [("1", "of its own")])
     assert load_texts(TextFlags(dataset="imdb"), tmp_path).splits["validation"].texts == ["of its own"]
     with pytest.raises(ValueError, match=r"expected columns of imdb, which has label, text, got kind, text"):
         load_texts(TextFlags(dataset="imdb", label_column="kind"), tmp_path)
     with pytest.raises(ValueError, match="text_columns: expected columns of texts, got label"):
         load_texts(TextFlags(dataset="imdb", text_columns=("label",)), tmp_path)
+    tsv(folder / "test.tsv", [*rows[:4], ("7", "of no class")])
+    with pytest.raises(ValueError, match=r"imdb, test 4: expected a class that training texts have, \['0', '1'\], got '7'"):
+        load_texts(TextFlags(dataset="imdb"), tmp_path)
     with pytest.raises(FileNotFoundError, match="test_file: expected a file, found none at"):
         load_texts(TextFlags(train_file=folder / "train.tsv", test_file=folder))
 

@@ -1,5 +1,6 @@
 """Text classification: runs of four networks on a few made-up reviews, what their flags are, and what words are worth."""
 
+import io
 import json
 import sys
 from types import SimpleNamespace
@@ -73,12 +74,29 @@ def test_a_run_from_training_to_prediction(tmp_path, capsys):
     call("predict", path, "What a dull film.", "so " * 20, "--runs-dir", tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert "  only the last 40 of its 60 symbols are read" in lines
-    shown = [line for line in lines if not line.startswith("  ")]
+    assert lines[0] == f"{path}: 2 lines, each read as a text, as it is no table with text"
+    shown = [line for line in lines[1:] if not line.startswith("  ")]
     assert [line.split(": ", 1)[1] for line in shown] == ["Schöne dull film.", "", "What a dull film.", "so " * 20]
     assert all(line.split(" ")[0] in ("positive", "negative") for line in shown)
     assert sum("most of it: " in line for line in lines) == 3
     assert "Schöne " in next(line for line in lines if "most of it" in line)
-    assert sorted(file.name for file in (folder / "figures").glob("read_*")) == ["read_0.png", "read_2.png", "read_3.png"]
+    figures = sorted(file.name for file in (folder / "figures").glob("read_*"))
+    assert [name[:-13] for name in figures] == [
+        "read_Schöne_dull_film",
+        "read_What_a_dull_film",
+        "read_so_so_so_so_so_so_so_so_so_so_so_so_so_s",
+    ]
+    (tmp_path / "rows.csv").write_text('label,text\n1,"What a dull\nfilm?"\n')
+    call("predict", tmp_path / "rows.csv", "--runs-dir", tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{tmp_path / 'rows.csv'}: 1 rows, of which text is read\n")
+    assert "label" not in printed.split("read\n")[1]
+    assert "dull\nfilm?" in printed
+    assert len(list((folder / "figures").glob("read_*"))) == 4  # of another text, with the same words
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        with pytest.raises(SystemExit, match="standard input: expected at least one line, got none"):
+            call("predict", "-", "--runs-dir", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +137,7 @@ def test_words_are_worth_what_their_characters_are():
         ({"shortcuts": True}, "shortcuts: expected it with vdcnn9, vdcnn17, vdcnn29, got it with cnn_recurrent"),
         ({"model": "cnn_small", "cell": "gru"}, "cell: expected it with recurrent, cnn_recurrent, got it with cnn_small"),
         ({"model": "recurrent", "features": 9}, "features: expected it with cnn_small, .*, got it with recurrent"),
+        ({"dropout": 1.5}, r"dropout: expected a rate in \[0, 1\), got 1.5"),
         ({"vocabulary_size": 70}, "vocabulary_size: expected it with --symbols characters, got it with bytes"),
         ({"symbols": "characters", "vocabulary_size": 2}, "vocabulary_size: expected at least 5, got 2"),
     ],
@@ -137,10 +156,40 @@ def test_another_test_file_is_an_evaluation_of_its_own(tmp_path):
     folder = tmp_path / "text_classification/default"
     result = json.loads((folder / "result.json").read_text())
     assert (result["data"], result["dataset"], result["split"]) == ("real", "train", "test, all 6")
-    assert result["details"]["texts"] == {"train": 18, "validation": 2, "test": 6}
+    details = result["details"]
+    assert details["texts"] == {"train": 18, "validation": 2, "test": 6}
+    assert details["findings"]["the same text in two splits"]["count"] == details["duplicates"] == 6
+    assert "accuracy_without_duplicates" not in result["metrics"]  # of no text
     call("evaluate", "--runs-dir", tmp_path, *files, tmp_path / "other.tsv")
     again = json.loads((folder / "result.json").read_text())
     assert (again["split"], again["test_reads"]) == ("test, all 3", 2)
     (tmp_path / "train.tsv").write_text("label\ttext\n" + "\n".join(rows[2:]) + "\n")
     with pytest.raises(SystemExit, match="expected the data that the run was trained on"):
         call("evaluate", "--runs-dir", tmp_path)
+
+
+def test_accuracy_without_the_test_texts_that_were_trained_on(tmp_path, capsys, monkeypatch):
+    rows = [f"{label}\t{text}" for label, text in zip("ab" * 10, made_up_reviews(20, 0).texts, strict=True)]
+    for name, some in (("train", rows), ("test", [*rows[:3], "a\tsomething new", "b\tsomething else"])):
+        (tmp_path / f"{name}.tsv").write_text("label\ttext\n" + "\n".join(some) + "\n")
+
+    def all_are_a(model, batch, **options):
+        return jax.numpy.zeros((len(batch["label"]), 2)).at[:, 0].set(1.0) + 0 * model.output.bias.sum()
+
+    monkeypatch.setattr(text_classification, "class_logits", all_are_a)
+    files = ["--train-file", tmp_path / "train.tsv", "--test-file", tmp_path / "test.tsv"]
+    call(*SMALL, "--steps", "1", "--features", "5", "--runs-dir", tmp_path, *files)
+    result = json.loads((tmp_path / "text_classification/default/result.json").read_text())
+    assert result["metrics"]["accuracy"] == pytest.approx(3 / 5)  # two of three known ones, and one of two
+    assert result["metrics"]["accuracy_without_duplicates"] == pytest.approx(1 / 2)
+    assert result["details"]["duplicates"] == 3
+    told = "3 of the test texts stand in training or validation; without them accuracy 0.5000"
+    assert told in capsys.readouterr().out
+
+
+def test_a_batch_without_any_text_has_a_loss_of_zero(monkeypatch):
+    monkeypatch.setattr(text_classification, "class_logits", lambda model, batch, **options: np.zeros((2, 3), np.float32))
+    batch = {"label": np.zeros(2, np.int32), "mask": np.zeros(2, bool)}
+    nats, told = text_classification.loss(None, batch, jax.random.key(0))
+    assert float(nats) == 0
+    assert np.isnan(told["loss"].value())

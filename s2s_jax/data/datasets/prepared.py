@@ -160,7 +160,10 @@ def _from_catalogue(name: str, split: str, cache_dir: str | Path | None, options
     try:
         records: Any = tfds.data_source(name, split=split, data_dir=cache_dir, builder_kwargs=builder_kwargs, **options)
     except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(f"name: expected a folder of that name or a data set of TFDS's catalogue, got {name!r}") from error
+        raise ValueError(
+            f"name: expected a folder of that name or a data set of TFDS's catalogue, got {name!r}; folders are looked for in "
+            "--data-dir (data_dir), or else in the variable S2S_DATA_DIR"
+        ) from error
     info = records.dataset_info
     sizes = {split: [part.num_examples, part.num_bytes] for split, part in info.splits.items()}
     fingerprint = _hash_of([info.full_name, sizes])

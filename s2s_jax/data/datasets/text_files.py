@@ -44,17 +44,14 @@ def texts_named(inputs: Iterable[str]) -> list[str]:
 
     Raises:
       FileNotFoundError: no such file, of an input that looks like the name of one, as `_is_name` has it, or a folder.
-      ValueError: bytes that are not UTF-8, by file and line; a damaged .gz or .xz file; a file without a line.
+      ValueError: bytes that are not UTF-8, by file and line; a damaged .gz or .xz file; a file or an input without a line.
     """
     texts: list[str] = []
     for text in inputs:
         if text == "-":
-            texts += read_stream(sys.stdin.buffer, "standard input")
+            texts += _some(read_stream(sys.stdin.buffer, "standard input"), "standard input")
         elif os.path.exists(text) and not os.path.isdir(text):  # a pipe too; Path's form raises an error for a long text
-            found = list(read_lines(Path(text)))
-            if not found:
-                raise ValueError(f"{text}: expected at least one line, got none")
-            texts += found
+            texts += _some(read_lines(Path(text)), text)
         elif len(text) > 1 and os.sep in text and os.path.isdir(text):  # a word may be the name of one by chance
             raise FileNotFoundError(f"{text}: expected a text or a file, got a folder; as a text it can come by standard input")
         elif _is_name(text):
@@ -62,6 +59,13 @@ def texts_named(inputs: Iterable[str]) -> list[str]:
         else:
             texts.append(text)
     return texts
+
+
+def _some(lines: Iterator[str], name: str) -> list[str]:
+    found = list(lines)
+    if not found:
+        raise ValueError(f"{name}: expected at least one line, got none")
+    return found
 
 
 def _is_name(text: str) -> bool:
@@ -133,19 +137,48 @@ def read_rows(path: Path, required: Sequence[str], header: Sequence[str] = ()) -
     Raises:
       ValueError: no row, a row of another number of columns, or a header without the required names.
     """
-    plain = path.with_suffix("") if path.suffix in _OPENERS else path
-    rows = comma_separated(path) if plain.suffix.lower() == ".csv" else _tab_separated(path)
+    rows = _rows(path)
     names = list(header) or next(rows, (1, [""]))[1]
+    if len(names) > 1 and not names[0] and all(names[1:]):
+        likely = "which is as pandas writes its index; with index=False it writes none"
+        raise ValueError(f"{path}:1: expected a name of each column, got none of the first, {likely}")
     if not set(required) <= set(names) or len(set(names)) != len(names) or not all(names):
-        raise ValueError(f"{path}:1: expected a header of different names, {', '.join(required)} among them, got {names}")
+        told = f"a header of different names, {', '.join(required)} among them" if required else "a header of different names"
+        raise ValueError(f"{path}:1: expected {told}, got {names}{other_separator(path, names)}")
     found = False
     for line, columns in rows:
         found = True
         if len(columns) != len(names):
-            raise ValueError(f"{path}:{line}: expected {len(names)} columns, got {len(columns)}")
+            likely = other_separator(path, columns)
+            raise ValueError(f"{path}:{line}: expected {len(names)} columns, got {len(columns)}{likely}")
         yield line, dict(zip(names, columns, strict=True))
     if not found:
         raise ValueError(f"{path}: expected lines{'' if header else ' after the header'}, found none")
+
+
+def first_row(path: Path) -> list[str]:
+    """The cells of the first row of what `read_rows` reads, none of an empty file.
+
+    Raises:
+      ValueError: as `read_rows` does.
+    """
+    return next(_rows(path), (1, []))[1]
+
+
+def other_separator(path: Path, cells: Sequence[str]) -> str:
+    """For an error: which other separator a row seems to have, as it is a single cell with that in it; else nothing."""
+    names = {";": "semicolons", "\t": "tabs", ",": "commas"}
+    here = "," if _has_commas(path) else "\t"
+    likely = [name for mark, name in names.items() if mark != here and len(cells) == 1 and mark in cells[0]]
+    return f"; it seems to be separated by {likely[0]}, where {names[here]} are expected" if likely else ""
+
+
+def _has_commas(path: Path) -> bool:
+    return (path.with_suffix("") if path.suffix in _OPENERS else path).suffix.lower() == ".csv"
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    return comma_separated(path) if _has_commas(path) else _tab_separated(path)
 
 
 def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -157,15 +190,20 @@ def comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows of a comma-separated file, the header too, each with the number of its last line; empty lines are none.
 
     Raises:
-      ValueError: quotes that make no sense, by file and line.
+      ValueError: quotes that make no sense, by file and line; of one that does not end the line where its row begins.
     """
     rows = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
+    first = 1  # line of the row that is read
     try:
         for row in rows:
+            first = rows.line_num + 1
             if row:
                 yield rows.line_num, row
     except csv.Error as error:
-        raise ValueError(f"{path}:{rows.line_num}: {error}") from error
+        if str(error) == "unexpected end of data":
+            raise ValueError(f"{path}:{first}: expected an end of the quote that begins in this row, got none") from error
+        begins = f", in the row that begins in line {first}" if first < rows.line_num else ""
+        raise ValueError(f"{path}:{rows.line_num}: {error}{begins}") from error
 
 
 def kind_of(column: str) -> Kind:
