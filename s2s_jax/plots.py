@@ -1,6 +1,7 @@
 """Figures. Each function returns a matplotlib figure; the caller saves it."""
 
 import itertools
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ def learning_curve(
     """
     below_it = {name: values for name in metrics if (values := _by_step(histories, f"validation/{name}"))}
     panels = 2 if below_it else 1
-    figure, axes = _subplots(panels, 1, (7, 2.75 * panels), sharex=True)
+    figure, axes = _subplots(panels, 1, (8, 2.75 * panels), sharex=True)
     above, below = axes[0, 0], axes[-1, 0]
     seeds = f", mean of up to {len(histories)} seeds" if len(histories) > 1 else ""
     for name, label, color in (("train", "training", "tab:gray"), ("validation", "validation", "tab:blue")):
@@ -33,10 +34,12 @@ def learning_curve(
         if losses:
             _draw_spread(above, losses, label + seeds, color, "o" if name == "validation" or len(losses) < 3 else None)
     positive = all(low > 0 for line in above.get_lines() for low in line.get_ydata())
-    above.set(yscale="log" if positive else "linear", ylabel=f"loss ({unit})", title=title)
+    above.set(yscale="log" if positive else "linear", ylabel=f"loss ({unit})", title=_wrapped(title, figure))
     above.set_xlim(left=0)
     if above.has_data():
-        above.legend(frameon=False)
+        _legend(above)
+        if positive:
+            _plain_ticks(above)
     if below_it:
         for (name, values), color in zip(below_it.items(), itertools.cycle(_COLORS), strict=False):
             _draw_spread(below, values, name.replace("_", " ") + seeds, color)
@@ -44,14 +47,19 @@ def learning_curve(
         if all(min(values) > 0 and values[-1] < 0.2 and values[-1] < values[0] for values in means):
             lowest = min(min(map(min, values.values())) for values in below_it.values())
             ticks = [tick for tick in _RATES if tick > 0.7 * lowest]
-            below.set(ylabel="validation", yscale="log", ylim=(0.8 * lowest, 1.1))
+            below.set(yscale="log", ylim=(0.8 * lowest, 1.1))
             below.set_yticks(ticks, [f"{tick:.3g} %" for tick in (100 * tick for tick in ticks)])
             below.minorticks_off()
         else:
-            below.set(ylabel="validation", ylim=(-0.03, 1.03))
+            below.set(ylim=(-0.03, 1.03))
             below.yaxis.set_major_formatter(_percent())
-        below.legend(frameon=False, loc="best")
+        if len(below_it) > 1:
+            below.set(ylabel="validation")
+            _legend(below)
+        else:
+            below.set(ylabel=f"validation {next(iter(below_it)).replace('_', ' ')}")
     below.set(xlabel="step")
+    _whole_numbers(below.xaxis)
     _quiet(*axes.flat)
     return figure
 
@@ -61,7 +69,7 @@ def bars(labels: Sequence[str], values: Sequence[float], *, xlabel: str, ylabel:
     figure, ((axes,),) = _subplots(1, 1, (max(4.0, 0.9 * len(labels) + 2), 3.6))
     drawn = axes.bar(labels, values, color="tab:blue", width=0.6)
     axes.bar_label(drawn, [f"{value:.1%}" for value in values], padding=2)
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, 1.12))
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=_wrapped(title, figure), ylim=(0, 1.12))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.yaxis.set_major_formatter(_percent())
     _quiet(axes)
@@ -80,7 +88,7 @@ def spread(
       xlabel, ylabel, title: of the figure.
       logarithmic: whether places are drawn by their logarithm.
     """
-    figure, ((axes,),) = _subplots(1, 1, (6.4, 4.2))
+    figure, ((axes,),) = _subplots(1, 1, (8.4, 4.2))
     looks = zip(itertools.cycle(_COLORS), itertools.cycle(_MARKERS), sorted(lines.items()), strict=False)
     for color, marker, (name, by_place) in looks:
         counts = sorted(set(map(len, by_place.values())))
@@ -94,11 +102,11 @@ def spread(
         axes.set_xscale("log")
     axes.set_xticks(places, [f"{place:,}" for place in places])
     axes.minorticks_off()
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=_wrapped(title, figure))
     axes.yaxis.set_major_formatter(_percent())
     several = any(len(values) > 1 for by_place in lines.values() for values in by_place.values())
     told = "line: mean over seeds; small dots: each seed\nband: from the lowest seed to the highest" if several else None
-    axes.legend(frameon=False, loc="best", title=told, title_fontsize="small", alignment="left")
+    _legend(axes, title=told, title_fontsize="small", alignment="left")
     _quiet(axes)
     return figure
 
@@ -120,9 +128,10 @@ def lines(
       intervals: {name: [(lower end, upper end)]}.
       places: labels along the horizontal axis.
       xlabel, ylabel, title: of the figure.
-      fractions: whether values are fractions from 0 to 1, shown as per cent; up to 100 where any is above a half.
+      fractions: whether values are fractions from 0 to 1, shown as per cent.
     """
-    figure, ((axes,),) = _subplots(1, 1, (max(6.4, 1.1 * len(places) + 1), 4.4))
+    several = len(values) > 1
+    figure, ((axes,),) = _subplots(1, 1, (max(6.4, 1.1 * len(places) + 1) + 1.6 * several, 4.4))
     looks = zip(itertools.cycle(_COLORS), itertools.cycle(_MARKERS), values.items(), strict=False)
     for number, (color, marker, (name, heights)) in enumerate(looks):
         # Side by side, so that no bar hides another.
@@ -130,13 +139,14 @@ def lines(
         axes.plot(across, heights, marker=marker, markersize=5, color=color, label=name)
         axes.vlines(across, *zip(*intervals[name], strict=True), color=color, linewidth=1.2, alpha=0.7)
     axes.set_xticks(range(len(places)), places)
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=_wrapped(title, figure))
     axes.set_ylim(bottom=0)
     if fractions:
-        if max(end for ends in intervals.values() for _, end in ends) > 0.5:
-            axes.set_ylim(-0.03, 1.03)
+        top = max([*itertools.chain(*values.values()), *(end for ends in intervals.values() for _, end in ends)])
+        axes.set_ylim(-0.03 * top, min(1.03, 1.1 * top) or 1.03)  # to 100 % where anything comes near it
         axes.yaxis.set_major_formatter(_percent())
-    axes.legend(frameon=False, loc="best")
+    if several:
+        _legend(axes)
     _quiet(axes)
     return figure
 
@@ -153,7 +163,7 @@ def images(
     for axis, picture, text, color in zip(axes.flat, pictures, titles, colors, strict=False):
         axis.imshow(picture, cmap="gray_r", interpolation="nearest")
         axis.set_title(text, fontsize=8, color=color)
-    figure.suptitle(title)
+    figure.suptitle(_wrapped(title, figure))
     return figure
 
 
@@ -161,6 +171,8 @@ def read_line(
     picture: Any, symbols: Sequence[str], spans: Sequence[tuple[float, float]], confidences: Sequence[float], *, title: str
 ) -> Any:
     """A picture of a line [H, W], dark where it is high, and over it each symbol with the columns it was read from.
+
+    A long line goes on below; where nothing was read the picture stands alone.
 
     Args:
       picture: values [H, W].
@@ -170,29 +182,41 @@ def read_line(
       title: over the figure.
     """
     height, width = picture.shape
-    figure, (above, below) = _subplots(2, 1, (max(6.0, width / 60), 3.0), sharex=True, height_ratios=(1.3, 1))
-    above, below = above[0], below[0]
-    below.imshow(picture, cmap="gray_r", aspect="auto", interpolation="nearest", extent=(0, width, height, 0))
+    rows = max(1, -(-width // (14 * height)))
+    columns = -(-width // rows)
+    panel = 0.9  # inches that a picture is high, of which its other measure follows
+    figure_width = max(6.0, panel * columns / height + 1.4)
+    parts = 2 if symbols else 1
+    ratios = ((1.3, 1) if symbols else (1,)) * rows
+    figure, axes = _subplots(parts * rows, 1, (figure_width, (1.3 * parts + 0.4) * rows), height_ratios=ratios)
+    axes = axes[:, 0].reshape(rows, parts)
+    across = max(columns, (figure_width - 1.4) * height / panel)  # what is beyond a short line stays white
     fonts, known = _fonts_for("".join(symbols))
     colors = _color_map("RdYlGn")
+    for row, of_row in enumerate(axes):
+        first = row * columns
+        shown = picture[:, first : first + columns]
+        extent = (first, first + shown.shape[1], height, 0)
+        of_row[-1].imshow(shown, cmap="gray_r", aspect="auto", interpolation="nearest", extent=extent)
+        of_row[-1].set(yticks=[], xlim=(first, first + across))
+        of_row[-1].set_box_aspect(height / across)
+        if symbols:
+            of_row[0].set_box_aspect(1.3 * height / across)
+            of_row[0].set(ylim=(2.6, -0.9), yticks=[], xlim=(first, first + across))
+            of_row[0].tick_params(labelbottom=False)
+            of_row[0].spines[["top", "right", "left"]].set_visible(False)
+    axes[0, 0].set(title=_wrapped(title, figure))
+    axes[-1, -1].set(xlabel="column of the picture")
     for number, (symbol, (start, end), confidence) in enumerate(zip(symbols, spans, confidences, strict=True)):
-        row = number % 3  # side by side they would overlap
-        above.barh(row, end - start, left=start, height=0.3, color=colors(confidence))
-        shown = "\u2423" if symbol == " " else f"\u25cc{symbol}" if unicodedata.combining(symbol) else symbol
-        above.text(
-            (start + end) / 2,
-            row - 0.25,
-            _literal(shown, known | {"\u2423", "\u25cc"}),
-            ha="center",
-            fontfamily=fonts,
-            fontsize=9,
-        )
-        below.axvline((start + end) / 2, color="tab:blue", linewidth=0.4, alpha=0.5)
-    above.set(ylim=(2.6, -0.9), yticks=[], title=title)
-    below.set(yticks=[], xlabel="column of the picture")
-    above.spines[["top", "right", "left"]].set_visible(False)
-    scale = _scalar_mappable(colors)
-    figure.colorbar(scale, ax=[above, below], label="confidence", shrink=0.8)
+        above, below = axes[min(rows - 1, int((start + end) / 2 // columns))]
+        level, middle = number % 3, (start + end) / 2  # side by side they would overlap
+        above.barh(level, end - start, left=start, height=0.3, color=colors(confidence))
+        told = "\u2423" if symbol == " " else f"\u25cc{symbol}" if unicodedata.combining(symbol) else symbol
+        text = _boxed(told, known | {"\u2423", "\u25cc"})
+        above.text(middle, level - 0.25, text, ha="center", fontfamily=fonts, fontsize=9)
+        below.axvline(middle, color="tab:blue", linewidth=0.4, alpha=0.5)
+    if symbols:
+        figure.colorbar(_scalar_mappable(colors), ax=list(axes.flat), label="confidence", shrink=0.8)
     return figure
 
 
@@ -216,17 +240,20 @@ def forecasts(panels: Sequence[Mapping[str, Any]], *, title: str) -> Any:
         if panel["interval"] is not None:
             low, high = ([*joint, *end] for end in panel["interval"])
             axis.fill_between(after, low, high, color="tab:blue", alpha=0.2, linewidth=0, label="interval")
-        axis.set_title(panel["title"], fontsize="medium")
+        axis.set_title(_wrapped(panel["title"], figure), fontsize="medium")
         axis.margins(x=0.01)
+        _concise_dates(axis.xaxis)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4)
-    figure.suptitle(title)
+    figure.suptitle(_wrapped(title, figure))
     _quiet(*axes.flat)
     return figure
 
 
 def marked_text(symbols: Sequence[str], values: Sequence[float], *, title: str, label: str, columns: int = 80) -> Any:
     """A text, each of its characters on a colour: blue where its value is above 0, and red where it is below.
+
+    Where all values are zero, or as good as, it says so.
 
     Args:
       symbols: characters, in any script.
@@ -239,18 +266,24 @@ def marked_text(symbols: Sequence[str], values: Sequence[float], *, title: str, 
     rows = max(1, -(-len(symbols) // columns))
     figure, ((axes,),) = _subplots(1, 1, (max(3.5, 0.105 * columns + 1.4), 0.23 * rows + 1.1))
     cells = [*values, *[0.0] * (rows * columns - len(values))]
-    most = max(map(abs, cells)) or 1.0
+    most = max(map(abs, cells))
+    matters = most > 1e-6  # less is what rounding leaves
+    most = most if matters else 1.0
     shown = [cells[row * columns : (row + 1) * columns] for row in range(rows)]
     drawn = axes.imshow(shown, cmap="RdBu", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
     fonts, known = _fonts_for("".join(symbols))
     for place, (symbol, value) in enumerate(zip(symbols, values, strict=True)):
         row, column = divmod(place, columns)
         color = "white" if abs(value) > 0.6 * most else "black"
-        text = "" if symbol.isspace() else _literal(symbol, known)
-        axes.text(column, row, text, ha="center", va="center", fontfamily=fonts, fontsize=8, color=color)
-    axes.set(xticks=[], yticks=[], title=title)
+        text = "" if symbol.isspace() else _boxed(symbol, known)
+        size = 6 if unicodedata.east_asian_width(text[:1] or " ") in "WF" else 8  # in points; a wide one would reach the next
+        axes.text(column, row, text, ha="center", va="center", fontfamily=fonts, fontsize=size, color=color)
+    axes.set(xticks=[], yticks=[], title=_wrapped(title, figure))
     axes.spines[:].set_visible(False)
-    figure.colorbar(drawn, ax=axes, label=label, shrink=min(1.0, 0.5 + 0.5 / rows))
+    if matters:
+        figure.colorbar(drawn, ax=axes, label=label, shrink=min(1.0, 0.5 + 0.5 / rows))
+    else:
+        axes.set_xlabel("no symbol mattered")
     return figure
 
 
@@ -268,7 +301,7 @@ def heatmap(
     axes.set_yticks(range(len(rows)), [_literal(text, known) for text in rows], fontsize=size)
     for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         tick.set_fontfamily(fonts)
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=_wrapped(title, figure))
     figure.colorbar(drawn, ax=axes, label=label, shrink=0.8)
     return figure
 
@@ -314,6 +347,46 @@ def _fonts_for(text: str) -> tuple[list[str], set[str]]:
 def _literal(text: str, known: set[str]) -> str:
     """A character that no font has by its number, and no dollar sign that would begin a formula."""
     return "".join(character if character in known else f"U+{ord(character):04X}" for character in text).replace("$", r"\$")
+
+
+def _boxed(text: str, known: set[str]) -> str:
+    """A small box for each character that no font has, where its number would reach over its neighbours."""
+    return _literal("".join(character if character in known else "\u25ab" for character in text), known | {"\u25ab"})
+
+
+def _wrapped(title: str, figure: Any) -> str:
+    """In lines that the figure has room for, however long a name in it is."""
+    return "\n".join(textwrap.wrap(title, max(20, int(8 * figure.get_figwidth()))))
+
+
+def _legend(axes: Any, **options: Any) -> None:
+    """Beside the axes, where it lies over nothing."""
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), **options)
+
+
+def _plain_ticks(axes: Any) -> None:
+    """Plain numbers along a logarithmic axis, and some of them however little of it is shown."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+
+    low, high = axes.get_ylim()
+    small = LogLocator(subs=(1, 2, 5)) if high / low < 1000 else LogLocator()
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if high / low < 10 else small)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+    axes.minorticks_off()
+
+
+def _whole_numbers(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+
+
+def _concise_dates(axis: Any) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator()
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(ConciseDateFormatter(locator))
 
 
 def _by_step(histories: Sequence[Sequence[dict[str, float]]], name: str) -> dict[float, list[float]]:

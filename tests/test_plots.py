@@ -203,3 +203,102 @@ def test_a_marked_text_shows_every_character_on_its_colour():
     assert (axes.get_title(), bar.get_ylabel()) == ("Title", "nats")
     drawn(figure)
     assert plots.marked_text(list("ab"), [0.0, 0.0], title="", label="").axes[0].images[0].get_array().shape == (1, 2)
+
+
+def test_a_long_line_goes_on_below_and_a_short_one_keeps_its_shape():
+    for width, rows in ((20, 1), (448, 1), (900, 3)):
+        spans = [(start, start + 10) for start in range(0, width, 10)]
+        picture = np.arange(32.0 * width).reshape(32, width)
+        figure = plots.read_line(picture, ["a"] * len(spans), spans, [0.5] * len(spans), title="Title")
+        drawn(figure)
+        shown = [axis for axis in figure.axes if axis.images]
+        assert len(shown) == rows
+        np.testing.assert_array_equal(np.concatenate([axis.images[0].get_array() for axis in shown], axis=1), picture)
+        assert max(figure.get_size_inches()) < 16
+        for axis in shown:
+            box, (first, last) = axis.get_window_extent(), axis.get_xlim()
+            assert (box.width / (last - first)) / (box.height / 32) == pytest.approx(1, rel=0.02)
+        bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for axis in figure.axes for bar in axis.patches]
+        assert bars == spans
+        for above, below in zip(figure.axes[: 2 * rows : 2], shown, strict=True):
+            assert above.get_window_extent().x0 == pytest.approx(below.get_window_extent().x0, abs=1)
+            assert above.get_xlim() == below.get_xlim()
+            assert all(bar.get_x() + 5 <= above.get_xlim()[1] for bar in above.patches)
+
+
+def test_a_line_of_which_nothing_was_read_is_a_picture_alone():
+    figure = plots.read_line(np.ones((32, 200)), [], [], [], title="Title")
+    (axis,) = figure.axes
+    assert axis.images
+
+
+def test_a_character_that_no_font_has_is_a_small_box_where_its_number_has_no_room():
+    figure = plots.marked_text(["a", "\U000f0000"], [1.0, 0.0], title="", label="")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["a", "\u25ab"]
+    figure = plots.read_line(np.ones((32, 200)), ["\U000f0000"], [(0, 20)], [1.0], title="")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["\u25ab"]
+    drawn(figure)
+
+
+def test_a_text_of_which_nothing_mattered_has_no_scale():
+    figure = plots.marked_text(list("ab"), [1e-9, 0.0], title="", label="nats")
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "no symbol mattered"
+
+
+@pytest.mark.parametrize("days", [20, 103])
+def test_dates_stand_apart(days):
+    dates = np.datetime64("2020-01-20") + np.arange(days)
+    numbers = np.arange(days - 7.0)
+    panel = {"dates": dates, "history": numbers, "mean": np.zeros(7), "truth": None, "interval": None, "title": "OT"}
+    figure = plots.forecasts([panel], title="Title")
+    drawn(figure)
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert len(boxes) > 2
+    assert all(left.x1 + 20 < right.x0 for left, right in itertools.pairwise(boxes))  # in pixels, of a hundred to the inch
+
+
+def ticks(axis):
+    """The labels of an axis that are within what it shows."""
+    low, high = sorted(axis.get_view_interval())
+    return [tick.label1.get_text() for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+
+
+@pytest.mark.parametrize(("last", "at_least"), [(0.54, 2), (0.1, 3), (1e-4, 3)])
+def test_numbers_along_a_logarithmic_axis_are_plain(last, at_least):
+    rows = [{"step": step, "train/loss": loss} for step, loss in enumerate([0.6, last], start=1)]
+    figure = plots.learning_curve([rows], [], "Title")
+    drawn(figure)
+    told = ticks(figure.axes[0].yaxis)
+    assert len(told) >= at_least
+    assert all(float(text) for text in told)
+    assert not any(label.get_text() for label in figure.axes[0].yaxis.get_minorticklabels())
+    assert all(text.isdecimal() for text in ticks(figure.axes[0].xaxis))
+
+
+def test_a_legend_lies_over_nothing_and_one_line_has_none():
+    figure = plots.learning_curve([history(1)], ["accuracy"], "Title")
+    drawn(figure)
+    above, below = figure.axes
+    assert above.get_legend().get_window_extent().x0 >= above.get_window_extent().x1
+    assert below.get_legend() is None
+    assert below.get_ylabel() == "validation accuracy"
+    both = [{"step": 1, "validation/cer": 0.5, "validation/wer": 0.6}]
+    assert plots.learning_curve([both], ["cer", "wer"], "Title").axes[-1].get_legend() is not None
+    options = {"xlabel": "x", "ylabel": "CER", "title": "Title", "fractions": True}
+    assert plots.lines({"cer": [0.1]}, {"cer": [(0.0, 0.2)]}, ["1"], **options).axes[0].get_legend() is None
+
+
+@pytest.mark.parametrize(("high", "top"), [(0.07, 0.077), (0.6, 0.66), (0.99, 1.03), (0.0, 1.03)])
+def test_an_axis_of_rates_is_as_long_as_they_need(high, top):
+    options = {"xlabel": "x", "ylabel": "CER", "title": "Title", "fractions": True}
+    figure = plots.lines({"cer": [high / 2]}, {"cer": [(0.0, high)]}, ["1 to 5"], **options)
+    assert figure.axes[0].get_ylim()[1] == pytest.approx(top)
+
+
+def test_the_title_of_a_long_file_name_is_within_the_figure():
+    figure = plots.marked_text(list("ab"), [1.0, 0.0], title="a_long_name_" * 9 + ".csv", label="nats")
+    drawn(figure)
+    box = figure.axes[0].title.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
