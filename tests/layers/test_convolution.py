@@ -17,10 +17,13 @@ WIDTHS = np.array([29, 13, 7, 6, 1, 0])
 
 def backbone(residual=False, stages=SMALL, channels=1, **options):
     """With statistics and biases of batch norm that are not those of the start."""
-    made = Backbone(channels, stages, residual=residual, rngs=nnx.Rngs(0), **options)
+    return moved(Backbone(channels, stages, residual=residual, rngs=nnx.Rngs(0), **options))
+
+
+def moved(made):
     graphdef, state = nnx.split(made)
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(state))))
-    state = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.uniform(next(keys), leaf.shape), state)
+    state = jax.tree.map(lambda leaf: leaf + jax.random.uniform(next(keys), leaf.shape, minval=-0.3, maxval=0.3), state)
     return nnx.merge(graphdef, state)
 
 
@@ -49,6 +52,42 @@ def test_pooling_agrees_with_pytorch(window):
     x = pictures(2)
     theirs = torch.nn.functional.max_pool2d(torch.tensor(x).permute(0, 3, 1, 2), window).permute(0, 2, 3, 1)
     np.testing.assert_array_equal(max_pool(jnp.asarray(x), window), theirs.numpy())
+
+
+def torch_maps(made, picture):
+    """The maps [H, W, F] of one picture [H, W, C], by PyTorch with the weights and the running statistics of a backbone."""
+    torch = oracles.oracle("torch")
+
+    def of(array):
+        return torch.tensor(np.asarray(array[...], np.float64))
+
+    def convolved(block, x):
+        kernel, norm = of(block.kernel).permute(3, 2, 0, 1), block.norm
+        x = torch.nn.functional.conv2d(x, kernel, padding=kernel.shape[-1] // 2)
+        return torch.nn.functional.batch_norm(x, of(norm.mean), of(norm.var), of(norm.scale), of(norm.bias), eps=norm.epsilon)
+
+    x = torch.tensor(np.asarray(picture, np.float64)).permute(2, 0, 1)[None]
+    for blocks, pool in zip(made.stages, made.pools, strict=True):
+        for block in blocks:
+            if hasattr(block, "first"):
+                y = convolved(block.second, torch.relu(convolved(block.first, x)))
+                x = torch.relu(y + (x if block.link is None else convolved(block.link, x)))
+            else:
+                x = torch.relu(convolved(block, x))
+        x = torch.nn.functional.max_pool2d(x, pool)
+    return x[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["vgg", "residual"])
+def test_maps_agree_with_pytorch(residual):
+    """Each picture of a padded batch beside that picture alone, whose borders PyTorch fills with zeros."""
+    made, x = backbone(residual), pictures()
+    x = np.where((np.arange(29) < WIDTHS[:, None])[:, None, :, None], x, np.nan)
+    maps = nnx.jit(lambda made, *rows: made(*rows))(made, x, WIDTHS)
+    for row, width in enumerate(WIDTHS[:4]):
+        want = torch_maps(made, x[row, :, :width])
+        assert want.shape[1] == maps.widths[row]
+        assert_close(maps.features[row, :, : want.shape[1]], want.astype(np.float32), 1e-5)
 
 
 @pytest.mark.parametrize("residual", [False, True])
