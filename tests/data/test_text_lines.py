@@ -1,17 +1,14 @@
-"""Lines of text as pictures: read, put together, drawn; as numbers and in batches; changed by chance."""
+"""Lines of text as pictures: read, put together, drawn; as numbers and in batches."""
 
 import io
 import unicodedata
 import zipfile
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from s2s_jax.data import text_lines
-from s2s_jax.data.augmentation import augmented_lines
 from s2s_jax.data.images import LabelledImages
 from s2s_jax.data.text_lines import (
     EncodedLines,
@@ -216,56 +213,3 @@ def test_batches_hold_pictures_and_labels_with_their_lengths():
     wide = TextLines("wide", "test", [np.ones((2500, 32, 1), np.uint8)], ["one"], ["w"])
     (batch,) = batches.in_order(EncodedLines(wide, fit_characters(drawn_lines("train"))))
     assert batch["picture"].shape[:2] == (1, 2500)
-
-
-# Changed by chance ---------------------------------------------------------------------------------------------------------
-
-WIDTHS = np.array([90, 40, 1, 0, 120])
-
-
-def ink(seed=0, channels=1):
-    return jax.random.uniform(jax.random.key(seed), (5, 16, 120, channels))
-
-
-def test_changes_depend_on_the_key_alone():
-    x, key = ink(), jax.random.key(0)
-    first, widths = augmented_lines(x, WIDTHS, key)
-    again, _ = jax.jit(augmented_lines)(x, WIDTHS, key)
-    np.testing.assert_allclose(first, again, atol=1e-4)
-    other, _ = augmented_lines(x, WIDTHS, jax.random.key(1))
-    assert np.abs(np.asarray(first) - np.asarray(other)).max() > 0.1
-    assert first.shape == x.shape
-    assert np.asarray(first).min() >= 0
-    assert np.asarray(first).max() <= 1
-    assert widths.dtype == jnp.int32
-    assert (np.abs(np.asarray(widths) - WIDTHS) <= 0.15 * WIDTHS + 1).all()
-    assert widths[4] <= 120
-    assert widths[3] == 0
-
-
-def test_rows_are_changed_each_in_its_own_way():
-    x = jnp.broadcast_to(ink()[:1], (5, 16, 120, 1))
-    changed, _ = augmented_lines(x, np.full(5, 100), jax.random.key(0))
-    assert len({np.asarray(row).tobytes() for row in changed}) == 5
-
-
-def test_nothing_stands_behind_the_new_widths_and_nothing_comes_from_behind_the_old():
-    mask = (np.arange(120) < WIDTHS[:, None])[:, None, :, None]
-    want, widths = augmented_lines(jnp.where(mask, ink(), 0), WIDTHS, jax.random.key(2))
-    got, _ = augmented_lines(jnp.where(mask, ink(), jnp.nan), WIDTHS, jax.random.key(2))
-    np.testing.assert_array_equal(got, want)
-    assert not np.any(np.where((np.arange(120) < np.asarray(widths)[:, None])[:, None, :, None], 0, got))
-
-
-def test_a_strength_of_zero_changes_nothing():
-    mask = (np.arange(120) < WIDTHS[:, None])[:, None, :, None]
-    got, widths = augmented_lines(ink(), WIDTHS, jax.random.key(0), strength=0.0)
-    np.testing.assert_array_equal(widths, WIDTHS)
-    np.testing.assert_allclose(got, np.where(mask, ink(), 0), atol=1e-5)
-
-
-def test_channels_are_moved_together():
-    x = jnp.broadcast_to(ink(), (5, 16, 120, 1)).repeat(3, axis=-1)
-    got, _ = augmented_lines(x, WIDTHS, jax.random.key(0), strength=1.0)
-    spread = np.asarray(got).max(-1) - np.asarray(got).min(-1)
-    assert spread.max() < 0.5  # noise alone
