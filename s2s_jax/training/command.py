@@ -52,7 +52,12 @@ def main(
         about = sys.modules["__main__"].__doc__ or ""
         if command == "train":
             description = f"{about}\n\nAlso: {started} evaluate, {started} predict (each has its own --help)."
-            _train(task, tyro.cli(config_type, args=rest, prog=started, description=description), train)
+            # Checked only when it has been parsed: what a config says against its flags, tyro would tell in its own way.
+            unchecked = dataclasses.make_dataclass(
+                "Config", [], bases=(config_type,), namespace={"__post_init__": lambda self: None}, frozen=True, kw_only=True
+            )
+            given = tyro.cli(unchecked, args=rest, prog=started, description=description)
+            _train(task, config_type(**{field.name: getattr(given, field.name) for field in dataclasses.fields(given)}), train)
             return
         stays = "What is not said stays as the run has it, whatever the defaults below, which are those of a run without flags."
         description = {

@@ -181,6 +181,12 @@ def test_an_unknown_flag_is_an_error(arguments, capsys):
     assert flag in str(stopped.value.code) + capsys.readouterr().err
 
 
+def test_a_flag_out_of_its_range_is_told_by_its_name(tmp_path):
+    with pytest.raises(SystemExit, match=r": --checkpoint-every: expected at least 0, got -1$"):
+        call("--checkpoint-every", "-1", "--runs-dir", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
