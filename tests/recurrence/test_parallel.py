@@ -8,7 +8,7 @@ import pytest
 
 import s2s_jax
 from s2s_jax import cells, unroll, unroll_in_parallel
-from s2s_jax.recurrence import Newton, by_hand
+from s2s_jax.recurrence import Newton, by_hand, parallel
 from s2s_jax.recurrence.affine import layout_of
 from s2s_jax.types import Cell
 from tests.recurrence.test_fused import values_and_gradients, with_mask
@@ -113,6 +113,31 @@ def test_gradients_are_exact_whatever_part_of_the_jacobian_the_iteration_uses(fl
         got = jax.grad(loss, (0, 1))(params, xs, lambda *args: unroll_in_parallel(*args, newton=newton))  # noqa: B023
         assert_close(got, want, 1e-10)
         assert bool(unroll_in_parallel(given.cell, params, xs, newton=newton).solved.converged)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_a_gradient_takes_one_iteration_where_units_do_not_mix(name, reverse, monkeypatch):
+    """Its recurrence is linear, and blocks by hand are all of its Jacobian there: with ragged lengths too."""
+    given = sample(name, time=31, hidden_features=20, seed=6)
+    gates = given.cell.spec.gates
+    diagonal = given._replace(
+        params=given.params._replace(u=0.5 * given.params.u * np.tile(np.eye(20, dtype=np.float32), gates))
+    )
+    reports, real = [], parallel.parallel_scan
+
+    def telling(*args, **options):
+        *done, report = real(*args, **options)
+        jax.debug.callback(lambda count, right: reports.append((int(count), bool(right))), report.iterations, report.converged)
+        return *done, report
+
+    monkeypatch.setattr(parallel, "parallel_scan", telling)
+    values_and_gradients(diagonal, "parallel", reverse=reverse)
+    jax.effects_barrier()
+    (forward, converged), backward = reports
+    assert converged
+    assert forward <= 8
+    assert backward == (1, True)
 
 
 # Where it does not converge ---------------------------------------------------------------------------------------------
