@@ -141,8 +141,13 @@ def _check_alike(row: str, cards: list[dict[str, Any]]) -> None:
 
 
 def _spread(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f} (n={len(values)})"
+    mean = _figure(statistics.mean(values))
+    return mean if len(values) == 1 else f"{mean} ± {_figure(statistics.stdev(values))} (n={len(values)})"
+
+
+def _figure(value: float) -> str:
+    """Four places, or three digits where those would say little."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}"
 
 
 def _check(result: dict[str, Any], where: str) -> None:
