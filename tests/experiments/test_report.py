@@ -60,6 +60,14 @@ def test_a_metric_that_not_all_cards_have_is_told_of_those_that_have_it(tmp_path
     assert ours == {"loss": "2.0000 ± 1.0000 (n=3)", "old": "3.0000 (seeds 0)", "new": "4.5000 ± 0.7071 (n=2) (seeds 1, 2)"}
 
 
+def test_figures_below_a_thousandth_keep_three_digits(tmp_path):
+    for seed, value in ((0, 0.00016893), (1, 0.00018893)):
+        card(tmp_path / "results", f"adding-a-b-seed{seed}", seed=seed, metrics={"loss": value, "gap": 0.0})
+    table = report.table(tmp_path / "results")
+    assert cells_of(table, "loss")[0]["ours"] == "1.79e-04 ± 1.41e-05 (n=2)"
+    assert cells_of(table, "gap")[0]["ours"] == "0.0000 ± 0.0000 (n=2)"
+
+
 def test_baselines_of_forecasts_stand_beside_each_metric_and_those_that_win_are_bold(tmp_path):
     baselines = {
         "validation": {"naive": {"mse": 0.4}, "linear": {"mse": 0.1}},
