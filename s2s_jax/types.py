@@ -20,7 +20,9 @@ class Cell(NamedTuple):
       project: `(params, x) -> z`, the part that needs no state; `x` is [B, D], one position of the input.
       step: `(params, state, z, context) -> (state, y)`, the serial part; rows of the batch do not mix. `context` is what
         was given to `unroll`; layers with recurrent dropout give a mask [B, H].
-      spec: hashable description that a backend matches on; None for a cell of your own.
+      spec: hashable description that a backend matches on; None for a cell of your own. One whose `linear_by_unit` is True
+        promises that each number of a unit's new state is a sum of that unit's numbers (of all leaves of the state, which
+        are of one shape), times weights that do not depend on the state, and of what does not either.
     """
 
     init: Callable[[Array, int, int], Params]

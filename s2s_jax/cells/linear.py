@@ -62,21 +62,21 @@ class LRUState(NamedTuple):
 class MinGRUSpec(NamedTuple):
     name = "min_gru"
     gates = 2
-    linear = True
+    linear_by_unit = True
     bias: bool = True
 
 
 class MinLSTMSpec(NamedTuple):
     name = "min_lstm"
     gates = 3
-    linear = True
+    linear_by_unit = True
     bias: bool = True
 
 
 class LRUSpec(NamedTuple):
     name = "lru"
     gates = 2
-    linear = True
+    linear_by_unit = True
 
 
 def make_min_gru(*, bias: bool = True, kernel_init: Initializer = "glorot_uniform", bias_init: Initializer = "zeros") -> Cell:
@@ -119,7 +119,8 @@ def make_lru(*, radius: tuple[float, float] = (0.0, 1.0), max_phase: float = 2 *
         y = Re(k' C) + x skip
 
     with a state of H complex numbers and outputs H wide. Nothing here is nonlinear: stacked with nothing in between, layers
-    are one linear map.
+    are one linear map. With narrow inputs the parameters are rounded as all are, and the phase of an eigenvalue is then known
+    to two or three digits: over long sequences that is another system.
 
     Args:
       radius: least and greatest modulus of the eigenvalues to begin with, drawn uniformly over the ring; near 1 for long
@@ -195,7 +196,9 @@ def _make_lru(least: float, most: float, max_phase: float) -> Cell:
     def step(params: LRUParams, state: LRUState, z: tuple[Array, Array], context: Context) -> tuple[LRUState, Array]:
         _check_context(context)
         inputs, skipped = z
-        modulus, phase = jnp.exp(-jnp.exp(params.log_decay)), jnp.exp(params.log_phase)
+        wide = jnp.promote_types(params.log_decay.dtype, jnp.float32)  # a modulus near 1 is 1 in a narrow dtype
+        log_decay, log_phase = params.log_decay.astype(wide), params.log_phase.astype(wide)
+        modulus, phase = jnp.exp(-jnp.exp(log_decay)), jnp.exp(log_phase)
         re, im = (modulus * jnp.cos(phase))[None], (modulus * jnp.sin(phase))[None]
         in_re, in_im = jnp.split(inputs, 2, axis=-1)
         state = LRUState(re * state.re - im * state.im + in_re, re * state.im + im * state.re + in_im)

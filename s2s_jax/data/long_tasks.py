@@ -27,7 +27,7 @@ def marked_sums(rng: np.random.Generator, count: int, length: int) -> dict[str, 
 
 
 def copied_digits(rng: np.random.Generator, count: int, length: int) -> dict[str, np.ndarray]:
-    """Copy memory (Arjovsky et al., arXiv 1511.06464, section 4.1): ten digits, `length` steps of nothing, then say them again.
+    """Copy memory, as Bai et al. have it (arXiv 1803.01271): ten digits, `length` steps of nothing, then say them again.
 
     Returns:
       `sequence` int32 [count, length + 20]: the digits, blanks, and at the last eleven steps the signal and then, ten times, it

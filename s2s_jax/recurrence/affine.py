@@ -126,14 +126,14 @@ def times(a: Float[Array, "*at L L"], s: Float[Array, "*at L"]) -> Float[Array, 
         return a[..., 0] * s
     if s.shape[-1] <= _WRITTEN_OUT:
         return functools.reduce(jnp.add, (a[..., k] * s[..., k, None] for k in range(s.shape[-1])))
-    return jnp.einsum("...ij,...j->...i", a, s)
+    return jnp.einsum("...ij,...j->...i", a, s, precision=jax.lax.Precision.HIGHEST)
 
 
 def _product(a: Float[Array, "*at L L"], b: Float[Array, "*at L L"]) -> Float[Array, "*at L L"]:
     size = a.shape[-1]
     if size <= _WRITTEN_OUT:
         return functools.reduce(jnp.add, (a[..., :, k, None] * b[..., k, None, :] for k in range(size)))
-    return a @ b
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _size(leaf: jax.ShapeDtypeStruct) -> int:

@@ -4,6 +4,7 @@ Of minGRU, minLSTM and LRU the recurrence is `s_t = a_t * s_{t-1} + b_t`, with a
 gradient is such a recurrence too, run backward. Everything else is done for all steps at once, as in `fused`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,42 +13,52 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from s2s_jax.recurrence import fused
-from s2s_jax.recurrence.affine import jacobian_blocks, layout_of, solve
+from s2s_jax.recurrence.affine import jacobian_blocks, layout_of, solve, times
 from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, one_by_one
 from s2s_jax.sharding import varying_as
 from s2s_jax.types import Cell, State
 
 
 def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
-    if not getattr(cell.spec, "linear", False):
-        return "the cell is not linear in its state: its spec does not say `linear`"
+    if not getattr(cell.spec, "linear_by_unit", False):
+        return "the cell is not linear in its state, unit by unit: its spec does not say `linear_by_unit`"
     return fused.why_not(cell, directions, lengths, options)
 
 
 def run(cell: Cell, direction: Direction, lengths: Array | None, options: Options) -> TimeMajor:
     """Carries `cell` along time. Derivatives but the first in reverse mode are those of the backend `scan`."""
-    loops = fused.Loops(lambda how, args: affine_scan, lambda how, args, kept: affine_scan)
+    carry = functools.partial(affine_scan, verify=not hasattr(cell.spec, "gates"))  # of a cell of this package it is known
+    loops = fused.Loops(lambda how, args: carry, lambda how, args, kept: carry)
     return fused.carried(cell, direction, lengths, options, loops)[0]
 
 
 def affine_scan(
-    f: Callable[[State, Any], tuple[State, Any]], init: State, xs: Any, *, reverse: bool
+    f: Callable[[State, Any], tuple[State, Any]], init: State, xs: Any, *, reverse: bool, verify: bool
 ) -> tuple[State, Any, None]:
     """`jax.lax.scan(f, init, xs, reverse=reverse)` where `f` is affine in the state, unit by unit.
 
     That is: the new number k of a unit is a sum of that unit's numbers with weights that depend on `xs` alone, and of what
-    does too. It is not checked.
+    does too. With `verify` that is checked on a random state, and where it does not hold it is done in order.
     """
     init = varying_as(init, xs)
     layout = layout_of(init)
     time = jax.tree.leaves(xs)[0].shape[0]
-    zero = jax.tree.map(lambda leaf: jnp.zeros((time, *leaf.shape), leaf.dtype), init)
+    zero = jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.zeros_like(leaf), (time, *leaf.shape)), init)
     every = jax.vmap(f)
     # Linear, so the Jacobian is the same anywhere: at zero, where what is left over is b.
     offset, push = jax.linearize(lambda states: every(states, xs)[0], zero)
     blocks = jacobian_blocks(push, zero, layout)
-    after = layout.joined(solve(blocks, layout.cut(offset), layout.cut(init), reverse))
-    return last(after, reverse), every(before(after, init, reverse), xs)[1], None
+
+    def at_once() -> tuple[State, Any]:
+        after = layout.joined(solve(blocks, layout.cut(offset), layout.cut(init), reverse))
+        return last(after, reverse), every(before(after, init, reverse), xs)[1]
+
+    if not verify:
+        return *at_once(), None
+    probe = jnp.zeros_like(layout.cut(offset)) + jax.random.normal(jax.random.key(2), (*layout.cut(init).shape[1:],))
+    gap = layout.cut(push(layout.joined(probe))) - times(blocks, probe)
+    by_unit = jnp.max(jnp.abs(gap), initial=0) <= 1e-3 * jnp.max(jnp.abs(times(blocks, probe)), initial=0)
+    return *jax.lax.cond(by_unit, at_once, lambda: jax.lax.scan(f, init, xs, reverse=reverse)), None
 
 
 def before(after: State, init: State, reverse: bool) -> State:

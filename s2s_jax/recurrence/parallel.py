@@ -8,12 +8,14 @@ at all steps at once, and the affine recurrence that they make is solved for a b
 
 J is whole for small states, else what it has within each unit (h and c of an LSTM's unit, say): all of it for a cell with a
 diagonal recurrence, whose iteration is then Newton's own, and a part for a dense one, whose iteration converges as fast as what
-is left out is small. Each step's equation is checked in the end. Where it does not hold to the tolerance within the bound of
-iterations, or where errors would grow along the sequence, all is computed again in order, as `fused` does: it may be slow, and
-never wrong.
+is left out is small. Each step's equation is checked in the end, each number beside the greatest that it, or the usual number
+of its row, is at any step. Where it does not hold to the tolerance within the bound of iterations, or where errors would grow
+along the sequence as far as that part of J tells, all is computed again in order, as `fused` does: it may be slow, and not
+wrong. So is what comes to hold only because the start of a sequence is right after as many iterations as it has steps, as it
+is where the states are chaotic.
 
-The gradient is the exact one: its recurrence `g_{t-1} = J_t^T g_t + d_t` is linear, and solved by the same iteration with
-the same check, with all of J in the equation whatever part of it the iteration uses.
+The gradient is not biased by what is left out: its recurrence `g_{t-1} = J_t^T g_t + d_t`, with all of J, is solved by the
+same iteration, and checked at each step beside the greatest number of that step, so that gradients that vanish do so rightly.
 """
 
 import functools
@@ -36,16 +38,17 @@ from s2s_jax.sharding import varying_as
 from s2s_jax.types import Cell, State
 
 _WHOLE = 16  # numbers of a state up to which the whole Jacobian is taken: its products cost the third power of this
-_GROWTH = 1e4  # of an error along the sequence, beyond which a small residual says little about the states
+_GROWTH = 1e3  # of an error along the sequence, beyond which a small residual says little about the states
 
 
 class Newton(NamedTuple):
     """When the iteration stops.
 
     Attributes:
-      tolerance: greatest residual of an equation, relative to the greatest number in that row's states; None for 16 times
-        the spacing of floating-point numbers of the dtype of the computation.
-      max_iterations: bound; the serial way is taken where it does not suffice.
+      tolerance: greatest residual of an equation, relative to the greatest value of that number of the state at any step of
+        its row, or the median of all numbers' if that is more; None for 16 times the spacing of floating-point numbers of the
+        state's dtype, float32 at least.
+      max_iterations: bound, and so is half the number of steps and 4 more; the serial way is taken where it does not suffice.
       jacobian: "whole", "units" (within each unit), "elements" (the diagonal), or None: whole for states of up to 16 numbers
         a row, else units.
     """
@@ -65,7 +68,10 @@ class Newton(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """How a sequence was solved: iterations, the greatest relative residual, and whether it counts or was done in order."""
+    """How a sequence was solved: iterations, the greatest relative residual, and whether it counts or was done in order.
+
+    It tells of the way along time, not of the gradient's way back, which is solved and checked by itself.
+    """
 
     iterations: Int[Array, ""]
     residual: Float[Array, ""]
@@ -89,7 +95,8 @@ def solved(
     """`run`, and how it went."""
     dtype = scan.compute_dtype(direction.xs, direction.params)
     if newton.tolerance is None:
-        newton = newton._replace(tolerance=16 * float(jnp.finfo(dtype).eps))
+        widest = jnp.result_type(*jax.tree.leaves(direction.state))
+        newton = newton._replace(tolerance=16 * float(jnp.finfo(widest).eps))
     if newton.jacobian is None:
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(direction.state))
         newton = newton._replace(jacobian="whole" if numbers <= _WHOLE else None)
@@ -105,11 +112,11 @@ def solved(
 
     def along(how: fused.How, args: fused.Args) -> fused.Carry:
         of_emitted = (lambda emitted: blocks(how, args, emitted[-1])) if by_hand else None
-        return functools.partial(parallel_scan, newton=newton, blocks=of_emitted)
+        return functools.partial(parallel_scan, newton=newton, beside=_each_number, blocks=of_emitted)
 
     def back(how: fused.How, args: fused.Args, kept: Any) -> fused.Carry:
         transposed = (lambda _: jnp.swapaxes(blocks(how, args, kept), -1, -2)) if by_hand else None
-        return functools.partial(parallel_scan, newton=newton, blocks=transposed)
+        return functools.partial(parallel_scan, newton=newton, beside=_each_step, blocks=transposed)
 
     loops = fused.Loops(along, back, reads_kept=by_hand, in_order=_in_order(dtype))
     return fused.carried(cell, direction, lengths, options, loops)
@@ -121,6 +128,7 @@ def parallel_scan(
     xs: Any,
     *,
     newton: Newton,
+    beside: Callable[[Array], Array],
     reverse: bool,
     blocks: Callable[[Any], Float[Array, "T B M L L"]] | None = None,
 ) -> tuple[State, Any, Solved]:
@@ -129,6 +137,7 @@ def parallel_scan(
     Args:
       f, init, xs, reverse: as of `jax.lax.scan`; leaves of `init` are [B, ...], and floating.
       newton: its tolerance is a number.
+      beside: from absolute values [T, B, M, L] what residuals are relative to, in a shape that goes with theirs.
       blocks: from what `f` returned besides the states, for all steps, the blocks of its Jacobian; None to find them.
     """
     init = varying_as(init, xs)
@@ -145,11 +154,10 @@ def parallel_scan(
         return after, jacobian_blocks(push, befores, layout)
 
     def residual(states: State, after: State) -> Array:
-        """Of the row that is farthest from its equations."""
+        """Of the equation that holds least."""
         ours, theirs = layout.cut(states), layout.cut(after)
-        over = (0, 2, 3)
-        scale = jnp.maximum(jnp.max(jnp.abs(theirs), over, initial=0), jnp.finfo(theirs.dtype).tiny)
-        return jnp.max(jnp.max(jnp.abs(theirs - ours), over, initial=0) / scale, initial=0)
+        scale = beside(jnp.abs(theirs))
+        return jnp.max(jnp.abs(theirs - ours) / jnp.maximum(scale, jnp.finfo(theirs.dtype).tiny), initial=0)
 
     def improved(carry: Any) -> Any:
         count, states, after, a, _ = carry
@@ -160,7 +168,7 @@ def parallel_scan(
 
     def unfinished(carry: Any) -> Array:
         count, *_, error = carry
-        return (count < newton.max_iterations) & (error > newton.tolerance) & jnp.isfinite(error)
+        return (count < min(newton.max_iterations, time // 2 + 4)) & (error > newton.tolerance) & jnp.isfinite(error)
 
     states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (time, *leaf.shape)), init)
     after, a = linearized(states)
@@ -168,7 +176,7 @@ def parallel_scan(
 
     after, emitted = every(before(states, init, reverse), xs)
     error = residual(states, after)
-    noise = jax.random.rademacher(jax.random.key(1), a.shape[:-1], a.dtype)
+    noise = jnp.ones_like(a[..., 0]) * jax.random.rademacher(jax.random.key(1), a.shape[2:4], a.dtype)
     growth = jnp.max(jnp.abs(solve(a, noise, jnp.zeros_like(a[0, ..., 0]), reverse)), initial=0)
     converged = (error <= newton.tolerance) & (growth <= _GROWTH)
     state, emitted = jax.lax.cond(
@@ -179,9 +187,23 @@ def parallel_scan(
     return state, emitted, Solved(count, error, converged)
 
 
+def _each_number(values: Array) -> Array:
+    """The greatest value of each number in its row at any step, or that of the usual number if it is less.
+
+    A number that is small because its terms cancel is known as well as they are.
+    """
+    greatest = jnp.max(values, 0, keepdims=True, initial=0)
+    return jnp.maximum(greatest, jnp.median(greatest, (2, 3), keepdims=True))
+
+
+def _each_step(values: Array) -> Array:
+    """The greatest value in a row at each step."""
+    return jnp.max(values, (2, 3), keepdims=True, initial=0)
+
+
 def _in_order(dtype: Any) -> Solved:
-    """Of a sequence too short for anything else."""
-    return Solved(jnp.int32(0), jnp.zeros((), jnp.promote_types(dtype, jnp.float32)), jnp.bool_(False))
+    """Of a sequence of at most one step, where there is nothing to solve."""
+    return Solved(jnp.int32(0), jnp.zeros((), jnp.promote_types(dtype, jnp.float32)), jnp.bool_(True))
 
 
 BACKEND = Backend(one_by_one(run), why_not)

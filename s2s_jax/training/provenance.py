@@ -81,9 +81,18 @@ def _elsewhere(arguments: Sequence[str]) -> list[str]:
         else:
             kept.append(argument)
     runs_dir = left_out.get("--runs-dir")
-    return kept if runs_dir is None else [in_runs(argument, Path(runs_dir)) for argument in kept]
+    return kept if runs_dir is None else [_told(argument, Path(runs_dir)) for argument in kept]
+
+
+def _told(argument: str, runs_dir: Path) -> str:
+    if not argument.startswith("-"):
+        return in_runs(argument, runs_dir)
+    name, equals, value = argument.partition("=")
+    return f"{name}{equals}{in_runs(value, runs_dir)}" if equals else argument
 
 
 def in_runs(path: str, runs_dir: Path) -> str:
     """A path below `runs_dir` as one below "runs"; anything else as it is."""
+    if runs_dir == Path():  # anything relative is below it
+        return path
     return str("runs" / Path(path).relative_to(runs_dir)) if Path(path).is_relative_to(runs_dir) else path

@@ -131,6 +131,16 @@ def test_bfloat16_is_near_float32(name):
     assert_close(np.float32(got.outputs), np.float32(want.outputs), 4 * 2**-8)
 
 
+def test_an_eigenvalue_near_one_decays_in_bfloat16_too():
+    cell = cells.make_lru(radius=(0.99, 0.9995), max_phase=0.01)
+    params = cell.init(jax.random.key(0), 4, 64)
+    xs = jnp.zeros((1, 2000, 4), jnp.bfloat16)
+    state = jax.tree.map(jnp.ones_like, cell.initial_state(params, 1, jnp.float32))
+    last = unroll(cell, params, xs, state).state
+    kept = np.hypot(last.re, last.im) / np.sqrt(2)
+    np.testing.assert_array_less(kept, 1.3 * 0.9995**2000)  # the slowest, its log_decay rounded by a hundredth
+
+
 @every_cell
 def test_gradients_against_finite_differences(name, float64):
     given = sample(name, seed=6)

@@ -7,12 +7,14 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import s2s_jax
+from s2s_jax import layers
 from s2s_jax.recurrence import affine
 from s2s_jax.types import Cell
 from tests.recurrence.test_fused import values_and_gradients
-from tests.samples import LINEAR_CELLS, TOLERANCE, T, assert_close, fill_padding, sample, weighted_sum
+from tests.samples import LINEAR_CELLS, TOLERANCE, T, assert_close, fill_padding, ragged_lengths, sample, weighted_sum
 
 every_cell = pytest.mark.parametrize("name", LINEAR_CELLS)
 
@@ -68,7 +70,7 @@ def test_a_linear_cell_of_ones_own():
     """Its spec says so, and need say nothing else."""
 
     class Leaky:
-        linear = True
+        linear_by_unit = True
 
     given = sample("rnn")
     leaky = Cell(
@@ -81,6 +83,43 @@ def test_a_linear_cell_of_ones_own():
     given = given._replace(cell=leaky)
     got, want = (values_and_gradients(given, backend) for backend in ("associative", "scan"))
     assert_close(got, want, TOLERANCE["float32"])
+    assert "Leaky" not in repr(layers.Recurrent(leaky, 3, 4, rngs=nnx.Rngs(0)))  # nor does it raise
+
+
+def test_units_that_mix_after_all_are_carried_in_order():
+    """Of a cell of one's own whose spec promises too much."""
+
+    class Wrong:
+        linear_by_unit = True
+
+    given = sample("rnn", time=40)
+    mixing = given.cell._replace(step=lambda params, h, z, context: (0.5 * h @ params.u + z, h), spec=Wrong())
+    given = given._replace(cell=mixing)
+    got, want = (values_and_gradients(given, backend) for backend in ("associative", "scan"))
+    assert_close(got, want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("name", ["min_gru", "lru"])
+def test_gradients_on_several_devices(name):
+    given = sample(name, 16)
+    lengths, devices, every = ragged_lengths(16, T), jax.devices("cpu")[:8], jax.sharding.PartitionSpec("batch")
+
+    def forward(params, xs, state, lengths):
+        return s2s_jax.unroll(given.cell, params, xs, state, lengths=lengths, backend="associative").outputs
+
+    def gradients(f):
+        return jax.jit(jax.grad(lambda *args: weighted_sum(f(*args), given.weights.outputs), argnums=(0, 1)))
+
+    want = gradients(forward)(*given[1:4], lengths)
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+    specs = (jax.sharding.PartitionSpec(), every, every, every)
+    sharded = jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=every)
+    assert_close(gradients(sharded)(*given[1:4], lengths), want, TOLERANCE["float32"])
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Explicit,), devices=devices)
+    with jax.set_mesh(mesh):
+        split = jax.device_put((given.xs, given.state, lengths), jax.sharding.NamedSharding(mesh, every))
+        got = gradients(forward)(given.params, *split)
+        assert_close(jax.tree.map(np.asarray, got), jax.tree.map(np.asarray, want), TOLERANCE["float32"])
 
 
 def test_for_what_it_does_not_apply():

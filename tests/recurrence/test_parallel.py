@@ -64,8 +64,8 @@ def test_values_and_gradients_equal_those_of_scan(name, reverse):
 @pytest.mark.parametrize("name", [*BY_HAND, "diagonal_lstm", "diagonal_gru", "lstm_peepholes"])
 def test_the_same_with_a_part_of_the_jacobian(name, reverse):
     """States of 20 numbers and more, so unit by unit; of a dense cell that is only a part."""
-    given = sample(name, time=40, hidden_features=20, seed=6)
-    given = given._replace(params=jax.tree.map(lambda leaf: 0.3 * leaf, given.params))
+    given = sample(name, time=80, hidden_features=20, seed=6)
+    given = given._replace(params=jax.tree.map(lambda leaf: 0.2 * leaf, given.params))
     if name in BY_HAND:
         given = with_mask(given)
     got, want = (values_and_gradients(given, backend, reverse=reverse) for backend in ("parallel", "scan"))
@@ -101,8 +101,8 @@ def test_blocks_by_hand_equal_those_of_jax(name, mask):
 
 def test_gradients_are_exact_whatever_part_of_the_jacobian_the_iteration_uses(float64):
     """Back-propagation through the solve with a part of J would be biased: this is not."""
-    given = sample("gru", time=30, hidden_features=24, seed=8)
-    params, xs = jax.tree.map(lambda leaf: 0.4 * np.float64(leaf), (given.params, given.xs))
+    given = sample("gru", time=60, hidden_features=24, seed=8)
+    params, xs = jax.tree.map(lambda leaf: 0.2 * np.float64(leaf), (given.params, given.xs))
 
     def loss(params, xs, unrolled):
         return jnp.sum(unrolled(given.cell, params, xs).outputs ** 2)
@@ -210,7 +210,9 @@ def test_empty_and_single_sizes(batch_size, time):
     given = sample("lstm", batch_size, time)
     got, want = (values_and_gradients(given, backend, history=True) for backend in ("parallel", "scan"))
     assert_close(got, want, TOLERANCE["float32"])
-    assert solved(given).outputs.shape == (batch_size, time, 4)
+    done = solved(given)
+    assert done.outputs.shape == (batch_size, time, 4)
+    assert bool(done.solved.converged)
 
 
 def test_forward_mode_second_derivatives_and_vmap(float64):
@@ -231,24 +233,75 @@ def test_forward_mode_second_derivatives_and_vmap(float64):
 
 
 def test_under_vmap_one_that_does_not_converge_leaves_the_others():
-    given = sample("rnn", 2, 40)._replace(lengths=None)
-    scales = np.array([0.5, 40.0], np.float32)
+    cell = growing(lambda h: h)
+    cell = cell._replace(step=lambda params, h, z, context: (params.u[:1] * h + z, h))
+    params = cell.init(jax.random.key(0), 2, 20)
+    xs, state = jax.random.normal(jax.random.key(1), (3, 120, 2)), jnp.ones((3, 20))
+    rates = jnp.array([0.5, 4.0])
 
-    def outputs(scale, backend):
-        params = given.params._replace(u=scale * given.params.u)
-        return unroll(given.cell, params, given.xs, given.state, backend=backend).outputs
+    def carried(rate, unrolled):
+        return unrolled(cell, params._replace(u=jnp.full_like(params.u, rate)), xs, state)
 
-    got, want = (jax.vmap(lambda scale: outputs(scale, backend))(scales) for backend in ("parallel", "scan"))  # noqa: B023
-    assert_close(got[0], want[0], TOLERANCE["float32"])
-    assert_close(got[1], want[1], TOLERANCE["float32"])
+    done = jax.vmap(lambda rate: carried(rate, unroll_in_parallel))(rates)
+    assert done.solved.converged.tolist() == [True, False]
+    want = jax.vmap(lambda rate: carried(rate, lambda *args: unroll(*args, backend="scan")))(rates)
+    assert_close(done.outputs[0], want.outputs[0], TOLERANCE["float32"])
+    np.testing.assert_allclose(done.outputs[1], want.outputs[1], rtol=1e-5)
 
 
-def test_bfloat16_is_solved_to_its_own_precision():
-    given = sample("gru", time=30, seed=3)
-    narrow = jnp.asarray(given.xs, jnp.bfloat16)
-    got, want = (unroll(given.cell, given.params, narrow, given.state, backend=backend) for backend in ("parallel", "scan"))
-    assert got.outputs.dtype == jnp.bfloat16
-    assert_close(np.float32(got.outputs), np.float32(want.outputs), 32 * 2**-8)
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_bfloat16_is_solved_as_closely_as_its_states_are_kept(name):
+    """They are kept in float32, and so is the check: gradients too are those of `scan`."""
+    cell = LIBRARY_CELLS[name]
+    params = cell.init(jax.random.key(0), 16, 64)
+    xs = jax.random.normal(jax.random.key(1), (2, 100, 16), jnp.bfloat16)
+
+    def loss(params, backend):
+        outputs = unroll(cell, params, xs, backend=backend).outputs
+        return jnp.mean(outputs.astype(jnp.float32) ** 2), outputs.astype(jnp.float32)
+
+    got, want = (jax.grad(loss, has_aux=True)(params, backend) for backend in ("parallel", "scan"))
+    assert_close(got[1], want[1], 2**-8)
+    for a, b in zip(jax.tree.leaves(got[0]), jax.tree.leaves(want[0]), strict=True):
+        # `scan` adds up in the parameters' dtype, in another order.
+        assert np.linalg.norm(np.float64(a) - np.float64(b)) <= 0.02 * np.linalg.norm(np.float64(b))
+
+
+def test_a_small_number_beside_a_great_one_is_solved_as_well():
+    """A unit that counts to millions, and others that turn among each other: each is checked beside what it is itself."""
+
+    def step(params, h, z, context):
+        turned = jnp.tanh(2 * jnp.roll(h[:, 1:], 1, axis=1) + z[:, 1:])
+        return (new := jnp.concatenate([h[:, :1] + 1e6, turned], axis=1)), new
+
+    for features in (4, 20):
+        cell = Cell(cells.rnn.init, cells.rnn.initial_state, lambda params, x: x @ params.w, step)
+        params = cell.init(jax.random.key(0), 3, features)
+        xs = jax.random.normal(jax.random.key(1), (2, 100, 3))
+        got, want = (unroll(cell, params, xs, backend=backend).outputs for backend in ("parallel", "scan"))
+        assert_close(got[..., 1:], want[..., 1:], 1e-4)
+        assert_close(got[..., 0], want[..., 0], 1e-6)
+
+
+def test_gradients_that_vanish_do_so_rightly():
+    """Those of inputs far before the end, each step's beside its own size."""
+    params = cells.gru.init(jax.random.key(0), 8, 32)
+    xs = jax.random.normal(jax.random.key(1), (1, 60, 8))
+    got, want = (
+        jax.grad(lambda xs: unroll(cells.gru, params, xs, backend=backend).outputs[:, -1].sum())(xs)[0]  # noqa: B023
+        for backend in ("parallel", "scan")
+    )
+    sizes = jnp.linalg.norm(want, axis=1)
+    assert sizes[0] < 1e-6 * sizes[-1]
+    np.testing.assert_array_less(jnp.linalg.norm(got - want, axis=1) / sizes, 1e-3)
+
+
+def test_chaotic_dense_states_are_not_taken_for_solved():
+    """The start of a sequence is right after as many iterations as it has steps, whatever the states do."""
+    params = cells.rnn.init(jax.random.key(0), 8, 32)
+    params = params._replace(u=4 * params.u * (1 - jnp.eye(32)))
+    xs = jax.random.normal(jax.random.key(1), (1, 90, 8))
+    assert not bool(unroll_in_parallel(cells.rnn, params, xs).solved.converged)
 
 
 @pytest.mark.parametrize("name", ["lstm", "diagonal_gru"])
@@ -268,6 +321,12 @@ def test_on_several_devices(name):
     specs = (jax.sharding.PartitionSpec(), every, every, every)
     sharded = jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=every)
     assert_close(gradients(sharded)(*given[1:4], lengths), want, TOLERANCE["float32"])
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices("cpu")[:8])
+    with jax.set_mesh(mesh):
+        split = jax.device_put((given.xs, given.state, lengths), jax.sharding.NamedSharding(mesh, every))
+        got = gradients(forward)(given.params, *split)
+        assert_close(jax.tree.map(np.asarray, got), jax.tree.map(np.asarray, want), TOLERANCE["float32"])
+    assert bool(unroll_in_parallel(*given[:4], lengths=lengths).solved.converged)
 
 
 def test_lowers_for_cuda_and_tpu():

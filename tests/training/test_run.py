@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from s2s_jax.training.provenance import typed
+from s2s_jax.training.provenance import command, typed
 from s2s_jax.training.run import Run, RunConfig
 
 
@@ -173,6 +173,12 @@ def test_a_run_to_start_from_is_told_as_below_the_default_folder(tmp_path, monke
     result = run.finish(split="test", metrics={}, published=[], examples_per_step=1)
     assert result["command"].endswith(" --init-from runs/pixels/a --other elsewhere")
     assert (result["config"]["init_from"], result["config"]["other"]) == ("runs/pixels/a", "elsewhere")
+    for given, told in (
+        (["x.py", f"--init-from={tmp_path}/a", f"--runs-dir={tmp_path}"], " --init-from=runs/a"),
+        (["x.py", "--length", "600", "--runs-dir", "."], " --length 600"),
+    ):
+        monkeypatch.setattr("sys.argv", given)
+        assert command().endswith(told)
 
 
 def test_flags_are_told_as_one_types_them():
