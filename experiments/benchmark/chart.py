@@ -16,6 +16,8 @@ _LOOKS = {
     "native": {"marker": "+", "color": "0.35"},
     "fused": {"marker": "*", "color": "#E69F00"},
     "cudnn": {"marker": "<", "color": "#785EF0"},
+    "associative": {"marker": ">", "color": "#DC267F"},
+    "parallel": {"marker": "h", "color": "#332288"},
 }
 _STEP_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:gray")
 
