@@ -317,7 +317,7 @@ def curves(values: Mapping[str, Mapping[float, float]], *, xlabel: str, ylabel: 
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    axes.legend(frameon=False, loc="best")
+    _legend(axes)
     _quiet(axes)
     return figure
 

@@ -302,3 +302,15 @@ def test_the_title_of_a_long_file_name_is_within_the_figure():
     box = figure.axes[0].title.get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.width
+
+
+def test_curves_go_through_their_points_on_logarithmic_axes():
+    figure = plots.curves({"a": {10: 1.0, 100: 20.0}, "b": {100: 0.5}}, xlabel="steps", ylabel="milliseconds", title="t")
+    (axes,) = figure.axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    first, second = axes.get_lines()
+    assert (list(first.get_xdata()), list(first.get_ydata())) == ([10, 100], [1.0, 20.0])
+    assert list(second.get_xdata()) == [100]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "100"]
+    figure.canvas.draw()
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1  # beside the data
