@@ -151,26 +151,24 @@ class Config(Reading, TrainingConfig):
     may_be_zero: ClassVar[tuple[str, ...]] = TrainingConfig.may_be_zero
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Scored,), "predict": (Reading,)}
     fractions: ClassVar[tuple[str, ...]] = ("cer",)
+    taken_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **dict.fromkeys(("attention", "embedding_features", "label_smoothing"), ("attention",)),
+        **dict.fromkeys(("language_weight", "lexicon"), ("crnn",)),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        changed = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default}
+        for name in ("language_bonus", "language_order"):
+            if not self.language_weight and name in changed:
+                raise ValueError(f"{name}: expected it with a --language-weight above 0, got it without")
+        for name in ("language_weight", "lexicon"):
+            if self.beam_size == 1 and name in changed:
+                raise ValueError(f"{name}: expected a --beam-size above 1 with it, got 1")
 
     @property
     def channels(self) -> int:
         return 3 if self.colour else 1
-
-
-def check(config: Config) -> None:
-    """Refuses flags that contradict each other, before anything is read or trained."""
-    changed = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
-    for name in ("attention", "embedding_features", "label_smoothing"):
-        if config.model != "attention" and name in changed:
-            raise ValueError(f"{name}: expected it with --model attention alone, got it with {config.model}")
-    for name in ("language_bonus", "language_order"):
-        if not config.language_weight and name in changed:
-            raise ValueError(f"{name}: expected it with a --language-weight above 0, got it without")
-    for name in ("language_weight", "lexicon"):
-        if config.model != "crnn" and name in changed:
-            raise ValueError(f"{name}: expected it with --model crnn alone, got it with {config.model}")
-        if config.beam_size == 1 and name in changed:
-            raise ValueError(f"{name}: expected a --beam-size above 1 with it, got 1")
 
 
 def load_splits(config: Config, *splits: Split) -> dict[str, TextLines]:
@@ -211,7 +209,6 @@ def build_model(config: Config, characters: Characters) -> CRNN | PictureToText:
 
 def train(run: Run[Config]) -> None:
     config = run.config
-    check(config)
     lines = load_splits(config, *get_args(Split))
     training = lines["train"]
     if origin(config) == "generated":
@@ -418,7 +415,6 @@ def load(run: Run[Config]) -> tuple[CRNN | PictureToText, Characters]:
 
 def evaluate(run: Run[Config]) -> None:
     config = run.config
-    check(config)
     lines = load_splits(config, *get_args(Split)) if run.flags.split == "test" else load_splits(config, "train", "validation")
     run.trained_on(lines["train"].name, origin(config), lines["train"].fingerprint)
     model, characters = load(run)
@@ -438,7 +434,6 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     if not inputs:
         raise ValueError("expected at least one picture of a line")
     config = run.config
-    check(config)
     model, characters = load(run)
     reader = build_reader(run, model, characters)
     names, pictures, wrong = [], [], []

@@ -19,6 +19,7 @@ iterations than fit into the time that the same steps take in order: both number
 
 import dataclasses
 import functools
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -226,6 +227,7 @@ def timings(run: Run[Config], model: LongReader) -> None:
         title = f"{config.cell} of {config.hidden_features} units, {weights} weights, one sequence"
         figure = plots.curves(drawn, xlabel="steps", ylabel="milliseconds", title=title)
         run.say(f"Drawn in {run.figure(f'time_by_length_{weights}', figure)}")
+    run.say(f"This process took {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB at most.")
 
 
 def sequence_of(config: Config, length: int) -> jax.Array:

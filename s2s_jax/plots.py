@@ -316,7 +316,7 @@ def curves(values: Mapping[str, Mapping[float, float]], *, xlabel: str, ylabel: 
     axes.set_xticks(places, [f"{place:,g}" for place in places])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=_wrapped(title, figure))
     _legend(axes)
     _quiet(axes)
     return figure

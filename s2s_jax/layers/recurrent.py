@@ -376,7 +376,7 @@ def _output_features(cell: Cell, params: Params, in_features: int) -> int:
 def _named(cell: Cell) -> str:
     """A cell of this package by its name, and by what it has other than the plain one; any other by its step."""
     spec: Any = cell.spec
-    if not hasattr(spec, "gates"):  # no cell of this package
+    if not cells.is_built_in(spec):
         return getattr(cell.step, "__qualname__", repr(cell.step))
     options = [f"{field}={value!r}" for field, value in spec._asdict().items() if value != spec._field_defaults[field]]
     return f"{spec.name}({', '.join(options)})" if options else spec.name

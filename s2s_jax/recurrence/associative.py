@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from s2s_jax.cells import is_built_in
 from s2s_jax.recurrence import fused
 from s2s_jax.recurrence.affine import jacobian_blocks, layout_of, solve, times
 from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, one_by_one
@@ -27,7 +28,7 @@ def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, 
 
 def run(cell: Cell, direction: Direction, lengths: Array | None, options: Options) -> TimeMajor:
     """Carries `cell` along time. Derivatives but the first in reverse mode are those of the backend `scan`."""
-    carry = functools.partial(affine_scan, verify=not hasattr(cell.spec, "gates"))  # of a cell of this package it is known
+    carry = functools.partial(affine_scan, verify=not is_built_in(cell.spec))
     loops = fused.Loops(lambda how, args: carry, lambda how, args, kept: carry)
     return fused.carried(cell, direction, lengths, options, loops)[0]
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from s2s_jax.cells import is_built_in
 from s2s_jax.masks import check_lengths
 from s2s_jax.recurrence import scan
 from s2s_jax.recurrence.backend import Direction
@@ -31,12 +32,12 @@ def checked_direction(
 ) -> Direction:
     """Checks what one direction of a layer is given, and fills in the initial state."""
     time, batch_size = jax.tree.leaves(xs)[0].shape[:2]
-    if hasattr(cell.spec, "gates") and (not hasattr(xs, "ndim") or xs.ndim != 3):
+    if is_built_in(cell.spec) and (not hasattr(xs, "ndim") or xs.ndim != 3):
         raise ValueError(f"xs: expected [B, T, D], got {jax.tree.map(lambda x: (batch_size, time, *x.shape[2:]), xs)}")
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
     if len(dtypes) > 1:
         raise TypeError(f"params{where}: expected one floating dtype, got {', '.join(sorted(dtypes))}")
-    if hasattr(cell.spec, "gates"):  # a cell of this package
+    if is_built_in(cell.spec):
         _check_builtin(cell, params, context, xs.shape[-1], batch_size, where)
     for leaf in jax.tree.leaves(context):
         if leaf.ndim < 1 or leaf.shape[0] != batch_size:

@@ -68,6 +68,7 @@ def test_a_run_from_training_to_timings(cell, way, tmp_path, capsys, monkeypatch
     assert "trained weights, 40 steps: " in printed
     assert f"{way} with gradient" in printed
     assert "fresh weights, 10 steps: " in printed
+    assert 0.05 < float(printed.split("This process took ")[1].split(" GB")[0]) < 24
     assert (" iterations, and in order takes as long as " in printed) == (way == "parallel")
     assert (folder / "figures" / "time_by_length_trained.png").stat().st_size > 10_000
     call("predict", "2")
