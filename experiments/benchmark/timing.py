@@ -9,10 +9,15 @@ from typing import Any, NamedTuple, TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
 SHORT = 0.02  # seconds; several calls under it are one sample
+AGREE = 1.2  # samples agree whose greatest is at most so many times the least
+OUTVOTED = 5  # of so many samples the median is right where two were disturbed, by another guest of the same host for instance
 
 
 class Plan(NamedTuple):
-    """How long to time a row: rounds from `least` to `most`, and no new one after `seconds`; then so many calls of ours."""
+    """How long to time a row: rounds from `least` to `most`, and no new one after `seconds`; then so many calls of ours.
+
+    Where the samples of anybody do not agree, at least `OUTVOTED` rounds, if `most` allows.
+    """
 
     seconds: float
     least: int
@@ -41,7 +46,11 @@ def interleaved(
     samples: dict[Name, list[float]] = {name: [] for name in names}
     start = time.perf_counter()
     rounds = 0
-    while rounds < plan.most and (rounds < plan.least or time.perf_counter() - start < plan.seconds):
+    while rounds < plan.most and (
+        rounds < plan.least
+        or time.perf_counter() - start < plan.seconds
+        or (rounds < OUTVOTED and any(max(taken) > AGREE * min(taken) for taken in samples.values()))
+    ):
         rng.shuffle(names)
         for name in names:
             # A pool of threads spins for a while before it sleeps, and would take time from the next one.

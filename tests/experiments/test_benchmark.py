@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from experiments.benchmark.decoding import measure as measure_decoding
 from experiments.benchmark.peers import peers
 from experiments.benchmark.program import on_jax
 from experiments.benchmark.recurrence import Refused, difference, measure
-from experiments.benchmark.timing import Plan, geometric_mean, interleaved, ratio, summary, tail
+from experiments.benchmark.timing import OUTVOTED, Plan, geometric_mean, interleaved, ratio, summary, tail
 from experiments.benchmark.worker import Worker
 from experiments.benchmark.workload import Workload
 from s2s_jax import cells, unroll
@@ -197,6 +198,15 @@ def test_all_are_timed_in_every_round_and_in_changing_order():
     assert len({asked[k][0] for k in range(3, 17, 2)}) == 2
     assert {calls for name, calls in asked if name == "slow"} == {1}
     assert max(calls for name, calls in asked if name == "fast") == 5  # 20 ms of them
+
+
+@pytest.mark.parametrize(("disturbed", "most", "rounds"), [(1.0, 9, 2), (3.0, 9, OUTVOTED), (3.0, 3, 3)])
+def test_a_disturbed_sample_is_outvoted(disturbed, most, rounds):
+    times = iter([disturbed] + [1.0] * 20)
+    asked = {"ours": lambda calls, warm: [next(times)], "theirs": lambda calls, warm: [0.5]}
+    samples = interleaved(asked, Plan(0.0, 2, most))
+    assert [len(taken) for taken in samples.values()] == [rounds, rounds]
+    assert statistics.median(samples["ours"]) == 1.0 or rounds < 3
 
 
 def test_inputs_are_fresh_and_calls_are_timed_one_by_one():

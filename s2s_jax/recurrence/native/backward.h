@@ -222,14 +222,17 @@ class Backward {
     for (long i = 0; i < running; ++i) rows[i] = gate_panel(direction, group, first, 0) + (offset(group, s) + i) * kWidth;
     const Left left{count * n_.blocks(), depth_ * kWidth, kWidth};
     Panel panels[4];
-    for (long j = from; j < to;) {
-      int p = 0;
-      for (; p < 4 && j < to; ++p, ++j) {
-        float* target = state_panel(out, group, j);
-        panels[p] = {weights + j * count * n_.padded() * kWidth, onto ? target : buffers_[direction].zeros, onto ? kWidth : 0,
-                     target};
+    const bool backwards = s % 2 == 1;  // as in the forward pass
+    const long size = count * n_.padded() * kWidth;  // of a panel
+    for (long done = 0; done < to - from;) {
+      const long width = std::min<long>(4, to - from - done);
+      const long j = backwards ? to - done - width : from + done;
+      for (long p = 0; p < width; ++p) {
+        float* target = state_panel(out, group, j + p);
+        panels[p] = {weights + (j + p) * size, onto ? target : buffers_[direction].zeros, onto ? kWidth : 0, target};
       }
-      multiply(running, rows.data(), left, panels, p);
+      multiply(running, rows.data(), left, panels, width, backwards ? -2 * width * size : 0);
+      done += width;
     }
   }
 

@@ -207,13 +207,17 @@ class Forward {
     // With the reset gate before the product the candidate's part from the state comes later.
     const int skipped = n_.cell == Cell::kGruBefore ? 1 : 0;
     Panel panels[4];
-    for (long j = from; j < to; ++j) {
+    // Every other step from the last block to the first: it begins with the weights that the cache still holds of the step before.
+    const bool backwards = s % 2 == 1;
+    const long back = backwards ? -2 * n_.gates() * kWidth : 0;  // to the panels of the block before, a row of weights each
+    for (long n = from; n < to; ++n) {
+      const long j = backwards ? to - 1 - (n - from) : n;
       float* sums = sums_of(direction, group, n_.cell == Cell::kGruBefore ? j : place);
       for (int g = 0; g < n_.gates(); ++g) {
         const long index = j * n_.gates() + g;
         panels[g] = {at.w + index * n_.in * kWidth, at.bias + index * kWidth, 0, sums + g * gate};
       }
-      if (by_rows_) multiply(running, xs.data(), {1, 0, n_.in}, panels, n_.gates());
+      if (by_rows_) multiply(running, xs.data(), {1, 0, n_.in}, panels, n_.gates(), back * n_.in);
       for (int g = 0; g < n_.gates(); ++g) {
         const int sum = first + g;
         float* out = sums + sum * gate;
@@ -221,7 +225,7 @@ class Forward {
         panels[g] = {at.u + (j * n_.gates() + g) * n_.hidden * kWidth, start, kWidth, out};
         if (sum == 3 && n_.gru()) panels[g].start = at.bias_n + j * kWidth, panels[g].start_stride = 0;
       }
-      multiply(running, hs.data(), {1, 0, n_.hidden}, panels + skipped, n_.gates() - skipped);
+      multiply(running, hs.data(), {1, 0, n_.hidden}, panels + skipped, n_.gates() - skipped, back * n_.hidden);
       const float* candidate = sums;  // its part from the input
       if (!by_rows_ && n_.gru()) candidate = inputs(direction, j, 0) + offset * kWidth;
       switch (n_.cell) {

@@ -99,8 +99,9 @@ inline int panels_at_once(int rows) {
   return n > 4 ? 4 : n;
 }
 
-// out = start + left * weights for every panel.
-inline void multiply(long row_count, const float* const* rows, Left left, const Panel* panels, long panel_count) {
+// out = start + left * weights for every panel. `beyond`: how many floats further than right behind these panels the next ones are
+// that a call like this one will want.
+inline void multiply(long row_count, const float* const* rows, Left left, const Panel* panels, long panel_count, long beyond = 0) {
   if (row_count <= 0) return;
   const long tiles = (row_count + kTileRows - 1) / kTileRows;
   const int widest = static_cast<int>((row_count + tiles - 1) / tiles);
@@ -109,9 +110,10 @@ inline void multiply(long row_count, const float* const* rows, Left left, const 
   for (long p = 0; p < panel_count;) {
     const long groups = (panel_count - p + panels_at_once(widest) - 1) / panels_at_once(widest);
     const int at_once = static_cast<int>((panel_count - p + groups - 1) / groups);
+    const long ahead = at_once * size + (p + at_once < panel_count ? 0 : beyond);
     for (long t = 0, row = 0; t < tiles; ++t) {
       const int count = static_cast<int>(row_count / tiles + (t < row_count % tiles ? 1 : 0));
-      tile_of<kTileRows, 1>(rows, left, panels + p, row, count, at_once, at_once * size + size * t / tiles, pace);
+      tile_of<kTileRows, 1>(rows, left, panels + p, row, count, at_once, ahead + size * t / tiles, pace);
       row += count;
     }
     p += at_once;
