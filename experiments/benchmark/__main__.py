@@ -17,6 +17,7 @@ from experiments.benchmark.program import Peer
 from experiments.benchmark.recurrence import Refused, measure, peaks
 from experiments.benchmark.report import Report, conclusion, legend, peak_line
 from experiments.benchmark.timing import Plan, summary
+from s2s_jax.cells import Name
 from s2s_jax.recurrence.choice import BACKENDS
 
 # Seconds after which a row gets no new round, and least and most rounds.
@@ -33,19 +34,20 @@ _NOT_OF = {"recurrence": (), "training-step": (*_OF_LAYERS, "seconds"), "decodin
 class Config:
     grid: Literal["small", "full"] = "small"
     """Six shapes, or 53, with stacks, streaming and peak memory; of the other parts, how many rounds."""
-    cells: tuple[Literal["lstm", "gru", "rnn"], ...] = ("lstm", "gru", "rnn")
-    """Cells; RNN is measured at one shape, beside the two others."""
+    cells: tuple[Name, ...] = ("lstm", "gru", "rnn")
+    """Cells; RNN is measured at one shape, beside the two others. Those that only s2s_jax has, on its backends alone."""
     shapes: tuple[str, ...] = ()
     """B,T,D,H: these shapes instead of the grid's."""
     kinds: tuple[Literal["layer", "stack", "streaming"], ...] = ()
     """Whole sequences, two layers in two directions over ragged ones, one step a call; full grid: all, else: layer."""
     peers: tuple[str, ...] = ()
-    """Only these, by the beginnings of their names: torch, flax, keras, scan, native, fused, cudnn."""
+    """Only these, by the beginnings of their names: torch, flax, keras, scan, native, fused, cudnn,
+    associative, parallel."""
     platform: Literal["cpu", "gpu"] | None = None
     """What to measure on; what JAX finds if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and inputs."""
-    backend: Literal["auto", "scan", "native", "fused", "cudnn"] = "auto"
+    backend: Literal["auto", "scan", "native", "fused", "cudnn", "associative", "parallel"] = "auto"
     """Which of our backends is ours."""
     seconds: float | None = None
     """A row has two to forty rounds, and no third or later one begins after so many seconds; by the grid if not given."""

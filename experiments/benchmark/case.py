@@ -4,12 +4,13 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import numpy as np
 
 from s2s_jax import cells
 
-CELLS = {"lstm": cells.lstm, "gru": cells.gru, "rnn": cells.rnn}
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+CELLS: dict[str, Any] = dict(cells.BY_NAME)
+COMMON = ("lstm", "gru", "rnn")  # that every library has
 PARTS = ("forward", "forward+grad")
 
 # As in the tables that recurrent layers are usually judged by: two large, pixels, tiny, one row, few rows.
@@ -44,6 +45,10 @@ class Case:
         return PARTS[:1] if self.kind == "streaming" else PARTS
 
     @property
+    def common(self) -> bool:
+        return self.cell in COMMON
+
+    @property
     def layers(self) -> int:
         return 2 if self.kind == "stack" else 1
 
@@ -65,19 +70,27 @@ class Case:
 
     def params(self, inner_bias: bool = True) -> tuple[tuple[Any, ...], ...]:
         """Weights [layer][direction] as NumPy arrays in our NamedTuples, float32; no bias is zero, but b_n on demand."""
-        _, _, features, hidden = self.shape
+        hidden = self.shape[3]
         rng = np.random.default_rng(0)
-        gates = GATES[self.cell]
 
         def draw(*shape: int) -> np.ndarray:
             return (rng.uniform(-1, 1, shape) / math.sqrt(hidden)).astype(np.float32)
 
-        def one(width: int) -> Any:
+        def one(number: int, width: int) -> Any:
+            cell = CELLS[self.cell]
+            if not self.common:  # as they begin: not any number is a decay
+                drawn = jax.tree.map(np.asarray, cell.init(jax.random.key(number), width, hidden))
+                return drawn._replace(b=draw(*drawn.b.shape)) if hasattr(drawn, "b") else drawn
+            gates = cell.spec.gates
             w, u, b = draw(width, gates * hidden), draw(hidden, gates * hidden), draw(gates * hidden)
             return params_of(self.cell, w, u, b, draw(hidden) * inner_bias)
 
-        widths = [features, *[hidden * len(self.directions)] * (self.layers - 1)]
-        return tuple(tuple(one(width) for _ in self.directions) for width in widths)
+        return tuple(tuple(one(number, width) for number in range(len(self.directions))) for width in self._widths)
+
+    @property
+    def _widths(self) -> list[int]:
+        """Of each layer's input."""
+        return [self.shape[2], *[self.shape[3] * len(self.directions)] * (self.layers - 1)]
 
     def inputs(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k-th input [B, T, D] and the gradient [B, T, directions·H] that comes back to its outputs, float32."""
@@ -88,17 +101,20 @@ class Case:
         return xs, rng.random((batch, time, hidden * len(self.directions)), np.float32) * 2 - 1
 
     def operations(self, part: str) -> float:
-        """Floating-point operations of the matrix products: 2 B T G H (D + H), and twice that again for the gradients."""
-        batch, time, features, hidden = self.shape
+        """Floating-point operations of the matrix products: 2 for each weight and step, and twice that again for the gradients."""
+        batch, time, _, hidden = self.shape
         steps = batch * time if self.lengths is None else int(self.lengths.sum())
-        widths = [features, *[hidden * len(self.directions)] * (self.layers - 1)]
-        gates = GATES[self.cell]
-        forward = sum(2.0 * steps * gates * hidden * (width + hidden) for width in widths) * len(self.directions)
+
+        def weights(width: int) -> int:
+            drawn = jax.eval_shape(lambda: CELLS[self.cell].init(jax.random.key(0), width, hidden))
+            return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(drawn) if len(leaf.shape) == 2)
+
+        forward = 2.0 * steps * sum(map(weights, self._widths)) * len(self.directions)
         return forward * (3 if part == "forward+grad" else 1)
 
 
 def params_of(cell: str, w: Any, u: Any, b: Any, b_n: Any = None) -> Any:
-    """The parameters of a cell, or their gradients; `b_n` is for the GRU alone, and None where a peer has none."""
+    """The parameters of a common cell, or their gradients; `b_n` is for the GRU alone, and None where a peer has none."""
     if cell == "gru":
         return cells.GRUParams(w, u, b, b_n)
     return (cells.LSTMParams if cell == "lstm" else cells.RNNParams)(w, u, b)

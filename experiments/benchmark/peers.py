@@ -269,7 +269,7 @@ def peers(platform: str, backend: str = "auto") -> dict[str, Peer]:
         _torch,
         f"torch.nn, {threads}{extra}, time-major, forward in inference_mode, packed where ragged",
         "torch",
-        everything,
+        lambda case, platform: case.common,
         spins=True,
     )
     found["torch"] = torch

@@ -40,7 +40,7 @@ class Peer(NamedTuple):
     build: Callable[[Any, str], Program]
     setting: str
     package: str
-    takes: Callable[[Case, str], bool] = lambda case, platform: case.kind == "layer"
+    takes: Callable[[Case, str], bool] = lambda case, platform: case.kind == "layer" and case.common
     environment: Mapping[str, str] = {}
     inner_bias: bool = True
     spins: bool = False

@@ -68,11 +68,11 @@ def legend(peers: Mapping[str, Peer]) -> str:
 
 def conclusion(rows: Sequence[Mapping[str, Any]]) -> str:
     """Geometric mean and least of the ratios by peer, cell and part; and the three cells beside each other."""
-    lines = [f"\n{'':<7}{'':<14}{'peer over ours':<24}{'mean':>6}{'least':>7}   at B, T, D, H"]
+    lines = [f"\n{'':<15}{'':<14}{'peer over ours':<24}{'mean':>6}{'least':>7}   at B, T, D, H"]
     for one in summary(rows):
         at = ", ".join(map(str, one["least_at"]))
         lines.append(
-            f"{one['cell'].upper():<7}{one['part']:<14}{one['peer']:<24}{one['mean']:6.2f}{one['least']:7.2f}   {at}"
+            f"{one['cell'].upper():<15}{one['part']:<14}{one['peer']:<24}{one['mean']:6.2f}{one['least']:7.2f}   {at}"
             f" (of {one['shapes']})"
         )
     by_place: dict[tuple[Any, ...], dict[str, float]] = {}

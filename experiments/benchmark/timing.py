@@ -8,7 +8,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
-SHORT = 0.02  # seconds; several calls under it are one sample
+SHORT = 0.06  # seconds; several calls under it are one sample
+WARMED = 0.25  # seconds; calls under it have one before them that does not count
 AGREE = 1.2  # samples agree whose greatest is at most so many times the least
 OUTVOTED = 5  # of so many samples the median is right where two were disturbed, by another guest of the same host for instance
 
@@ -38,11 +39,12 @@ def interleaved(
 ) -> dict[Name, list[float]]:
     """Seconds of each round, by name. In a round each is called once, or as often as fills `SHORT`; the order changes.
 
-    `time_of[name](calls, warm)` returns seconds of so many calls; all have run before. A sample is their median. As whoever
-    comes first after a pause finds cold caches, calls that are short have one before them that does not count.
+    `time_of[name](calls, warm)` returns seconds of so many calls; all have run before. A sample is their median. Whoever
+    comes first after a pause finds cold caches and sleeping threads, which whoever trains finds once; so there is one call
+    before that does not count, but where calls are so long that it makes no difference.
     """
     rng, names = random.Random(seed), list(time_of)
-    calls = dict.fromkeys(names, 1)
+    calls, warm = dict.fromkeys(names, 1), dict.fromkeys(names, True)
     samples: dict[Name, list[float]] = {name: [] for name in names}
     start = time.perf_counter()
     rounds = 0
@@ -55,8 +57,8 @@ def interleaved(
         for name in names:
             # A pool of threads spins for a while before it sleeps, and would take time from the next one.
             time.sleep(0.004)
-            sample = statistics.median(time_of[name](calls[name], calls[name] > 1))
-            calls[name] = max(1, min(50, round(SHORT / max(sample, 1e-6))))
+            sample = statistics.median(time_of[name](calls[name], warm[name]))
+            calls[name], warm[name] = max(1, min(50, round(SHORT / max(sample, 1e-6)))), sample < WARMED
             if rounds == 0 and calls[name] > 1:  # it was not known that it is short
                 sample = statistics.median(time_of[name](calls[name], True))
             samples[name].append(sample)

@@ -80,13 +80,14 @@ class Worker:
         return seconds
 
     def forget(self) -> None:
-        """Programs and inputs; compiled programs would pile up over a grid."""
+        """Programs, inputs and free memory, which would pile up over a grid: with little left in large pieces the others crawl."""
         import jax
 
         self.ready = ()
         self.built.clear()
         jax.clear_caches()
         gc.collect()
+        _give_back()
 
     def peak(self, case: Case, part: str) -> int | None:
         """Bytes of resident memory that calls take beyond what is resident when all is there but none has been made.
@@ -105,7 +106,7 @@ class Worker:
         params, inputs = program.params(case.params(self.peer.inner_bias)), program.inputs(*case.inputs(0))
         run = program.compiled(part, params, *inputs) if program.compiled else program.run[part]
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        _give_back()
         before = _status("VmRSS")
         reset.write_text("5")  # puts the high-water mark down to what is resident now
         for _ in range(3):
@@ -147,6 +148,12 @@ class Worker:
 def _round_and_round(inputs: list[Any]) -> Iterator[Any]:
     while True:
         yield from inputs
+
+
+def _give_back() -> None:
+    """What malloc keeps free goes to the system, where that is glibc's."""
+    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def _status(field: str) -> int:

@@ -32,7 +32,8 @@ class LineRead(NamedTuple):
     Attributes:
       text: characters.
       confidences: of each, 0 to 1.
-      spans: first column of the picture that each was read from, and the one behind the last.
+      spans: first column of the picture that each was read from, and the one behind the last; of a decoder those of the frame
+        that it attended to most.
       log_prob: of the alignment that was read, of the text by beam search, or of the decoder's symbols.
       finished: whether a decoder has said its end symbol; of a lexicon, whether there was a text of whole words.
     """
@@ -138,9 +139,10 @@ class LineReader:
         )
         best = jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), found)
         places = best.attention.argmax(-1)
+        behind = places + (best.attention.max(-1) > 0)  # a picture without a frame is looked at nowhere
         lines = self._lines(
             *(pictures, best.tokens, best.lengths - best.finished, np.exp(best.token_log_probs)),
-            *(places, places + 1, best.log_probs),
+            *(places, behind, best.log_probs),
         )
         return [one._replace(finished=bool(finished)) for one, finished in zip(lines, best.finished, strict=True)], metrics
 

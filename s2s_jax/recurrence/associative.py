@@ -29,8 +29,18 @@ def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, 
 def run(cell: Cell, direction: Direction, lengths: Array | None, options: Options) -> TimeMajor:
     """Carries `cell` along time. Derivatives but the first in reverse mode are those of the backend `scan`."""
     carry = functools.partial(affine_scan, verify=not is_built_in(cell.spec))
-    loops = fused.Loops(lambda how, args: carry, lambda how, args, kept: carry)
+    # What A and b are of each step costs a CPU more than the steps do, in order; with the way back it pays.
+    forward_alone = _in_order_on_a_cpu(carry)
+    loops = fused.Loops(lambda how, args: carry, lambda how, args, kept: carry, lambda how, args: forward_alone)
     return fused.carried(cell, direction, lengths, options, loops)[0]
+
+
+def _in_order_on_a_cpu(carry: fused.Carry) -> fused.Carry:
+    def chosen(f: Callable[..., Any], init: State, xs: Any, *, reverse: bool) -> Any:
+        in_order, at_once = (functools.partial(way, f, reverse=reverse) for way in (fused.in_order, carry))
+        return jax.lax.platform_dependent(init, xs, cpu=in_order, default=at_once)
+
+    return chosen
 
 
 def affine_scan(

@@ -42,7 +42,7 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
     Takes [T, B, G] for the projected input, and for the backward pass as much again for the gates, or for whatever the
     step of a user's cell needs to be differentiated.
     """
-    return carried(cell, direction, lengths, options, Loops(lambda how, args: _scan, lambda how, args, kept: _scan))[0]
+    return carried(cell, direction, lengths, options, Loops(lambda how, args: in_order, lambda how, args, kept: in_order))[0]
 
 
 def carried(cell: Cell, direction: Direction, lengths: Array | None, options: Options, loops: "Loops") -> tuple[TimeMajor, Any]:
@@ -58,7 +58,8 @@ def carried(cell: Cell, direction: Direction, lengths: Array | None, options: Op
     how = How(cell, rules_of(cell), direction.reverse, options.history)
 
     def forward(args: Args, keep: bool) -> tuple[tuple[TimeMajor, Any], Any]:
-        done, report, kept = _forward(how, args, keep or loops.reads_kept, loops.along(how, args))
+        along = loops.along if keep or loops.alone is None else loops.alone
+        done, report, kept = _forward(how, args, keep or loops.reads_kept, along(how, args))
         return (done, report), kept if keep else None
 
     def backward(args: Args, kept: Any, cotangents: tuple[TimeMajor, Any]) -> Args:
@@ -73,12 +74,14 @@ class Loops(NamedTuple):
     Attributes:
       along: `(how, args) -> carry`; `carry(f, init, xs, reverse=...)` returns what `jax.lax.scan` does, and a report.
       back: `(how, args, kept) -> carry`.
+      alone: `along` where no way back follows, if another carry is better then.
       reads_kept: whether the carry along time reads what is kept for the way back, the last of what `f` emits.
       in_order: what it reports of a sequence of one step, which is done without it.
     """
 
     along: Callable[["How", "Args"], Carry]
     back: Callable[["How", "Args", Any], Carry]
+    alone: Callable[["How", "Args"], Carry] | None = None
     reads_kept: bool = False
     in_order: Any = None
 
@@ -112,7 +115,7 @@ class How(NamedTuple):
     history: bool
 
 
-def _scan(f: Callable[..., Any], init: State, xs: Any, *, reverse: bool) -> tuple[State, Any, None]:
+def in_order(f: Callable[..., Any], init: State, xs: Any, *, reverse: bool) -> tuple[State, Any, None]:
     return *jax.lax.scan(f, init, xs, reverse=reverse), None
 
 

@@ -127,6 +127,19 @@ def test_a_decoder_reads_as_its_greedy_search_does():
         assert line.text == ALPHABET.decode(np.asarray(want.tokens[0]))
         assert line.finished == bool(want.finished[0])
         assert line.log_prob == pytest.approx(float(want.scores[0]), rel=1e-4, abs=1e-4)
+        assert line.spans == looked_at(step, params, context, state, np.asarray(want.tokens[0])[: len(line.text)])
+        assert len(line.text) <= limit
+
+
+def looked_at(step, params, context, state, symbols):
+    """Columns of the frame that each symbol's step attends to most, one step after the other."""
+    spans, before = [], START
+    for symbol in symbols:
+        state, _, weights = step(params, context, state, jnp.array([before]))
+        seen = weights.shape[1] > 0  # the narrowest picture has no frame
+        frame, before = int(jnp.argmax(weights[0])) if seen else 0, symbol
+        spans.append((4 * frame, 4 * (frame + seen)))
+    return spans
 
 
 def test_a_crnn_learns_what_its_lines_say():
