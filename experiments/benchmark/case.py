@@ -9,7 +9,7 @@ import numpy as np
 
 from s2s_jax import cells
 
-CELLS: dict[str, Any] = dict(cells.BY_NAME)
+CELLS: dict[str, Any] = {**cells.BY_NAME}
 COMMON = ("lstm", "gru", "rnn")  # that every library has
 PARTS = ("forward", "forward+grad")
 
@@ -101,7 +101,7 @@ class Case:
         return xs, rng.random((batch, time, hidden * len(self.directions)), np.float32) * 2 - 1
 
     def operations(self, part: str) -> float:
-        """Floating-point operations of the matrix products: 2 for each weight and step, and twice that again for the gradients."""
+        """Floating-point operations of the products: 2 for each weight and step, and twice that again for the gradients."""
         batch, time, _, hidden = self.shape
         steps = batch * time if self.lengths is None else int(self.lengths.sum())
 

@@ -80,7 +80,7 @@ class Worker:
         return seconds
 
     def forget(self) -> None:
-        """Programs, inputs and free memory, which would pile up over a grid: with little left in large pieces the others crawl."""
+        """Programs, inputs and free memory, which would pile up over a grid: with little left in large pieces all crawl."""
         import jax
 
         self.ready = ()

@@ -8,14 +8,16 @@ at all steps at once, and the affine recurrence that they make is solved for a b
 
 J is whole for small states, else what it has within each unit (h and c of an LSTM's unit, say): all of it for a cell with a
 diagonal recurrence, whose iteration is then Newton's own, and a part for a dense one, whose iteration converges as fast as what
-is left out is small. Each step's equation is checked in the end, each number beside the greatest that it, or the usual number
-of its row, is at any step. Where it does not hold to the tolerance within the bound of iterations, or where errors would grow
-along the sequence as far as that part of J tells, all is computed again in order, as `fused` does: it may be slow, and not
-wrong. So is what comes to hold only because the start of a sequence is right after as many iterations as it has steps, as it
-is where the states are chaotic.
+is left out is small. In the end each number's equation is checked at each step, beside that number and what it is made of: the
+terms of its affine equation, and what all states together move it by when each changes by a share of itself. Those are what
+rounding is a share of, so that nothing is demanded that arithmetic does not give, and nothing passes because something else
+is great. Where an equation does not hold to the tolerance within the bound of iterations, or where errors would grow along the
+sequence as far as that part of J tells, all is computed again in order, as `fused` does: it may be slow, and not wrong. So is
+what comes to hold only because the start of a sequence is right after as many iterations as it has steps, as it is where the
+states are chaotic.
 
 The gradient is not biased by what is left out: its recurrence `g_{t-1} = J_t^T g_t + d_t`, with all of J, is solved by the
-same iteration, and checked at each step beside the greatest number of that step, so that gradients that vanish do so rightly.
+same iteration, and checked likewise, so that gradients that vanish do so rightly.
 """
 
 import functools
@@ -38,24 +40,27 @@ from s2s_jax.sharding import varying_as
 from s2s_jax.types import Cell, State
 
 _WHOLE = 16  # numbers of a state up to which the whole Jacobian is taken: its products cost the third power of this
-_GROWTH = 1e3  # of an error along the sequence, beyond which a small residual says little about the states
+_GROWTH = 1e3  # of a relative error along the sequence, beyond which a small residual says little about the states
+_NEARLY = 1e-4  # a relative residual that, once it is lowered no more in `_PATIENCE` iterations, is what rounding allows
+_PATIENCE = 5
 
 
 class Newton(NamedTuple):
     """When the iteration stops.
 
     Attributes:
-      tolerance: greatest residual of an equation, relative to the greatest value of that number of the state at any step of
-        its row, or the median of all numbers' if that is more; None for 16 times the spacing of floating-point numbers of the
-        state's dtype, float32 at least.
+      tolerance: greatest residual of an equation, relative to its number and the terms that this is made of; None for 16 times
+        the spacing of floating-point numbers of the state's dtype, the narrowest if there are several.
       max_iterations: bound, and so is half the number of steps and 4 more; the serial way is taken where it does not suffice.
       jacobian: "whole", "units" (within each unit), "elements" (the diagonal), or None: whole for states of up to 16 numbers
         a row, else units.
+      on_gradient: called with the `Solved` of the gradient's way back each time that one has been solved; None: nobody asks.
     """
 
     tolerance: float | None = None
     max_iterations: int = 100
     jacobian: str | None = None
+    on_gradient: Callable[["Solved"], None] | None = None
 
     def checked(self) -> "Newton":
         if self.tolerance is not None and not 0 < self.tolerance < 1:
@@ -70,7 +75,8 @@ class Newton(NamedTuple):
 class Solved(NamedTuple):
     """How a sequence was solved: iterations, the greatest relative residual, and whether it counts or was done in order.
 
-    It tells of the way along time, not of the gradient's way back, which is solved and checked by itself.
+    What `unroll_in_parallel` returns tells of the way along time; the gradient's way back is solved and checked by itself, and
+    told to `Newton.on_gradient`.
     """
 
     iterations: Int[Array, ""]
@@ -78,9 +84,19 @@ class Solved(NamedTuple):
     converged: Bool[Array, ""]
 
 
+def _in_order() -> Solved:
+    """Of a sequence of at most one step, where there is nothing to solve."""
+    return Solved(jnp.int32(0), jnp.float32(0), jnp.bool_(True))
+
+
 def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
-    if not all(map(is_inexact, jax.tree.leaves([direction.state for direction in directions]))):
+    leaves = jax.tree.leaves([direction.state for direction in directions])
+    if not leaves:
+        return "there is no state"
+    if not all(map(is_inexact, leaves)):
         return "the state holds numbers that have no derivative"
+    if any(jnp.finfo(leaf.dtype).bits < 32 for leaf in leaves):
+        return "the state is narrower than float32, and is known too roughly to be checked"
     return fused.why_not(cell, directions, lengths, options)
 
 
@@ -95,8 +111,8 @@ def solved(
     """`run`, and how it went."""
     dtype = scan.compute_dtype(direction.xs, direction.params)
     if newton.tolerance is None:
-        widest = jnp.result_type(*jax.tree.leaves(direction.state))
-        newton = newton._replace(tolerance=16 * float(jnp.finfo(widest).eps))
+        coarsest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(direction.state))
+        newton = newton._replace(tolerance=16 * coarsest)
     if newton.jacobian is None:
         numbers = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(direction.state))
         newton = newton._replace(jacobian="whole" if numbers <= _WHOLE else None)
@@ -112,13 +128,20 @@ def solved(
 
     def along(how: fused.How, args: fused.Args) -> fused.Carry:
         of_emitted = (lambda emitted: blocks(how, args, emitted[-1])) if by_hand else None
-        return functools.partial(parallel_scan, newton=newton, beside=_each_number, blocks=of_emitted)
+        return functools.partial(parallel_scan, newton=newton, valid=fused.valid_steps(args), blocks=of_emitted)
 
     def back(how: fused.How, args: fused.Args, kept: Any) -> fused.Carry:
         transposed = (lambda _: jnp.swapaxes(blocks(how, args, kept), -1, -2)) if by_hand else None
-        return functools.partial(parallel_scan, newton=newton, beside=_each_step, blocks=transposed)
 
-    loops = fused.Loops(along, back, reads_kept=by_hand, in_order=_in_order(dtype))
+        def told(*given: Any, **options: Any) -> tuple[State, Any, Solved]:
+            *done, report = parallel_scan(*given, **options, newton=newton, valid=fused.valid_steps(args), blocks=transposed)
+            if newton.on_gradient is not None:
+                jax.debug.callback(newton.on_gradient, report)
+            return *done, report
+
+        return told
+
+    loops = fused.Loops(along, back, reads_kept=by_hand, in_order=_in_order())
     return fused.carried(cell, direction, lengths, options, loops)
 
 
@@ -128,8 +151,8 @@ def parallel_scan(
     xs: Any,
     *,
     newton: Newton,
-    beside: Callable[[Array], Array],
     reverse: bool,
+    valid: Bool[Array, "T B"] | None = None,
     blocks: Callable[[Any], Float[Array, "T B M L L"]] | None = None,
 ) -> tuple[State, Any, Solved]:
     """`jax.lax.scan(f, init, xs, reverse=reverse)`, and how it was solved; rows of the batch must not mix in `f`.
@@ -137,11 +160,12 @@ def parallel_scan(
     Args:
       f, init, xs, reverse: as of `jax.lax.scan`; leaves of `init` are [B, ...], and floating.
       newton: its tolerance is a number.
-      beside: from absolute values [T, B, M, L] what residuals are relative to, in a shape that goes with theirs.
+      valid: which steps do more than hand the state on, and so make errors of their own; None for all.
       blocks: from what `f` returned besides the states, for all steps, the blocks of its Jacobian; None to find them.
     """
     init = varying_as(init, xs)
     assert newton.tolerance is not None
+    tolerance, bound = newton.tolerance, newton.max_iterations
     layout, every = layout_of(init, newton.jacobian), jax.vmap(f)
     time = jax.tree.leaves(xs)[0].shape[0]
 
@@ -153,57 +177,75 @@ def parallel_scan(
         after, push = jax.linearize(lambda befores: every(befores, xs)[0], befores)
         return after, jacobian_blocks(push, befores, layout)
 
-    def residual(states: State, after: State) -> Array:
-        """Of the equation that holds least."""
-        ours, theirs = layout.cut(states), layout.cut(after)
-        scale = beside(jnp.abs(theirs))
-        return jnp.max(jnp.abs(theirs - ours) / jnp.maximum(scale, jnp.finfo(theirs.dtype).tiny), initial=0)
+    def terms(after: State, a: Array, befores: State) -> Array:
+        """The size of each number and of the terms of its affine equation."""
+        return jnp.maximum(jnp.abs(layout.cut(after)), times(jnp.abs(a), jnp.abs(layout.cut(befores))))
+
+    def relative(values: Array, sizes: Array) -> Array:
+        # What is less than a few of the least normal numbers may be nought on one way and not on the other.
+        least = 1e3 * float(jnp.finfo(sizes.dtype).tiny) / tolerance
+        return jnp.abs(values) / jnp.maximum(sizes, least)
+
+    def residual(states: State, after: State, a: Array) -> Array:
+        sizes = _near(terms(after, a, before(states, init, reverse)))
+        return _greatest(relative(layout.cut(after) - layout.cut(states), sizes))
 
     def improved(carry: Any) -> Any:
-        count, states, after, a, _ = carry
+        count, states, after, a, least, since = carry
         b = layout.cut(after) - times(a, layout.cut(before(states, init, reverse)))
         states = layout.joined(solve(a, b, layout.cut(init), reverse))
         after, a = linearized(states)
-        return count + 1, states, after, a, residual(states, after)
+        error = residual(states, after, a)
+        # A minimum hands NaN on, and so ends the loop.
+        return count + 1, states, after, a, jnp.minimum(error, least), jnp.where(error < least, 0, since + 1)
 
     def unfinished(carry: Any) -> Array:
-        count, *_, error = carry
-        return (count < min(newton.max_iterations, time // 2 + 4)) & (error > newton.tolerance) & jnp.isfinite(error)
+        count, *_, least, since = carry
+        stuck = (least < _NEARLY) & (since >= _PATIENCE)
+        return (count < min(bound, time // 2 + 4)) & (least > tolerance) & jnp.isfinite(least) & ~stuck
 
     states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (time, *leaf.shape)), init)
     after, a = linearized(states)
-    count, _, states, a, _ = jax.lax.while_loop(unfinished, improved, (jnp.int32(0), states, after, a, residual(states, after)))
+    begun = jnp.int32(0), states, after, a, residual(states, after, a), varying_as(jnp.int32(0), xs)
+    count, _, states, a, *_ = jax.lax.while_loop(unfinished, improved, begun)
 
-    after, emitted = every(before(states, init, reverse), xs)
-    error = residual(states, after)
-    noise = jnp.ones_like(a[..., 0]) * jax.random.rademacher(jax.random.key(1), a.shape[2:4], a.dtype)
-    growth = jnp.max(jnp.abs(solve(a, noise, jnp.zeros_like(a[0, ..., 0]), reverse)), initial=0)
-    converged = (error <= newton.tolerance) & (growth <= _GROWTH)
+    befores = before(states, init, reverse)
+    signs = jax.random.rademacher(jax.random.key(1), (time, 1, *a.shape[2:4]), a.dtype)
+    along = layout.joined(layout.cut(befores) * signs)
+    after, moved, emitted = jax.jvp(lambda befores: every(befores, xs), (befores,), (along,), has_aux=True)
+    sizes = _near(jnp.maximum(terms(after, a, befores), jnp.abs(layout.cut(moved))))
+    error = _greatest(relative(layout.cut(after) - layout.cut(states), sizes))
+    noise = sizes * signs
+    noise = noise if valid is None else where_valid(valid, noise, jnp.zeros((), noise.dtype))
+    errors = solve(a, noise, jnp.zeros_like(noise[0]), reverse)
+    growth = _greatest(relative(errors, jax.lax.cummax(sizes, reverse=reverse)))
+    converged = (error <= tolerance) & (growth <= _GROWTH)  # of NaN neither holds
     state, emitted = jax.lax.cond(
         converged,
         lambda: (last(after, reverse), emitted),
         lambda: jax.lax.scan(f, init, xs, reverse=reverse),
     )
-    return state, emitted, Solved(count, error, converged)
+    return state, emitted, jax.lax.stop_gradient(Solved(count, error.astype(jnp.float32), converged))
 
 
-def _each_number(values: Array) -> Array:
-    """The greatest value of each number in its row at any step, or that of the usual number if it is less.
+def _near(sizes: Float[Array, "T B M L"]) -> Float[Array, "T B M L"]:
+    """The greatest of each number within four steps: it may pass through zero, and does not stay there unless it is small."""
 
-    A number that is small because its terms cancel is known as well as they are.
-    """
-    greatest = jnp.max(values, 0, keepdims=True, initial=0)
-    return jnp.maximum(greatest, jnp.median(greatest, (2, 3), keepdims=True))
+    def with_later(x: Array, by: int) -> Array:
+        return jnp.maximum(x, jnp.concatenate([x[by:], x[-by:]]))  # its own at the end: that changes nothing there
+
+    def with_earlier(x: Array, by: int) -> Array:
+        return jnp.maximum(x, jnp.concatenate([x[:by], x[:-by]]))
+
+    for by in (1, 3):
+        if by < sizes.shape[0]:
+            sizes = with_later(with_earlier(sizes, by), by)
+    return sizes
 
 
-def _each_step(values: Array) -> Array:
-    """The greatest value in a row at each step."""
-    return jnp.max(values, (2, 3), keepdims=True, initial=0)
-
-
-def _in_order(dtype: Any) -> Solved:
-    """Of a sequence of at most one step, where there is nothing to solve."""
-    return Solved(jnp.int32(0), jnp.zeros((), jnp.promote_types(dtype, jnp.float32)), jnp.bool_(True))
+def _greatest(values: Array) -> Array:
+    """The greatest of absolute values, NaN if any is not finite: XLA's maximum on a CPU passes over NaN in large arrays."""
+    return jnp.where(jnp.all(jnp.isfinite(values)), jnp.max(values, initial=0), jnp.nan)
 
 
 BACKEND = Backend(one_by_one(run), why_not)

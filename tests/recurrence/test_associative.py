@@ -86,15 +86,35 @@ def test_a_linear_cell_of_ones_own():
     assert "Leaky" not in repr(layers.Recurrent(leaky, 3, 4, rngs=nnx.Rngs(0)))  # nor does it raise
 
 
-def test_units_that_mix_after_all_are_carried_in_order():
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@every_cell
+def test_values_alone_equal_those_of_scan(name, reverse):
+    """Where no gradient is asked for it goes another way on a CPU."""
+    given = sample(name, time=30, seed=7)
+    got, want = (
+        s2s_jax.unroll(*given[:4], lengths=given.lengths, reverse=reverse, backend=backend)
+        for backend in ("associative", "scan")
+    )
+    assert_close(tuple(got), tuple(want), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda params, h, z, context: (0.5 * h @ params.u + z, h),
+        lambda params, h, z, context: (0.98 * h + 5e-4 * jnp.roll(h, 1, axis=1) + z, h),
+        lambda params, h, z, context: (jnp.tanh(h) + z, h),
+    ],
+    ids=["units that mix", "units that hardly mix", "not linear"],
+)
+def test_a_cell_that_is_not_linear_by_unit_after_all_is_carried_in_order(step):
     """Of a cell of one's own whose spec promises too much."""
 
     class Wrong:
         linear_by_unit = True
 
-    given = sample("rnn", time=40)
-    mixing = given.cell._replace(step=lambda params, h, z, context: (0.5 * h @ params.u + z, h), spec=Wrong())
-    given = given._replace(cell=mixing)
+    given = sample("rnn", time=60)
+    given = given._replace(cell=given.cell._replace(step=step, spec=Wrong()))
     got, want = (values_and_gradients(given, backend) for backend in ("associative", "scan"))
     assert_close(got, want, TOLERANCE["float32"])
 

@@ -42,27 +42,50 @@ def solved(given, *, reverse=False, **newton):
     )
 
 
-def iterations_of_an_equal_answer(given, reverse):
-    """Values and gradients are those of `scan`, and no fallback's."""
+@pytest.fixture
+def reports(monkeypatch):
+    """(iterations, whether it converged) of every solve, of gradients too, in their order; call it to read and empty them."""
+    told, real = [], parallel.parallel_scan
+
+    def telling(*args, **options):
+        *done, report = real(*args, **options)
+        jax.debug.callback(lambda count, right: told.append((int(count), bool(right))), report.iterations, report.converged)
+        return *done, report
+
+    def read():
+        jax.effects_barrier()
+        found = told.copy()
+        told.clear()
+        return found
+
+    monkeypatch.setattr(parallel, "parallel_scan", telling)
+    return read
+
+
+def iterations_of_an_equal_answer(given, reverse, reports):
+    """Values and gradients are those of `scan`, and neither the way along time nor the way back is a fallback's."""
     got, want = (values_and_gradients(given, backend, reverse=reverse) for backend in ("parallel", "scan"))
+    (forward, converged), (_, back_converged) = reports()
+    assert converged
+    assert back_converged
     assert_close(got[1], want[1], TOLERANCE["float32"])
     assert_close(got[0], want[0], 1e-4)
     done = solved(given, reverse=reverse)
-    assert bool(done.solved.converged)
     assert_close((done.outputs, done.state), tuple(want[1]), TOLERANCE["float32"])
-    return int(done.solved.iterations)
+    assert int(done.solved.iterations) == forward
+    return forward
 
 
 @pytest.mark.parametrize(
     ("name", "reverse"),
     [pytest.param(name, k % 2 == 0, id=f"{name}-{'forward' if k % 2 else 'reverse'}") for k, name in enumerate(EVERY)],
 )
-def test_values_and_gradients_equal_those_of_scan(name, reverse):
+def test_values_and_gradients_equal_those_of_scan(name, reverse, reports):
     """Small states, so with the whole Jacobian; ragged lengths, 0 and 1 among them. And it is no fallback."""
     given = sample(name, time=24, seed=5)
     if name in LIBRARY_CELLS:
         given = with_mask(given)
-    assert 0 < iterations_of_an_equal_answer(given, reverse) < 20
+    assert 0 < iterations_of_an_equal_answer(given, reverse, reports) < 20
 
 
 @pytest.mark.parametrize(
@@ -72,13 +95,13 @@ def test_values_and_gradients_equal_those_of_scan(name, reverse):
         *(("diagonal_lstm", True), ("diagonal_gru", False), ("lstm_peepholes", False)),
     ],
 )
-def test_the_same_with_a_part_of_the_jacobian(name, reverse):
+def test_the_same_with_a_part_of_the_jacobian(name, reverse, reports):
     """States of 20 numbers and more, so unit by unit; of a dense cell that is only a part."""
     given = sample(name, time=80, hidden_features=20, seed=6)
     given = given._replace(params=jax.tree.map(lambda leaf: 0.2 * leaf, given.params))
     if name in BY_HAND:
         given = with_mask(given)
-    iterations = iterations_of_an_equal_answer(given, reverse)
+    iterations = iterations_of_an_equal_answer(given, reverse, reports)
     if name.startswith("diagonal"):
         assert iterations <= 8  # all of it is in the units: Newton's own method
 
@@ -123,27 +146,29 @@ def test_gradients_are_exact_whatever_part_of_the_jacobian_the_iteration_uses(fl
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_a_gradient_takes_one_iteration_where_units_do_not_mix(name, reverse, monkeypatch):
+def test_a_gradient_takes_one_iteration_where_units_do_not_mix(name, reverse, reports):
     """Its recurrence is linear, and blocks by hand are all of its Jacobian there: with ragged lengths too."""
     given = sample(name, time=31, hidden_features=20, seed=6)
     gates = given.cell.spec.gates
     diagonal = given._replace(
         params=given.params._replace(u=0.5 * given.params.u * np.tile(np.eye(20, dtype=np.float32), gates))
     )
-    reports, real = [], parallel.parallel_scan
-
-    def telling(*args, **options):
-        *done, report = real(*args, **options)
-        jax.debug.callback(lambda count, right: reports.append((int(count), bool(right))), report.iterations, report.converged)
-        return *done, report
-
-    monkeypatch.setattr(parallel, "parallel_scan", telling)
     values_and_gradients(diagonal, "parallel", reverse=reverse)
-    jax.effects_barrier()
-    (forward, converged), backward = reports
+    (forward, converged), backward = reports()
     assert converged
     assert forward <= 8
     assert backward == (1, True)
+
+
+def test_a_gradient_tells_how_it_was_solved():
+    given, told = sample("gru", time=24, seed=5), []
+    newton = Newton(on_gradient=told.append)
+    jax.grad(lambda p: unroll_in_parallel(given.cell, p, given.xs, newton=newton).outputs.sum())(given.params)
+    jax.effects_barrier()
+    (report,) = told
+    assert bool(report.converged)
+    assert 0 < int(report.iterations) < 10
+    assert float(report.residual) < 1e-5
 
 
 # Where it does not converge ---------------------------------------------------------------------------------------------
@@ -160,8 +185,8 @@ def growing(rate):
 
 @pytest.mark.parametrize(
     ("rate", "why"),
-    [(lambda h: 3 * h, "overflows"), (lambda h: 3.9 * h * (1 - h), "chaotic"), (lambda h: 1.2 * h, "grows")],
-    ids=["overflow", "chaos", "growth"],
+    [(lambda h: 3 * h, "overflows"), (lambda h: 3.9 * h * (1 - h), "chaotic")],
+    ids=["overflow", "chaos"],
 )
 def test_an_exploding_cell_is_computed_in_order(rate, why):
     cell = growing(rate)
@@ -177,6 +202,16 @@ def test_an_exploding_cell_is_computed_in_order(rate, why):
         for backend in ("parallel", "scan")
     ]
     np.testing.assert_allclose(*gradients, rtol=1e-5)
+
+
+def test_a_cell_that_only_grows_is_solved():
+    """From 1e-6 to 1e6, and each state is right beside its own size: a small one at the start is not lost beside the last."""
+    cell = growing(lambda h: 1.2 * h)
+    params = cell.init(jax.random.key(0), 2, 20)._replace(w=jnp.full((2, 20), 1e-6))
+    xs = jax.random.uniform(jax.random.key(1), (3, 150, 2))
+    done = unroll_in_parallel(cell, params, xs)
+    assert bool(done.solved.converged)
+    np.testing.assert_allclose(done.outputs, unroll(cell, params, xs, backend="scan").outputs, rtol=2e-5)
 
 
 def test_a_bound_of_iterations_that_is_too_small():
@@ -197,6 +232,25 @@ def test_nan_in_a_row_stays_in_that_row():
     assert not bool(done.solved.converged)
     np.testing.assert_array_equal(np.isnan(done.outputs), np.isnan(want.outputs))
     assert_close(np.nan_to_num(done.outputs), np.nan_to_num(want.outputs), 2e-6)
+
+
+@pytest.mark.parametrize("options", [{"layer_norm": True}, {"peepholes": True}, {"projection": 16}], ids=str)
+def test_an_iteration_that_ends_in_nan_is_no_answer(options):
+    """Of thousands of numbers: over so many XLA's maximum passes over NaN on a CPU."""
+    cell = cells.make_lstm(**options)
+    params = cell.init(jax.random.key(0), 4, 32)
+    xs = jax.random.normal(jax.random.key(1), (2, 256, 4))
+    done = unroll_in_parallel(cell, params, xs)
+    assert not bool(done.solved.converged)
+    assert_close(done.outputs, unroll(cell, params, xs, backend="scan").outputs, 1e-4)
+
+
+def test_a_residual_that_is_nan_is_told_as_such():
+    given = sample("gru", 2, 400, hidden_features=20)._replace(lengths=None)
+    given.xs[0, 200] = np.nan
+    done = solved(given).solved
+    assert np.isnan(done.residual)
+    assert not bool(done.converged)
 
 
 # What holds for every backend -------------------------------------------------------------------------------------------
@@ -273,20 +327,67 @@ def test_bfloat16_is_solved_as_closely_as_its_states_are_kept(name):
         assert np.linalg.norm(np.float64(a) - np.float64(b)) <= 0.02 * np.linalg.norm(np.float64(b))
 
 
-def test_a_small_number_beside_a_great_one_is_solved_as_well():
-    """A unit that counts to millions, and others that turn among each other: each is checked beside what it is itself."""
+@pytest.mark.parametrize("great", [1, 12])
+@pytest.mark.parametrize("features", [4, 20])
+def test_a_small_number_beside_great_ones_is_solved_as_well(great, features):
+    """Units that count to millions, and others that turn among each other: each is checked beside what it is made of."""
+    great = min(great, features - 3)
 
     def step(params, h, z, context):
-        turned = jnp.tanh(2 * jnp.roll(h[:, 1:], 1, axis=1) + z[:, 1:])
-        return (new := jnp.concatenate([h[:, :1] + 1e6, turned], axis=1)), new
+        turned = jnp.tanh(2 * jnp.roll(h[:, great:], 1, axis=1) + z[:, great:])
+        return (new := jnp.concatenate([h[:, :great] + 1e6, turned], axis=1)), new
 
-    for features in (4, 20):
-        cell = Cell(cells.rnn.init, cells.rnn.initial_state, lambda params, x: x @ params.w, step)
-        params = cell.init(jax.random.key(0), 3, features)
-        xs = jax.random.normal(jax.random.key(1), (2, 100, 3))
-        got, want = (unroll(cell, params, xs, backend=backend).outputs for backend in ("parallel", "scan"))
-        assert_close(got[..., 1:], want[..., 1:], 1e-4)
-        assert_close(got[..., 0], want[..., 0], 1e-6)
+    cell = Cell(cells.rnn.init, cells.rnn.initial_state, lambda params, x: x @ params.w, step)
+    params = cell.init(jax.random.key(0), 3, features)
+    xs = jax.random.normal(jax.random.key(1), (2, 100, 3))
+    got, want = (unroll(cell, params, xs, backend=backend).outputs for backend in ("parallel", "scan"))
+    assert_close(got[..., great:], want[..., great:], 1e-4)
+    assert_close(got[..., :great], want[..., :great], 1e-6)
+
+
+def test_a_small_number_that_a_great_weight_waits_for():
+    """Units of 1e-7, each the next one's input, and one whose weight of 3e7 makes the last of them count."""
+    w, u = np.zeros((1, 20), np.float32), np.zeros((20, 20), np.float32)
+    w[0, 0], w[0, 7:] = 1e-7, 1
+    u[np.arange(5), np.arange(1, 6)], u[5, 6] = 1, 3e7
+    params = cells.RNNParams(w, u, np.zeros(20, np.float32))
+    xs = jax.random.normal(jax.random.key(1), (1, 100, 1))
+    got, want = (unroll(cells.rnn, params, xs, backend=backend).outputs for backend in ("parallel", "scan"))
+    assert jnp.abs(want[..., 6]).max() > 0.9
+    assert_close(got, want, 1e-5)
+
+
+def test_gradients_of_units_that_hardly_count_are_right():
+    """Two halves that do not meet; the second counts for 1e-7 in the loss."""
+    params = cells.rnn.init(jax.random.key(0), 3, 20)
+    params = params._replace(u=params.u * np.kron(np.eye(2), np.ones((10, 10))).astype(np.float32))
+    xs, weights = jax.random.normal(jax.random.key(1), (1, 60, 3)), jnp.where(jnp.arange(20) < 10, 1, 1e-7)
+
+    def loss(params, backend):
+        return jnp.sum(unroll(cells.rnn, params, xs, backend=backend).outputs * weights * jnp.cos(jnp.arange(60.0))[:, None])
+
+    got, want = (jax.grad(loss)(params, backend).u[10:, 10:] for backend in ("parallel", "scan"))
+    assert jnp.linalg.norm(got - want) <= 1e-4 * jnp.linalg.norm(want)
+
+
+def test_a_gradient_that_vanishes_below_the_least_number_is_solved(reports):
+    """Of a loss on the last output alone, far enough behind the first steps."""
+    params = cells.gru.init(jax.random.key(0), 2, 8)
+    xs = jax.random.normal(jax.random.key(1), (1, 400, 2))
+    got, want = (
+        jax.grad(lambda p: unroll(cells.gru, p, xs, backend=backend).outputs[:, -1].sum())(params)  # noqa: B023
+        for backend in ("parallel", "scan")
+    )
+    assert_close(got, want, 1e-4)
+    _, backward = reports()
+    assert backward == (1, True)
+
+
+def test_padding_makes_no_errors_that_could_grow():
+    params = jax.tree.map(lambda leaf: 0.3 * leaf, cells.gru.init(jax.random.key(0), 4, 20))
+    xs = jax.random.normal(jax.random.key(1), (2, 1500, 4))
+    done = unroll_in_parallel(cells.gru, params, xs, lengths=jnp.array([1500, 10]))
+    assert bool(done.solved.converged)
 
 
 def test_gradients_that_vanish_do_so_rightly():
@@ -347,6 +448,10 @@ def test_for_what_it_does_not_apply():
     for call in (unroll_in_parallel, lambda *args: unroll(*args, backend="parallel")):
         with pytest.raises(ValueError, match="parallel does not apply: the state holds numbers that have no derivative"):
             call(*given[:3])
+    still = Cell(lambda *_: (), lambda *_: (), lambda params, x: x, lambda params, h, z, context: (h, z))
+    for state, reason in ((jnp.zeros((3, 4), jnp.bfloat16), "narrower than float32"), ((), "there is no state")):
+        with pytest.raises(ValueError, match=f"parallel does not apply: .*{reason}"):
+            unroll_in_parallel(still, (), given.xs, state)
     given = sample("lstm")
     assert "remat" in s2s_jax.explain_backend(*given[:3], remat=2).others["parallel"]
 
