@@ -9,8 +9,9 @@ import numpy as np
 
 from s2s_jax import cells
 
-CELLS: dict[str, Any] = {**cells.BY_NAME}
 COMMON = ("lstm", "gru", "rnn")  # that every library has
+_BY_NAME: dict[Any, Any] = cells.BY_NAME
+CELLS: dict[str, Any] = {name: _BY_NAME[name] for name in dict.fromkeys((*COMMON, *_BY_NAME))}
 PARTS = ("forward", "forward+grad")
 
 # As in the tables that recurrent layers are usually judged by: two large, pixels, tiny, one row, few rows.

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.benchmark.case import CELLS
+
 # A marker of its own for each, which tells them apart in grey, and colours that the colour-blind tell apart (most of them those
 # of Okabe and Ito).
 _LOOKS = {
@@ -35,7 +37,7 @@ def ratios(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
     # A cell that is measured at one shape of many, to be compared with others, is better told than drawn.
     shown = [panel for panel in places if len(places[panel]) > 1 or most == 1]
     rows = [row for row in rows if (row["cell"], row["part"]) in shown]
-    panels = sorted(shown, key=lambda p: (("lstm", "gru", "rnn").index(p[0]), p[1]))
+    panels = sorted(shown, key=lambda p: ([*CELLS].index(p[0]), p[1]))
     shapes = sorted({tuple(row["shape"]) for row in rows}, key=lambda s: s[0] * s[1] * s[3] * (s[2] + s[3]), reverse=True)
     names = list(dict.fromkeys(row["peer"] for row in rows))
     reach = [value for row in rows for value in row["ratio_quartiles"]] + [0.8, 2.0]

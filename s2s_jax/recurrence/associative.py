@@ -20,8 +20,13 @@ from s2s_jax.sharding import varying_as
 from s2s_jax.types import Cell, State
 
 
+def promised(cell: Cell) -> bool:
+    """Whether its spec says that it is linear in its state, unit by unit."""
+    return getattr(cell.spec, "linear_by_unit", False)
+
+
 def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
-    if not getattr(cell.spec, "linear_by_unit", False):
+    if not promised(cell):
         return "the cell is not linear in its state, unit by unit: its spec does not say `linear_by_unit`"
     return fused.why_not(cell, directions, lengths, options)
 
@@ -29,18 +34,9 @@ def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, 
 def run(cell: Cell, direction: Direction, lengths: Array | None, options: Options) -> TimeMajor:
     """Carries `cell` along time. Derivatives but the first in reverse mode are those of the backend `scan`."""
     carry = functools.partial(affine_scan, verify=not is_built_in(cell.spec))
-    # What A and b are of each step costs a CPU more than the steps do, in order; with the way back it pays.
-    forward_alone = _in_order_on_a_cpu(carry)
-    loops = fused.Loops(lambda how, args: carry, lambda how, args, kept: carry, lambda how, args: forward_alone)
+    # What A and b are of each step costs a CPU more than the steps in order do; with the way back it pays.
+    loops = fused.Loops(lambda how, args: carry, lambda how, args, kept: carry, alone_in_order_on_cpu=True)
     return fused.carried(cell, direction, lengths, options, loops)[0]
-
-
-def _in_order_on_a_cpu(carry: fused.Carry) -> fused.Carry:
-    def chosen(f: Callable[..., Any], init: State, xs: Any, *, reverse: bool) -> Any:
-        in_order, at_once = (functools.partial(way, f, reverse=reverse) for way in (fused.in_order, carry))
-        return jax.lax.platform_dependent(init, xs, cpu=in_order, default=at_once)
-
-    return chosen
 
 
 def affine_scan(

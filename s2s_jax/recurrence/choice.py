@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
+from s2s_jax.cells import MinGRUSpec, MinLSTMSpec
 from s2s_jax.recurrence import associative, cudnn, fused, native, parallel, scan
 from s2s_jax.recurrence.backend import Direction, Options, default_platform
 from s2s_jax.types import Cell
@@ -26,6 +27,8 @@ VARIABLE = "S2S_JAX_BACKEND"
 _MARK = "s2s_jax_backend_"
 # Steps. At one, native was slower than scan, at five it was faster; between them nothing was measured.
 _WORTH_PACKING = 3
+# Of an LRU's complex states associative took up to 2.5 times as long with gradients on a CPU.
+_WORTH_A_PASS_AT_ONCE = (MinGRUSpec, MinLSTMSpec)
 
 
 class Choice(NamedTuple):
@@ -125,9 +128,10 @@ def traced_backends(jaxpr: Any) -> list[str]:
 
 def _order() -> tuple[str, ...]:
     """Backends of the default platform, the fastest first; `python -m experiments.benchmark --grid full` measures them."""
-    # On two AVX2 cores native took no longer than scan at any of the six small shapes (but 3 % at one in one of three runs).
+    # On two AVX2 cores native took no longer than scan at any of the six small shapes (but 3 % at one in one of three runs);
+    # for minGRU and minLSTM associative took as long forward, and with gradients 0.3 to 0.8 times as long.
     # Elsewhere nothing has been measured: scan is what is known to work.
-    return ("native", "scan") if default_platform() == "cpu" else ("scan",)
+    return ("native", "associative", "scan") if default_platform() == "cpu" else ("scan",)
 
 
 def _why_not_by_itself(
@@ -141,4 +145,6 @@ def _why_not_by_itself(
             return f"there are fewer than {_WORTH_PACKING} steps, too few to make up for arranging the weights"
         if native.on_a_mesh(directions, lengths):
             return "the arrays are split over a mesh"
+    if name == "associative" and associative.promised(cell) and not isinstance(cell.spec, _WORTH_A_PASS_AT_ONCE):
+        return "it was slower, or has not been measured, with this cell"
     return BACKENDS[name].why_not(cell, directions, lengths, options)

@@ -87,8 +87,12 @@ template <typename Body, typename Schedule>
 void run_phases(std::vector<int> items, int helpers, const Body& body, const Schedule& schedule) {
   if (items.empty()) return;
   auto phases = std::make_shared<Phases>(std::move(items));
-  for (int h = 1; h <= std::min(helpers, phases->most() - 1); ++h) {  // more would find no item
-    schedule([phases, h, pointer = &body] { phases->take_part(h, [pointer](int64_t p, int i) { (*pointer)(p, i); }); });
+  try {
+    for (int h = 1; h <= std::min(helpers, phases->most() - 1); ++h) {  // more would find no item
+      schedule([phases, h, pointer = &body] { phases->take_part(h, [pointer](int64_t p, int i) { (*pointer)(p, i); }); });
+    }
+  } catch (...) {
+    // No memory for another task. Those that were handed over may hold `body` already: it has to live until all is done.
   }
   phases->take_part(0, body);
   if (phases->failed()) throw std::bad_alloc();
