@@ -179,11 +179,12 @@ def train(run: Run[Config]) -> None:
     if why := target_of_rules(config)[1]:
         run.say(f"No bleu_lowercased_tokens, but {name_of_bleu(config)}: {why}.")
     run.trained_on(training.name, config.origin, training.fingerprint)
-    for pairs in (training, validation):
+    test = test_of(config)  # what is wrong with it is an error now, and not after the training
+    for pairs in (training, validation, test):
         run.say(f"{pairs.split}: {pairs.report}")
     tokenizers = fit(config, training)
-    grouped(tokenizers, test_of(config))  # an error now, and not after the training
-    if not is_made_up(config) and not has_four_words(test_of(config).targets, config.languages[1]):
+    grouped(tokenizers, test)
+    if not is_made_up(config) and not has_four_words(test.targets, config.languages[1]):
         raise ValueError("test_target: expected texts of four words and more, as BLEU needs, got none")
     if run.writes:
         tokenizers.save(run.folder)
@@ -208,7 +209,7 @@ def train(run: Run[Config]) -> None:
         checkpoint.save_weights(run.weights, nnx.Dict(models))
     times = {what: sum(one["times"].get(what, 0.0) for one in trained) for what in trained[0]["times"]}
     run.trained(max(one["steps"] for one in trained), times, sorted({one["backend"] for one in trained}))
-    report(run, models, tokenizers, batches)
+    report(run, models, tokenizers, batches, test)
 
 
 def validate(model: Seq2Seq, batches: Batches) -> dict[str, float]:
@@ -225,9 +226,9 @@ def grouped(tokenizers: Tokenizers, pairs: Pairs) -> dict[str, np.ndarray]:
     return length_groups([len(tokenizers.source.encode(text)) for text in pairs.sources])
 
 
-def report(run: Run[Config], models: Mapping[str, Seq2Seq], tokenizers: Tokenizers, batches: PairBatches) -> None:
+def report(run: Run[Config], models: Mapping[str, Seq2Seq], tokenizers: Tokenizers, batches: PairBatches, pairs: Pairs) -> None:
     """Scores the test texts by length of their source, judges the claims, draws the figure, and writes result.json."""
-    config, pairs = run.config, test_of(run.config)
+    config = run.config
     lengths = grouped(tokenizers, pairs)
     groups = {"all": np.arange(len(pairs.sources)), **lengths}
     metric, perfect = ("exact_match", 1.0) if is_made_up(config) else (name_of_bleu(config), 100.0)
@@ -253,7 +254,7 @@ def report(run: Run[Config], models: Mapping[str, Seq2Seq], tokenizers: Tokenize
     }
     least = {"score": LEAST * perfect, "loss": 0.0}
     claims = [judged(claim, values[claim.of], list(lengths), least[claim.of]) for claim in CLAIMS]
-    scored = f"{pairs.split}, {len(pairs.sources)} texts ({config.origin}), beam {config.beam_size}"
+    scored = f"{pairs.split}, {pairs.scope} texts ({config.origin}), beam {config.beam_size}"
     run.say(f"\n{scored}: {metric.replace('_', ' ')}, 0 to 100, and loss in nats per symbol,")
     run.say("by symbols of the source and with the number of texts.\n")
     run.say(table(found, groups, perfect))
@@ -269,13 +270,14 @@ def report(run: Run[Config], models: Mapping[str, Seq2Seq], tokenizers: Tokenize
         f"{metric}_{name}_{group.replace(' ', '_')}": one["score"][group] for name, one in found.items() for group in lengths
     }
     result = run.finish(
-        split=f"{pairs.split}, all {len(pairs.sources)}",
+        split=f"{pairs.split}, {pairs.scope}",
         metrics=totals | {claim["metric"]: claim["value"] for claim in claims} | of_groups,
         published=[],
         examples_per_step=len(batches.training) / batches.shuffled(config.seed).steps_per_epoch,
         texts={group: len(numbers) for group, numbers in groups.items()},
         models=found,
         claims=claims,
+        details={"findings": {each.split: each.report.findings for each in (batches.training, pairs)}},
     )
     run.say_end(result)
 
@@ -358,7 +360,9 @@ def evaluate(run: Run[Config]) -> None:
     training = load_split(run.config, "train", run.config.data_dir)
     run.trained_on(training.name, run.config.origin, training.fingerprint)
     models, tokenizers = load(run)
-    report(run, models, tokenizers, PairBatches(run.config, tokenizers, training, run.config.seed))
+    test = test_of(run.config)
+    run.say(f"{test.split}: {test.report}")
+    report(run, models, tokenizers, PairBatches(run.config, tokenizers, training, run.config.seed), test)
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

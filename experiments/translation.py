@@ -245,8 +245,8 @@ def train(run: Run[Config]) -> None:
     tokenizers = fit(config, training)
     batches = PairBatches(config, tokenizers, training, config.seed)
     splits = splits_of(config, batches)  # those of the test too: what is wrong with them is an error now, and not at the end
-    validation, validated = splits["_validation"]
-    for pairs in (training, validation):
+    _, validated = splits["_validation"]
+    for pairs in (training, *(pairs for pairs, _ in splits.values())):
         run.say(f"{pairs.split}: {pairs.report}")
     for pairs, _ in splits.values():
         if seen := seen_before(training, pairs):
@@ -304,7 +304,7 @@ def report(
         if not any(name.startswith("bleu") for name in scores):
             told += "; no BLEU, as no reference has four words"
             told += "" if any(config.languages) else " between spaces (--target says the language)"
-        run.say(f"\n{pairs.split}, {len(texts)} texts ({config.origin}), beam {config.beam_size}: {told}")
+        run.say(f"\n{pairs.split}, {pairs.scope} texts ({config.origin}), beam {config.beam_size}: {told}")
         run.say(f"Cut off at the length limit: {cut_off}; empty: {texts.count('')}.")
         if run.writes and not run.changed:
             path = run.folder / f"translations_{pairs.split}.txt"
@@ -321,7 +321,7 @@ def report(
     plan = batches.shuffled(config.seed)
     usage = plan.usage()
     result = run.finish(
-        split=", ".join(f"{pairs.split}, all {len(pairs.sources)}" for pairs in scored),
+        split=", ".join(f"{pairs.split}, {pairs.scope}" for pairs in scored),
         metrics=metrics,
         published=PUBLISHED.get((config.dataset, *config.languages), []) if config.longest is None else [],
         examples_per_step=len(batches.training) / plan.steps_per_epoch,
@@ -333,6 +333,9 @@ def report(
             "padding": round(usage.padding, 4),
             "batch_shapes": len(usage.shapes),
             "translations": counts,
+            "findings": {
+                pairs.split: pairs.report.findings for pairs in (batches.training, *(pairs for pairs, _ in splits.values()))
+            },
             "fingerprints": {pairs.split: pairs.fingerprint for pairs, _ in splits.values()},
         },
     )
@@ -403,7 +406,10 @@ def evaluate(run: Run[Config]) -> None:
     run.trained_on(training.name, run.config.origin, training.fingerprint)
     models, tokenizers = load(run)
     batches = PairBatches(run.config, tokenizers, training, run.config.seed)
-    report(run, models, tokenizers, batches, splits_of(run.config, batches, run.flags.split))
+    splits = splits_of(run.config, batches, run.flags.split)
+    for pairs, _ in splits.values():
+        run.say(f"{pairs.split}: {pairs.report}")
+    report(run, models, tokenizers, batches, splits)
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

@@ -17,6 +17,7 @@ from s2s_jax.data.tokenizers import Tokenizers
 from s2s_jax.data.vocabulary import END, normalized
 
 BadLines = Literal["error", "drop"]
+_LEFT_OUT = ", left out"  # how a finding ends that says which lines are not among the pairs
 
 
 class Pairs(NamedTuple):
@@ -37,6 +38,13 @@ class Pairs(NamedTuple):
     targets: list[str]
     fingerprint: str | None
     report: Report
+
+    @property
+    def scope(self) -> str:
+        """How many of the lines there are these pairs are: "all 8", or "6 of 8" where lines were left out."""
+        count = len(self.sources)
+        left_out = sum(found["count"] for what, found in self.report.findings.items() if what.endswith(_LEFT_OUT))
+        return f"{count} of {count + left_out}" if left_out else f"all {count}"
 
 
 def load_pairs(
@@ -171,7 +179,7 @@ def _checked(
             side, what, message, _ = min(faults, key=lambda fault: fault[3])  # of two faults not the length
             if bad_lines == "error":
                 raise ValueError(f"{place(number, side)}: {message}; bad_lines='drop' leaves such lines out and counts them")
-            report.found(f"{what}, left out", place(number, side))
+            report.found(f"{what}{_LEFT_OUT}", place(number, side))
             continue
         for texts_of_side, text in zip(kept, texts, strict=True):
             texts_of_side.append(text)
@@ -207,11 +215,11 @@ class EncodedPairs(Sequence[dict[str, np.ndarray]]):
 
     Attributes:
       lengths: {"source": int32 [N], "target": int32 [N]}, an end symbol counted.
-      name, split, fingerprint: of the pairs.
+      name, split, fingerprint, report: of the pairs.
     """
 
     def __init__(self, pairs: Pairs, tokenizers: Tokenizers, *, source_end: bool, target_end: bool):
-        self.name, self.split, self.fingerprint = pairs.name, pairs.split, pairs.fingerprint
+        self.name, self.split, self.fingerprint, self.report = pairs.name, pairs.split, pairs.fingerprint, pairs.report
         self.lengths: dict[str, np.ndarray] = {}
         self._symbols, self._ends = {}, {}
         for field, texts, tokenizer, end in (

@@ -61,7 +61,7 @@ def write_pairs(folder):
         lines = [list(rng.choice(list("abcd"), rng.integers(1, 7))) for _ in range(count)]
         for side in ("source", "target"):
             path = folder / f"{split}.{side}"
-            path.write_text("".join(" ".join(text) + "\n" for text in lines))
+            path.write_text("".join(" ".join(text) + "\n" for text in lines) + "\n" * (split == "test"))
             flags += [f"--{split}-{side}", path]
     return flags
 
@@ -70,7 +70,16 @@ def write_pairs(folder):
 def finished(tmp_path_factory):
     """A folder of runs with one that was stopped at its third model and went on. Not to be changed; see `own`."""
     folder = tmp_path_factory.mktemp("runs")
-    arguments = ["--dataset", "files", *write_pairs(tmp_path_factory.mktemp("pairs")), *SMALL, "--runs-dir", folder]
+    arguments = [
+        "--dataset",
+        "files",
+        *write_pairs(tmp_path_factory.mktemp("pairs")),
+        *SMALL,
+        "--bad-lines",
+        "drop",
+        "--runs-dir",
+        folder,
+    ]
     train_by_recipe = long_inputs.train_by_recipe
 
     def stopped(part, *rest):
@@ -105,12 +114,14 @@ def test_a_run_leaves_all_its_files(finished):
         for array, values in read_weights(folder / name / "weights.safetensors").items():
             np.testing.assert_array_equal(weights[f"{name}.{array}"], values)
     result = json.loads((folder / "result.json").read_text())
-    assert (result["data"], result["steps"], result["split"]) == ("real", 4, "test, all 20")
+    assert (result["data"], result["steps"], result["split"]) == ("real", 4, "test, 20 of 21")
+    (finding,) = result["details"]["findings"]["test"].values()
+    assert (finding["count"], finding["first"][0].split("/")[-1]) == (1, "test.source:21")
     assert result["seconds"] == pytest.approx(
         sum(json.loads((folder / name / "training.json").read_text())["seconds"] for name in MODELS), abs=0.5
     )
     groups = list(result["texts"])
-    lengths = np.array([len(text.split()) for text in read(folder, "test_source")])
+    lengths = np.array([len(text.split()) for text in read(folder, "test_source") if text])
     assert groups == ["all", *length_groups(lengths)]
     assert sum(result["texts"].values()) == 2 * result["texts"]["all"] == 40
     metrics = {f"bleu_lowercased_tokens_{name}" for name in MODELS}
@@ -136,10 +147,11 @@ def test_evaluate_scores_the_same_again_and_predict_asks_every_model(own, capsys
         shutil.rmtree(path.parent / name)
     call("evaluate", "--runs-dir", own)
     after = json.loads(path.read_text())
-    assert after["test_reads"] == 2
+    assert (after["test_reads"], after["split"]) == (2, "test, 20 of 21")
+    assert "test: test 20\nlines with an empty side, left out: 1" in (told := capsys.readouterr().out)
     assert after["metrics"] == pytest.approx(before["metrics"])
     assert after["claims"] == before["claims"]
-    (first,) = (row for row in capsys.readouterr().out.split("\n\n") if row.lstrip().startswith("model "))
+    (first,) = (row for row in told.split("\n\n") if row.lstrip().startswith("model "))
     heading, *rows = first.splitlines()
     assert [row.split()[0] for row in rows] == list(MODELS)
     assert [len(row.split()) for row in rows] == [3 + 2 * len(before["texts"])] * len(MODELS)

@@ -424,11 +424,26 @@ def test_a_bad_line_is_an_error_or_counted(pairs, tmp_path, capsys):
     source, target = tmp_path / "source.txt", tmp_path / "target.txt"
     source.write_text("a b\n\nc\n")
     target.write_text("b a\nx\nc\n")
+    test = tmp_path / "test.txt"
+    test.write_bytes(b"a b c d\n\nb a\n\xff\n")
     flags = [*SMALL, *pairs, "--train-source", source, "--train-target", target, "--runs-dir", tmp_path / "runs"]
+    flags += ["--test-source", test, "--test-target", test]
     flags += ["--steps", "1", "--vocabulary-size", "7"]
     with pytest.raises(SystemExit, match=r"source\.txt:2: expected a text, got an empty line"):
         call(*flags)
     call(*flags, "--bad-lines", "drop", "--target", "vi")
     told = capsys.readouterr().out
-    assert "lines with an empty side, left out: 1, first" in told
+    assert "train: train 2\nlines with an empty side, left out: 1, first" in told
+    assert "\ntest, 2 of 4 texts (real), beam 2: " in told
+    result = json.loads((tmp_path / "runs" / "translation" / "default" / "result.json").read_text())
+    assert result["split"] == "test, 2 of 4"
+    kinds = ("lines with an empty side, left out", "lines that are not UTF-8, left out")
+    of_test = {what: {"count": 1, "first": [f"{test}:{line}"]} for what, line in zip(kinds, (2, 4), strict=True)}
+    of_training = {kinds[0]: {"count": 1, "first": [f"{source}:2"]}}
+    assert result["details"]["findings"] == {"train": of_training, "validation": {}, "test": of_test}
+    call("evaluate", "--runs-dir", tmp_path / "runs")
+    again = capsys.readouterr().out
+    for printed in (told, again):
+        assert f"test: test 2\n{kinds[0]}: 1, first {test}:2\n{kinds[1]}: 1, first {test}:4\n" in printed
+    assert json.loads((tmp_path / "runs" / "translation" / "default" / "result.json").read_text())["split"] == "test, 2 of 4"
     assert told.index("No bleu_lowercased_tokens: Moses has no rules for words of vi.") < told.index("Batches: ")
