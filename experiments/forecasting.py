@@ -49,7 +49,7 @@ from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
-from s2s_jax.training.run import Run
+from s2s_jax.training.run import Run, ScoredSplit
 from s2s_jax.training.state import count_parameters
 
 LOW, HIGH = 0.1, 0.9  # quantiles of the interval
@@ -93,11 +93,8 @@ class Drawing:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scored(Drawing):
+class Scored(ScoredSplit, Drawing):
     """What `evaluate` scores."""
-
-    split: Literal["test", "validation"] = "test"
-    """Validation and test, or validation alone, which leaves the test unread."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +128,11 @@ class Config(Drawing, SeriesFlags, TrainingConfig):
 
     may_be_zero: ClassVar[tuple[str, ...]] = TrainingConfig.may_be_zero
     places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, "csv", "static_csv")
-    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Scored,), "predict": (Drawing,)}
+    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {
+        "train": (ScoredSplit,),
+        "evaluate": (Scored,),
+        "predict": (Drawing,),
+    }
     taken_by: ClassVar[Mapping[str, tuple[str, ...]]] = TAKEN_BY
     validated: ClassVar[tuple[str, ...]] = ("loss",)
 
@@ -221,11 +222,10 @@ def sizes_of(table: Table) -> tuple[int, int, int, int]:
     return table.values.shape[1], table.covariates.shape[1], table.known, 0 if table.static is None else table.static.shape[1]
 
 
-def report(
-    run: Run[Config], model: Any, series: Series, parts: Parts, splits: tuple[str, ...] = ("validation", "test")
-) -> None:
+def report(run: Run[Config], model: Any, series: Series, parts: Parts) -> None:
     """Scores all windows of the splits beside the baselines, draws, and writes result.json."""
     config, task = run.config, run.config.task
+    splits = ("validation", "test") if run.flags.split == "test" else ("validation",)
     ends = {"validation": (parts.train, parts.validation), "test": (parts.validation, parts.test)}
     metrics: dict[str, float] = {}
     baselines: dict[str, Any] = {}
@@ -323,8 +323,7 @@ def evaluate(run: Run[Config]) -> None:
     series = load_series(config, config.data_dir)
     parts = parts_of(config, series, scaled=not config.head.counts)
     run.trained_on(series.name, config.origin, fingerprint(series, parts.table.static))
-    splits = ("validation", "test") if run.flags.split == "test" else ("validation",)
-    report(run, load(run, parts.table), series, parts, splits)
+    report(run, load(run, parts.table), series, parts)
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

@@ -60,7 +60,7 @@ from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.provenance import describe_device
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
-from s2s_jax.training.run import Run
+from s2s_jax.training.run import Run, ScoredSplit
 from s2s_jax.training.state import count_parameters
 
 _KRAKEN = {"how": "Kraken, CNN + BLSTM + CTC, default settings, same split", "source": "README of Jean-Baptiste-Camps/FROC-MSS"}
@@ -96,11 +96,9 @@ class Reading:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scored(Reading):
+class Scored(ScoredSplit, Reading):
     """What `evaluate` does."""
 
-    split: Literal["test", "validation"] = "test"
-    """Validation and test, or the validation split alone, which leaves the test unread."""
     speed: bool = False
     """Also read the validation split in turns, greedily and by the beam, and tell the lines a second."""
 
@@ -149,7 +147,11 @@ class Config(Reading, TrainingConfig):
     evaluate_every: int = 200
 
     may_be_zero: ClassVar[tuple[str, ...]] = TrainingConfig.may_be_zero
-    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Scored,), "predict": (Reading,)}
+    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {
+        "train": (ScoredSplit,),
+        "evaluate": (Scored,),
+        "predict": (Reading,),
+    }
     fractions: ClassVar[tuple[str, ...]] = ("cer",)
     taken_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **dict.fromkeys(("attention", "embedding_features", "label_smoothing"), ("attention",)),
@@ -171,8 +173,9 @@ class Config(Reading, TrainingConfig):
         return 3 if self.colour else 1
 
 
-def load_splits(config: Config, *splits: Split) -> dict[str, TextLines]:
-    """Those of the splits that there are: a folder may have no test."""
+def load_splits(config: Config, scored: Literal["test", "validation"]) -> dict[str, TextLines]:
+    """Training and validation, and where it is scored the test, if there is one: a folder may have none."""
+    splits: tuple[Split, ...] = get_args(Split) if scored == "test" else ("train", "validation")
     own = splits if config.dataset in ("drawn", "mnist_lines") else splits_of(config.dataset, config.data_dir)
     return {split: load_split(config, split) for split in splits if split in own}
 
@@ -209,7 +212,7 @@ def build_model(config: Config, characters: Characters) -> CRNN | PictureToText:
 
 def train(run: Run[Config]) -> None:
     config = run.config
-    lines = load_splits(config, *get_args(Split))
+    lines = load_splits(config, run.flags.split)
     training = lines["train"]
     if origin(config) == "generated":
         run.say("No data set named: trains on drawn number words, whose figures say nothing about handwriting.")
@@ -415,7 +418,7 @@ def load(run: Run[Config]) -> tuple[CRNN | PictureToText, Characters]:
 
 def evaluate(run: Run[Config]) -> None:
     config = run.config
-    lines = load_splits(config, *get_args(Split)) if run.flags.split == "test" else load_splits(config, "train", "validation")
+    lines = load_splits(config, run.flags.split)
     run.trained_on(lines["train"].name, origin(config), lines["train"].fingerprint)
     model, characters = load(run)
     encoded = {split: encode(config, model, of_split, characters) for split, of_split in lines.items()}

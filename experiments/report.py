@@ -39,7 +39,7 @@ def keep(run: Path, what: str, results: Path) -> Path:
 
     Raises:
       FileNotFoundError: the run has no result.
-      ValueError: it was trained or scored on generated data.
+      ValueError: it was trained or scored on generated data, or not scored on a test split.
       FileExistsError: there is a card of that name already, of another run.
     """
     path = run / "result.json"
@@ -59,7 +59,8 @@ def table(results: Path) -> str:
     """RESULTS.md from all cards of a folder.
 
     Raises:
-      ValueError: a card of generated data, or cards of one row that differ in data, hardware or a flag other than the seed.
+      ValueError: a card of generated data or without test figures, or cards of one row that differ in data, hardware or a flag
+        other than the seed.
     """
     rows = collections.defaultdict(list)
     for path in sorted(results.glob("*.json")):
@@ -153,6 +154,9 @@ def _figure(value: float) -> str:
 def _check(result: dict[str, Any], where: str) -> None:
     if result["data"] != "real":
         raise ValueError(f"{where}: expected real data, got {result['data']}; such results are not kept")
+    if not result["test_reads"]:  # a validation split, which hyper-parameters may have been chosen by
+        expected = "figures of a test split, which evaluate adds"
+        raise ValueError(f"{where}: expected {expected}, got those of {result['split']}; such results are not kept")
 
 
 def main(config: Config) -> None:

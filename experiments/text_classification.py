@@ -52,7 +52,7 @@ from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
-from s2s_jax.training.run import Run
+from s2s_jax.training.run import Run, ScoredSplit
 from s2s_jax.training.state import count_parameters
 
 # By data set and network (None: any): accuracy, how, and where it stands.
@@ -81,9 +81,8 @@ DROPOUT = {"cnn_small": 0.5, "cnn_large": 0.5, "recurrent": 0.2, "cnn_recurrent"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scored(TextPaths):
-    split: Literal["test", "validation"] = "test"
-    """Score validation and test, or validation alone, which leaves the test unread."""
+class Scored(ScoredSplit, TextPaths):
+    pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +130,7 @@ class Config(TextFlags, TrainingConfig):
         *("vocabulary_size", "features", "hidden_features"),
     )
     places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, *PATHS)
-    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"evaluate": (Scored,)}
+    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"train": (ScoredSplit,), "evaluate": (Scored,)}
     fractions: ClassVar[tuple[str, ...]] = ("accuracy",)
     taken_by: ClassVar[Mapping[str, tuple[str, ...]]] = TAKEN_BY
 
@@ -226,10 +225,10 @@ def report(
     texts: TextSplits,
     encoded: Mapping[str, EncodedTexts],
     batches: TextBatches,
-    splits: tuple[str, ...] = ("validation", "test"),
 ) -> None:
     """Scores the splits, draws the figures, and writes result.json."""
     config, measure_over = run.config, make_measure(measure)
+    splits = ("validation", "test") if run.flags.split == "test" else ("validation",)
     metrics: dict[str, float] = {}
     for split in splits:
         values = measure_over(model, batches.in_order(encoded[split]))
@@ -286,7 +285,9 @@ def compare(run: Run[Config]) -> None:
         kind = config["cell"] if config["model"] in RECURRENT else "shortcuts" if config["shortcuts"] else ""
         model, read = ", ".join(filter(None, (config["model"], kind))), f"{config['max_length']} {config['symbols']}"
         told = f"{path.parent.name:<24}{model:<26}{read:>16}{result['parameters']:>12,}{result['seed']:>6}"
-        run.say(f"{told}{result['steps']:>8}{result['seconds']:>9.0f}  {result['metrics']['accuracy']:.4f}")
+        accuracy = result["metrics"].get("accuracy")  # none where validation alone was scored
+        of_test = "" if accuracy is None else f"  {accuracy:.4f}"
+        run.say(f"{told}{result['steps']:>8}{result['seconds']:>9.0f}{of_test}")
 
 
 def load(run: Run[Config]) -> tuple[Any, Tokenizer, list[str]]:
@@ -302,9 +303,8 @@ def evaluate(run: Run[Config]) -> None:
     texts = load_texts(config, config.data_dir)
     run.trained_on(texts.name, config.origin, texts.fingerprint)
     model, tokenizer, _ = load(run)
-    splits = ("validation", "test") if run.flags.split == "test" else ("validation",)
     encoded = encode(config, texts, tokenizer)
-    report(run, model, texts, encoded, TextBatches(encoded["train"], config.batch_size, config.shapes), splits)
+    report(run, model, texts, encoded, TextBatches(encoded["train"], config.batch_size, config.shapes))
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

@@ -62,7 +62,7 @@ from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
-from s2s_jax.training.run import Run
+from s2s_jax.training.run import Run, ScoredSplit
 from s2s_jax.training.state import count_parameters
 
 _LIUM = {"how": "GRU with attention, joint BPE 10k, single run", "source": "README of lium-lst/wmt17-mmt"}
@@ -112,9 +112,8 @@ class Told(Ensemble):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scored(Ensemble):
-    split: Literal["test", "validation"] = "test"
-    """Score validation and test, or validation alone, which leaves the test unread."""
+class Scored(ScoredSplit, Ensemble):
+    pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,6 +171,7 @@ class Config(PairFlags, Search, TrainingConfig):
     may_be_zero: ClassVar[tuple[str, ...]] = (*TrainingConfig.may_be_zero, "no_repeat_ngram_size", "max_extra")
     places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, *PATHS)
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {
+        "train": (ScoredSplit,),
         "evaluate": (Scored, Search, PairPaths),
         "predict": (Told, Search),
     }
@@ -226,7 +226,7 @@ class Split(NamedTuple):
     in_order: Batches
 
 
-def splits_of(config: Config, batches: PairBatches, which: str = "test") -> dict[str, Split]:
+def splits_of(config: Config, batches: PairBatches, which: str) -> dict[str, Split]:
     """The validation split, and where `which` says so the test splits, by what is put behind the names of their metrics."""
     found = {"_validation": load_split(config, "validation", config.data_dir)}
     if which == "test":
@@ -244,7 +244,9 @@ def train(run: Run[Config]) -> None:
     run.trained_on(training.name, config.origin, training.fingerprint)
     tokenizers = fit(config, training)
     batches = PairBatches(config, tokenizers, training, config.seed)
-    splits = splits_of(config, batches)  # those of the test too: what is wrong with them is an error now, and not at the end
+    splits = splits_of(
+        config, batches, run.flags.split
+    )  # those of the test too: what is wrong with them is an error now, and not at the end
     _, validated = splits["_validation"]
     for pairs in (training, *(pairs for pairs, _ in splits.values())):
         run.say(f"{pairs.split}: {pairs.report}")

@@ -52,12 +52,24 @@ def main(
         about = sys.modules["__main__"].__doc__ or ""
         if command == "train":
             description = f"{about}\n\nAlso: {started} evaluate, {started} predict (each has its own --help)."
+            only = dataclasses.make_dataclass(
+                "Flags", [], bases=config_type.flags_of.get("train", ()), frozen=True, kw_only=True
+            )
             # Checked only when it has been parsed: what a config says against its flags, tyro would tell in its own way.
             unchecked = dataclasses.make_dataclass(
-                "Config", [], bases=(config_type,), namespace={"__post_init__": lambda self: None}, frozen=True, kw_only=True
+                "Config",
+                [],
+                bases=(only, config_type),
+                namespace={"__post_init__": lambda self: None},
+                frozen=True,
+                kw_only=True,
             )
             given = tyro.cli(unchecked, args=rest, prog=started, description=description)
-            _train(task, config_type(**{field.name: getattr(given, field.name) for field in dataclasses.fields(given)}), train)
+            config, flags = (
+                of_type(**{field.name: getattr(given, field.name) for field in dataclasses.fields(of_type)})
+                for of_type in (config_type, only)
+            )
+            _train(task, config, flags, train)
             return
         stays = "What is not said stays as the run has it, whatever the defaults below, which are those of a run without flags."
         description = {
@@ -108,19 +120,19 @@ def _as_flags(message: str, config_type: type[Any]) -> str:
     return f"{', '.join(map(flag, names))}: {rest}"
 
 
-def _train(task: str, config: Any, train: Callable[[Run[Any]], None]) -> None:
+def _train(task: str, config: Any, flags: Any, train: Callable[[Run[Any]], None]) -> None:
     seeds = 1
     if isinstance(config, TrainingConfig):
         config.join_processes()
         seeds = config.seeds
     if seeds == 1:
-        _train_once(Run.begin(task, config), train)
+        _train_once(Run.begin(task, config), flags, train)
         return
     runs = []
     for seed in range(config.seed, config.seed + seeds):
         print(f"\nSeed {seed}:")
         run = Run.begin(task, dataclasses.replace(config, seed=seed, seeds=1, name=f"{config.name}-seed{seed}"))
-        _train_once(run, train)
+        _train_once(run, flags, train)
         runs.append(run)
     _summarize(runs, config.runs_dir / task / f"{config.name}-seeds")
 
@@ -147,7 +159,7 @@ def _summarize(runs: Sequence[Run[Any]], folder: Path) -> None:
     print(f"{told} in {folder}.")
 
 
-def _train_once(run: Run[Any], train: Callable[[Run[Any]], None]) -> None:
+def _train_once(run: Run[Any], flags: Any, train: Callable[[Run[Any]], None]) -> None:
     """Trains, unless the run has been finished and scored; the test split is not read again for nothing."""
     if run.has_result():
         metrics = json.loads((run.folder / "result.json").read_text())["metrics"]
@@ -155,6 +167,7 @@ def _train_once(run: Run[Any], train: Callable[[Run[Any]], None]) -> None:
         run.say(f"Finished already, in {run.folder}: {told}. `evaluate` scores it again.")
         return
     run.say(f"{run.task}, {run.config.steps} steps, seed {run.config.seed}, on {describe_device()}, in {run.folder}")
+    run.flags = flags
     interrupts.hold()
     try:
         with run.locked():

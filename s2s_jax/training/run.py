@@ -9,7 +9,7 @@ import typing
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import jax
 
@@ -39,8 +39,9 @@ class RunConfig:
     may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "checkpoint_every")
     # Where a run is, finds its data and is computed may change from sitting to sitting without making it another run.
     places: ClassVar[tuple[str, ...]] = ("runs_dir", "data_dir", "checkpoint_every")
-    # By command, evaluate or predict: dataclasses of flags that it takes. Those that the config inherits say what is done with
-    # the trained model: they are no part of the run's identity, and the command may give others than the training did.
+    # By command: dataclasses of flags that it takes, train besides those of the config. Those that the config inherits say what
+    # is done with the trained model: they are no part of the run's identity, and the command may give others than the training
+    # did.
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {}
     # Which values of `--model` take a flag, for flags that not all of them do: with another it has to stay at its default.
     taken_by: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -65,6 +66,14 @@ class RunConfig:
                 raise ValueError(f"{name}: expected it with {', '.join(models)}, got it with {config.model}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoredSplit:
+    """What is scored, for `flags_of`; it is no part of the config, so that the test of a tuned run can be scored later."""
+
+    split: Literal["test", "validation"] = "test"
+    """Score validation and test, or validation alone, which leaves the test unread."""
+
+
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
 
@@ -75,7 +84,7 @@ class Run(Generic[ConfigType]):
         self.task = task
         self.config = config
         self.folder = config.runs_dir / task / config.name
-        self.flags: Any = None  # those of `evaluate` or `predict`
+        self.flags: Any = None  # those of `flags_of` the command
         self.changed: dict[str, Any] = {}  # which of them differ from what the run was trained and scored with
         self._board: Any = None
         self._locked = False
@@ -314,7 +323,7 @@ class Run(Generic[ConfigType]):
         """Writes result.json: the arguments, what `trained_on` and `fit` left behind, and how often it was scored.
 
         With flags that differ from the run's own, see `use`, it writes evaluation.json instead, which names them as `changed`
-        and whose `command` is the evaluation's.
+        and whose `command` is the evaluation's. Of result.json only `test_reads` goes up with it.
 
         Args:
           split: what was scored.
@@ -334,7 +343,8 @@ class Run(Generic[ConfigType]):
                 raise FileNotFoundError(f"{path}: expected this file of the run; call {needed} before run.finish")
             left[name] = json.loads(path.read_text())
         paths = [self.folder / name for name in ("result.json", "evaluation.json")]
-        before = [json.loads(path.read_text()).get("test_reads", 0) for path in paths if path.exists()]
+        before = {path: json.loads(path.read_text()) for path in paths if path.exists()}
+        test_reads = max((one.get("test_reads", 0) for one in before.values()), default=0) + reads_test
         result = {
             "experiment": self.task,
             **left["data"],
@@ -343,7 +353,7 @@ class Run(Generic[ConfigType]):
             "published": published,
             "seed": self.config.seed,
             "examples": round(left["training"]["steps"] * examples_per_step),
-            "test_reads": max(before, default=0) + reads_test,
+            "test_reads": test_reads,
             **left["training"],
             "config": self._config_elsewhere(),
             **({"changed": self._plainly_changed(), "command": command()} if self.changed else {}),
@@ -351,13 +361,15 @@ class Run(Generic[ConfigType]):
         }
         if self.writes:
             _write_json(paths[bool(self.changed)], result)
+            if self.changed and paths[0] in before:  # whoever looks at the run's own figures has to see every look at the test
+                _write_json(paths[0], before[paths[0]] | {"test_reads": test_reads})
         return result
 
     def say_end(self, result: Mapping[str, Any]) -> None:
         """The last line of an experiment, of what `finish` gave: how long it was trained, on what, and where all of it is."""
         if self.changed:
             told = ", ".join(typed(name, value) for name, value in self._plainly_changed().items())
-            self.say(f"Not the run's own flags: {told}. So its result.json stays as it is.")
+            self.say(f"Not the run's own flags: {told}. So its result.json stays as it is, but for the test reads.")
         path = "evaluation.json is" if self.changed else "Figures, weights and result.json are"
         self.say(f"{result['seconds']:.1f} s of training on {result['device']}. {path} in {self.folder}.")
 

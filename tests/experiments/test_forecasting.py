@@ -166,7 +166,10 @@ def test_what_is_known_of_each_series_is_read(tmp_path, capsys):
     flags = ["--csv", path, "--static-csv", static]
     with pytest.raises(SystemExit, match="--static-csv: expected it with --series each, got it with joint"):
         call(*SMALL, "--runs-dir", tmp_path, *flags)
-    call(*SMALL, "--runs-dir", tmp_path, *flags, "--series", "each")
+    call(*SMALL, "--runs-dir", tmp_path, *flags, "--series", "each", "--split", "validation")
+    result = json.loads((tmp_path / "forecasting/default/result.json").read_text())
+    assert (result["split"].split(",")[0], result["test_reads"]) == ("validation", 0)
+    assert all(name.endswith("_validation") for name in result["metrics"])
     printed = capsys.readouterr().out
     assert "No mase, as one of the series repeats exactly after 24 steps, or stands still, in training." in printed
     static.write_text(static.read_text().replace("4", "5"))

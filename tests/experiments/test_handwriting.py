@@ -220,6 +220,11 @@ def test_a_folder_of_ones_own(tmp_path):
     assert result["details"]["unknown"] == {"train": {}, "validation": {}, "test": {"?": 1}}
     alphabet = (tmp_path / "runs/handwriting/counted/alphabet.txt").read_text(encoding="utf-8")
     assert alphabet == "".join(sorted(set(unicodedata.normalize("NFD", "étéa b"))))
+    # One that is tuned does not read the test, of which nothing is an error then.
+    call(*flags, "--name", "tuned", "--split", "validation")
+    result = json.loads((tmp_path / "runs/handwriting/tuned/result.json").read_text())
+    assert (result["split"], result["test_reads"]) == ("validation, all 1", 0)
+    assert "cer" not in result["metrics"]
     # Without a test split, and with the other name of validation.
     rows = [row.replace("val\t", "validation\t") for row in rows if not row.startswith("test")]
     (folder / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")

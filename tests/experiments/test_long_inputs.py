@@ -148,7 +148,8 @@ def test_evaluate_scores_the_same_again_and_predict_asks_every_model(own, capsys
     call("evaluate", "--runs-dir", own)
     after = json.loads(path.read_text())
     assert (after["test_reads"], after["split"]) == (2, "test, 20 of 21")
-    assert "test: test 20\nlines with an empty side, left out: 1" in (told := capsys.readouterr().out)
+    told = capsys.readouterr().out
+    assert "test: test 20\nlines with an empty side, left out: 1" in told
     assert after["metrics"] == pytest.approx(before["metrics"])
     assert after["claims"] == before["claims"]
     (first,) = (row for row in told.split("\n\n") if row.lstrip().startswith("model "))

@@ -102,17 +102,20 @@ def test_a_run_from_training_to_prediction(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--model", "recurrent", "--cell", "gru", "--pooling", "max"),
+        ("--model", "recurrent", "--cell", "gru", "--pooling", "max", "--split", "validation"),
         ("--model", "cnn_small", "--features", "3", "--symbols", "characters", "--vocabulary-size", "20", "--lowercase"),
         ("--model", "vdcnn9", "--features", "2", "--shortcuts"),
     ],
     ids=lambda flags: flags[1],
 )
-def test_the_other_networks(tmp_path, flags):
+def test_the_other_networks(tmp_path, flags, capsys):
     call(*SMALL, "--steps", "1", "--runs-dir", tmp_path, *flags)
     result = json.loads((tmp_path / "text_classification/default/result.json").read_text())
     assert np.isfinite(list(result["metrics"].values())).all()
     assert (result["details"]["unknown"]["test"] > 0) == ("characters" in flags)
+    assert result["test_reads"] == ("accuracy" in result["metrics"]) == ("--split" not in flags)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("default "))
+    assert f"{result['seconds']:.0f}" == row.split()[-2 if "accuracy" in result["metrics"] else -1]
 
 
 def test_every_network_has_its_name():

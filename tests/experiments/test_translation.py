@@ -18,7 +18,7 @@ import pytest
 import sacrebleu
 from flax import nnx
 
-from experiments import translation
+from experiments import report, translation
 from experiments.translation import Config, build_model, scores_of
 from s2s_jax.data.datasets.text_files import read_lines, texts_named, write_texts
 from s2s_jax.data.tokenizers import fit_tokenizers
@@ -206,6 +206,10 @@ def test_other_flags_of_the_search_leave_the_result_as_it_is(own, capsys):
     assert evaluation["test_reads"] == 2  # the test was read, whatever the flags
     counts = evaluation["details"]["translations"]["test"]
     assert counts["cut_off"] + counts["empty"] == counts["texts"] == 10  # at most one symbol each, the end or another
+    assert (
+        kept.pop(folder / "result.json").replace(b'"test_reads": 1,', b'"test_reads": 2,')
+        == (folder / "result.json").read_bytes()
+    )
     for path, content in kept.items():
         assert path.read_bytes() == content
     call("evaluate", "--split", "validation", "--runs-dir", own, "--name", "tiny")
@@ -229,6 +233,24 @@ def test_other_flags_of_the_search_leave_the_result_as_it_is(own, capsys):
         "tiny",
     )
     assert sum(line.startswith("  ") for line in capsys.readouterr().out.splitlines()[-3:]) == 1
+
+
+def test_a_tuned_run_leaves_the_test_unread_until_it_is_evaluated(pairs, tmp_path):
+    folder = tmp_path / "translation" / "default"
+    absent = [*pairs[:-1], tmp_path / "absent"]  # the targets of the test
+    call(*SMALL, *absent, "--steps", "1", "--split", "validation", "--runs-dir", tmp_path)
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["split"], result["test_reads"]) == ("validation, all 10", 0)
+    assert all(name.endswith("_validation") for name in result["metrics"])
+    assert not (folder / "translations_test.txt").exists()
+    with pytest.raises(
+        ValueError, match="expected figures of a test split, which evaluate adds, got those of validation, all 10"
+    ):
+        report.keep(folder, "tuned", tmp_path / "cards")
+    call("evaluate", *pairs[-2:], "--runs-dir", tmp_path)
+    scored = json.loads((folder / "result.json").read_text())
+    assert (scored["split"], scored["test_reads"], "changed" in scored) == ("test, all 10", 1, False)
+    assert result["metrics"].items() <= {name: pytest.approx(value) for name, value in scored["metrics"].items()}.items()
 
 
 def test_a_run_goes_on_with_another_search(own, pairs, capsys):
