@@ -1,5 +1,6 @@
 """Translation: a tiny run over pairs of lines of one's own, from the command line to its last file, and what is refused."""
 
+import functools
 import gzip
 import io
 import itertools
@@ -21,7 +22,7 @@ from flax import nnx
 from experiments import report, translation
 from experiments.translation import Config, build_model, scores_of
 from s2s_jax.data.datasets.text_files import read_lines, texts_named, write_texts
-from s2s_jax.data.tokenizers import fit_tokenizers
+from s2s_jax.data.tokenizers import fit_tokenizers, load_tokenizers
 from s2s_jax.models.pair_loss import pair_loss
 from s2s_jax.models.translator import Translation
 from s2s_jax.training.command import main
@@ -42,10 +43,11 @@ def call(*arguments):
 
 
 def write_pairs(folder):
-    """Lines of letters and the same from their end; one file of each kind."""
+    """Lines of letters and the same from their end; one file of each kind. Only in validation stands y, only in the test z."""
     rng, flags = np.random.default_rng(0), []
     for split, count in (("train", 60), ("validation", 10), ("test", 10)):
         lines = [list(rng.choice(list("abcdé"), rng.integers(1, 6))) for _ in range(count)]
+        lines[0] += {"validation": ["y"], "test": ["z"]}.get(split, [])
         for side, ending, texts in (("source", ".gz", lines), ("target", "", [line[::-1] for line in lines])):
             path = folder / f"{split}.{side}{ending}"
             data = "".join(" ".join(text) + "\n" for text in texts).encode()
@@ -86,6 +88,13 @@ def test_a_run_leaves_all_its_files(finished):
     texts = (folder / "translations_test.txt").read_text().splitlines()
     references = read(folder, "test_target")
     assert result["metrics"]["exact_match"] == np.mean([a == b for a, b in zip(texts, references, strict=True)])
+    bleu = sacrebleu.corpus_bleu  # letters with spaces between them are lower-cased tokens already
+    scores = {"bleu_cased": bleu, "bleu_lowercased_tokens": functools.partial(bleu, tokenize="none")}
+    for name, metric in {**scores, "chrf": sacrebleu.corpus_chrf}.items():
+        assert result["metrics"][name] == pytest.approx(metric(texts, [references]).score)
+        assert result["metrics"][name] != pytest.approx(metric(references, [texts]).score)  # which is which matters
+    for tokenizer in load_tokenizers(folder):  # of the training split only
+        assert tokenizer.lacks("a y z") == ["y", "z"]
     details = result["details"]
     assert set(details["signatures"]) == each - {"loss", "perplexity"}
     assert sacrebleu.__version__ in details["signatures"]["bleu_cased"]
