@@ -75,7 +75,7 @@ KEPT = 0.95  # the share of its score on the shortest that a model has on the lo
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(PairFlags, TrainingConfig):
     dataset: str = "copy"
-    symbols: Literal["subwords", "words", "characters", "bytes"] = "words"
+    symbols: Literal["subwords", "words", "characters", "bytes"] | None = "words"
     vocabulary_size: int = 8000
     longest: int | None = 20
     steps: int = 1500

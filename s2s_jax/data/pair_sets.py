@@ -67,8 +67,9 @@ class PairFlags(PairPaths):
     """Longest line."""
     longest: int | None = None
     """Reverse, copy and sort: most symbols of a source; if not given as published."""
-    symbols: Literal["subwords", "words", "characters", "bytes"] = "subwords"
-    """What texts are cut into."""
+    symbols: Literal["subwords", "words", "characters", "bytes"] | None = None
+    """What texts are cut into; if not given words of reverse, copy and sort, which have too few for sub-words, and those of all
+    else."""
     method: Literal["bpe", "unigram"] = "bpe"
     """How sub-words are chosen."""
     vocabulary_size: int = 400
@@ -86,6 +87,8 @@ class PairFlags(PairPaths):
 
     def __post_init__(self) -> None:
         name_own_files(self, _OWN_PATHS)
+        if self.symbols is None:
+            object.__setattr__(self, "symbols", "words" if self.dataset in TOYS else "subwords")
         if (self.more_source is None) != (self.more_target is None):
             raise ValueError("more_source, more_target: expected both or none, got one")
         if self.subword_dropout and (self.symbols, self.method) != ("subwords", "bpe"):
@@ -172,7 +175,8 @@ def fit(flags: PairFlags, pairs: Pairs) -> Tokenizers:
         options["method"] = flags.method
     if flags.symbols == "words" and flags.dataset in TOYS:
         options["split"] = "spaces"
-    return fit_tokenizers(flags.symbols, pairs.sources, pairs.targets, joint=flags.joint, languages=flags.languages, **options)
+    kind: Any = flags.symbols  # one of the four, since flags are made
+    return fit_tokenizers(kind, pairs.sources, pairs.targets, joint=flags.joint, languages=flags.languages, **options)
 
 
 def target_of_rules(flags: PairFlags) -> tuple[str | None, str]:

@@ -12,7 +12,8 @@ from s2s_jax.data.parallel import Pairs
 
 @pytest.mark.parametrize("dataset", ["numbers", "reverse", "copy", "sort"])
 def test_made_up_pairs_need_no_folder(dataset):
-    flags = PairFlags(dataset=dataset, symbols="subwords" if dataset == "numbers" else "words")
+    flags = PairFlags(dataset=dataset)  # by default, which is no sub-words where there are too few
+    assert flags.symbols == ("subwords" if dataset == "numbers" else "words")
     training, test = load_split(flags, "train"), load_tests(flags)[""]
     assert not set(training.sources) & set(test.sources)
     tokenizers = fit(flags, training)
