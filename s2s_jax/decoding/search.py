@@ -19,7 +19,8 @@ from s2s_jax.types import Context, DecoderStep, Params, State
 class Found(NamedTuple):
     """Symbols [B, max_length], `pad` behind each end; lengths count the end symbol; score: sum of log probabilities.
 
-    `finished` is False in the rows that were cut off at `max_length` before an end symbol.
+    `finished` is False in the rows that were cut off at `max_length` before an end symbol, and in those that came no further
+    as the model gave no number to go by, whose score is NaN.
     """
 
     tokens: Int[Array, "B T"]
@@ -52,7 +53,8 @@ def greedy(
       min_length: the end symbol is not said before step `min_length`; it counts the end symbol. One for each row too.
       banned: symbols that are never said.
 
-    A row whose logits are NaN, or all -inf, goes on with its first symbols, and its score is NaN (`beam_search` leaves it out).
+    A row goes on no further where its logits are NaN, or -inf for all symbols that may be said: `pad` stands from there on, its
+    score is NaN, and it is not finished (`beam_search` leaves it out).
 
     Attention weights of what was found, or whatever else `aux` holds: `score_reference(..., attention=...)` of its tokens, or
     `beam_search` with a beam of 1, which finds the same.
@@ -150,9 +152,12 @@ def _unfold(
 ) -> Found:
     batch_size = jax.tree.leaves(state)[0].shape[0]
 
+    def running(found: Found) -> Array:
+        return ~(found.finished | jnp.isnan(found.scores))
+
     def more(carry: tuple[Array, State, Array, Found]) -> Array:
         t, _, _, found = carry
-        return (t < symbols.time) & ~jnp.all(found.finished)
+        return (t < symbols.time) & jnp.any(running(found))
 
     def advance(carry: tuple[Array, State, Array, Found]) -> tuple[Array, State, Array, Found]:
         t, state, tokens, found = carry
@@ -160,20 +165,23 @@ def _unfold(
         logits = logits.astype(symbols.dtype)
         if sampling is None:
             best, rest = next_symbols(logits, 1, t, symbols.end, constraints)
-            chosen, gain = best.symbols[:, 0], best.logits[:, 0] - best.highest - rest
+            chosen, value = best.symbols[:, 0], best.logits[:, 0]
+            gain = value - best.highest - rest
         else:
             allowed = forbid(logits, t, symbols.end, constraints)
             likely = _cut(allowed / sampling.temperature.astype(logits.dtype), top_k, sampling.top_p)
             chosen = jax.random.categorical(jax.random.fold_in(sampling.key, t), likely).astype(jnp.int32)
-            gain = log_probs_of(logits, chosen)
-        running = ~found.finished
+            value, gain = jnp.take_along_axis(likely, chosen[:, None], axis=-1)[:, 0], log_probs_of(logits, chosen)
+        gain = jnp.where(value > -jnp.inf, gain, jnp.nan)  # where nothing may be said, what was chosen is banned
+        gain = jnp.where(running(found), gain, 0)
+        says = running(found) & ~jnp.isnan(gain)
         found = Found(
-            found.tokens.at[:, t].set(jnp.where(running, chosen, symbols.pad)),
-            found.lengths + running,
-            found.scores + jnp.where(running, gain, 0),
-            found.finished | (chosen == symbols.end),
+            found.tokens.at[:, t].set(jnp.where(says, chosen, symbols.pad)),
+            found.lengths + says,
+            found.scores + gain,
+            found.finished | (says & (chosen == symbols.end)),
         )
-        state = jax.tree.map(lambda a, b: where_valid(running, a, b), new, state)
+        state = jax.tree.map(lambda a, b: where_valid(says, a, b), new, state)
         return t + 1, state, chosen, found
 
     nothing = Found(

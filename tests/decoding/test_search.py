@@ -274,6 +274,26 @@ def test_draws_only_what_may_be_said_and_scores_it_by_the_model():
     assert_close(found.scores, (gains * said).sum(-1), 1e-5)
 
 
+@pytest.mark.parametrize("vocabulary_size", [V, 2000])  # of few symbols and of many
+def test_where_nothing_is_left_to_say_a_row_goes_on_no_further_and_its_score_is_nan(vocabulary_size):
+    """Rows: the banned symbol alone is possible, the end alone but too early, NaN, no symbol at all; and one that goes on."""
+    table = np.full((5, 4, vocabulary_size), -np.inf, np.float32)
+    table[:, 0, 3] = 0  # the first step says 3 in all rows
+    table[0, 1:, 0], table[1, 1:, END], table[2, 1:] = 0, 0, np.nan
+    table[4, 1, 4] = table[4, 2, END] = 0
+    how = {"start": START, "end": END, "max_length": 4, "pad": PAD, "banned": [0], "min_length": 3}
+    given = script_step, None, jnp.asarray(table), jnp.zeros(5, jnp.int32)
+    for found in (
+        greedy(*given, **how),
+        sample(*given, jax.random.key(0), **how),
+        sample(*given, jax.random.key(0), top_p=0.5, **how),
+    ):
+        assert found.tokens.tolist() == [[3, PAD, PAD, PAD]] * 4 + [[3, 4, END, PAD]]
+        assert found.lengths.tolist() == [1] * 4 + [3]
+        assert found.finished.tolist() == [False] * 4 + [True]
+        np.testing.assert_array_equal(found.scores, [np.nan] * 4 + [0])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
