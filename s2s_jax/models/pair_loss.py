@@ -35,10 +35,10 @@ def pair_loss(
       label_smoothing: share of the probability that is spread over all symbols.
       word_dropout: probability that a symbol of the source, or of those before in the target, is hidden from the network
         (Bowman et al., arXiv 1511.06349, section 3.1; Sennrich & Zhang, arXiv 1905.11901). What is to be predicted stays.
-      r_drop: weight of how far two passes with other dropout masks are apart, in nats per symbol: the mean of both
-        Kullback-Leibler divergences (Liang et al., arXiv 2106.14448, equations 2 to 4). Above 0
-        each batch is read twice; `loss` in what is logged is without it.
-
+      r_drop: the alpha of Liang et al., arXiv 2106.14448, equations 2 to 4, which weighs how far two passes with other dropout
+        masks are apart, in nats per symbol: the mean of both Kullback-Leibler divergences. The paper adds the cross entropies
+        of both passes, here is their mean: so all is half of equation 4, and half of alpha stands before the divergence. Above
+        0 each batch is read twice; `loss` in what is logged is without it.
       coverage: weight of `coverage_loss` of the attention (See et al., arXiv 1704.04368, equation 13); logged by itself.
 
     Raises:
@@ -59,13 +59,13 @@ def pair_loss(
         read |= {side: _hidden(batch[side], word_dropout, of_side) for side, of_side in zip(SIDES, of_sides, strict=True)}
     _, logits, weights = _decoded(model, read, key=key, teacher_forcing=teacher_forcing)
     nats = cross_entropy(logits, batch["target"], _mask(batch), label_smoothing=label_smoothing)
-    loss = nats.total / jnp.maximum(nats.count, 1)
+    loss = nats.loss()
     if r_drop:
-        loss += r_drop * _apart(logits, _mask(batch))
+        loss += 0.5 * r_drop * _apart(logits, _mask(batch))
     metrics = {"loss": nats}
     if coverage:
         metrics["coverage_loss"] = again = coverage_loss(weights, _mask(batch))
-        loss += coverage * again.total / jnp.maximum(again.count, 1)
+        loss += coverage * again.loss()
     return loss, metrics
 
 
