@@ -46,6 +46,7 @@ from s2s_jax.data.pair_sets import (
     PairBatches,
     PairFlags,
     PairPaths,
+    between_spaces,
     cased_or_not,
     fit,
     load_split,
@@ -178,6 +179,8 @@ def train(run: Run[Config]) -> None:
     training, validation = (load_split(config, split, config.data_dir) for split in ("train", "validation"))
     if why := target_of_rules(config)[1]:
         run.say(f"No bleu_lowercased_tokens, but {name_of_bleu(config)}: {why}.")
+    if told := between_spaces(config):
+        run.say(told)
     run.trained_on(training.name, config.origin, training.fingerprint)
     test = test_of(config)  # what is wrong with it is an error now, and not after the training
     for pairs in (training, validation, test):

@@ -44,6 +44,7 @@ from s2s_jax.data.pair_sets import (
     PairBatches,
     PairFlags,
     PairPaths,
+    between_spaces,
     cased_or_not,
     fit,
     load_split,
@@ -157,7 +158,7 @@ class Config(PairFlags, Search, TrainingConfig):
     word_dropout: float = 0.0
     """Share of the symbols, on both sides, that are hidden from the network in training."""
     r_drop: float = 0.0
-    """Weight of how far two passes with other dropout are apart; above 0 a step takes twice as long."""
+    """The alpha of R-Drop, weight of how far two passes with other dropout are apart; above 0 a step takes twice as long."""
     coverage_loss: float = 0.0
     """Weight of how often the attention reads the same again, for `--attention coverage` say."""
     label_smoothing: float = 0.0
@@ -242,6 +243,8 @@ def train(run: Run[Config]) -> None:
         run.say("No data set named: trains on number words, whose figures say nothing about real sentences.")
     if why := target_of_rules(config)[1]:
         run.say(f"No bleu_lowercased_tokens: {why}.")
+    if told := between_spaces(config):
+        run.say(told)
     run.trained_on(training.name, config.origin, training.fingerprint)
     tokenizers = fit(config, training)
     batches = PairBatches(config, tokenizers, training, config.seed)

@@ -189,6 +189,15 @@ def target_of_rules(flags: PairFlags) -> tuple[str | None, str]:
     return (language, "") if moses.cuts_words(language) else (None, f"Moses has no rules for words of {language}")
 
 
+def between_spaces(flags: PairFlags) -> str:
+    """With words: for people, which languages' words are what stands between spaces, for want of rules; "" where none are."""
+    if flags.symbols != "words" or flags.dataset in TOYS:
+        return ""
+    without = [code for code in dict.fromkeys(flags.languages) if not moses.cuts_words(moses.base_language(code))]
+    told = " and ".join("a language that is not known" if code is None else code for code in without)
+    return f"Words of {told} are what stands between spaces: there are no rules that cut its texts." if told else ""
+
+
 def cased_or_not(flags: PairFlags) -> tuple[str, dict[str, Any]]:
     """What BLEU of texts as people write them is called, and how it is counted: nothing cased is said with `lowercase`."""
     name = "bleu_lowercased" if flags.lowercase else "bleu_cased"

@@ -133,8 +133,9 @@ class Words(_Listed):
 
         Args:
           texts: read once.
-          language: of the texts, "de" say.
-          split: at white space, or by Moses' rules for the language; "auto": by rules where the language has some.
+          language: of the texts, "de" say; of a code with region or script, "de-AT", it is the language that counts.
+          split: at white space, or by Moses' rules for the language; "auto": by rules where there are some that cut its texts
+            into words, which is not so of Chinese and Japanese (`moses.cuts_words`).
           min_count: a word that comes less often is unknown.
           size: of the vocabulary at most, the special symbols among them: the most frequent words are kept.
           lowercase: lower-case texts first, here and in `encode`.
@@ -359,9 +360,10 @@ def _language_of(split: str, language: str | None) -> str | None:
     """The language by whose rules words are cut; None: white space."""
     if split not in ("auto", "moses", "spaces"):
         raise ValueError(f"split: expected 'auto', 'moses' or 'spaces', got {split!r}")
+    language = moses.base_language(language)
     if split == "moses":
         return moses.check_language(language)
-    return language if split == "auto" and language is not None and language in moses.languages() else None
+    return language if split == "auto" and moses.cuts_words(language) else None
 
 
 def _words(text: str, language: str | None) -> list[str]:

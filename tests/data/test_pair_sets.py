@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s2s_jax.data.datasets.report import Report
-from s2s_jax.data.pair_sets import WAYS, PairBatches, PairFlags, fit, load_split, load_tests, target_of_rules
+from s2s_jax.data.pair_sets import WAYS, PairBatches, PairFlags, between_spaces, fit, load_split, load_tests, target_of_rules
 from s2s_jax.data.parallel import Pairs
 
 
@@ -163,3 +163,19 @@ def test_further_pairs_come_to_those_of_training_alone(tmp_path, monkeypatch):
         load_split(PairFlags(**gone), "train")
     with pytest.raises(ValueError, match="more_source, more_target: expected both or none, got one"):
         PairFlags(more_source=tmp_path / "more.en")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"dataset": "multi30k", "source": "en-US"}, ""),
+        ({"dataset": "multi30k", "target": "zh-CN"}, "Words of zh-CN are what stands between spaces: "),
+        ({"dataset": "files"}, "Words of a language that is not known are what"),
+        ({"dataset": "multi30k", "target": "zh", "symbols": "subwords"}, ""),
+        ({"dataset": "copy"}, ""),
+    ],
+)
+def test_words_without_rules_are_told(flags, told):
+    said = between_spaces(PairFlags(**{"symbols": "words", **flags}))
+    assert said.startswith(told)
+    assert bool(said) == bool(told)

@@ -119,8 +119,12 @@ def test_words_by_rules_are_those_of_sacremoses():
     assert Words(["&amp;"], language="de").decode([4]) == "&amp;"  # as it stands, and not as the "&" that it means in HTML
     english = fit_tokenizer("words", ["isn't it?"], language="en")
     assert english.pieces(english.encode("isn't it?")) == ["isn", "'t", "it", "?"]
-    # White space where it is asked for, where no language is said, and where there are no rules.
-    for options in ({"language": "de", "split": "spaces"}, {}, {"language": "tlh"}):
+    for code in ("de-DE", "DE_at"):
+        assert fit_tokenizer("words", [text], language=code).pieces(ids) == expected
+    joint = fit_tokenizers("words", ["A dog."], ["Ein Hund."], joint=True, languages=("en-US", "de-DE"))
+    assert joint.source.pieces(joint.source.encode("A dog.")) == ["A", "dog", "."]
+    # White space where it is asked for, where no language is said, and where there are no rules that cut words.
+    for options in ({"language": "de", "split": "spaces"}, {}, {"language": "tlh"}, {"language": "zh-CN"}, {"language": "ja"}):
         assert sorted(fit_tokenizer("words", [text], **options).symbols) == sorted(set(text.split()))
 
 

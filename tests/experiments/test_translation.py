@@ -478,3 +478,4 @@ def test_a_bad_line_is_an_error_or_counted(pairs, tmp_path, capsys):
         assert f"test: test 2\n{kinds[0]}: 1, first {test}:2\n{kinds[1]}: 1, first {test}:4\n" in printed
     assert json.loads((tmp_path / "runs" / "translation" / "default" / "result.json").read_text())["split"] == "test, 2 of 4"
     assert told.index("No bleu_lowercased_tokens: Moses has no rules for words of vi.") < told.index("Batches: ")
+    assert "Words of vi are what stands between spaces: there are no rules that cut its texts." in told
