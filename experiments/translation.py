@@ -18,9 +18,10 @@ symbol of the reference, end symbol included, given those before; perplexity: it
 A student of other runs: `predict train.en --output more.de --ensemble NAME ...`, then train with `--more-source train.en
 --more-target more.de`, which come to the true pairs.
 
-Beam search unless `--beam-size 1`. `evaluate` and `predict` take the flags of the search again, and `--ensemble NAME ...`,
-further runs whose probabilities are averaged with those of the run (it comes behind the texts of `predict`). A result that is
-not of the run's own flags goes to evaluation.json.
+Beam search; `--beam-size 1` takes the most probable symbol at each step, unless `--early-stopping exact` and a penalty have it
+go on behind an end. `evaluate` and `predict` take the flags of the search again, and `--ensemble NAME ...`, further runs whose
+probabilities are averaged with those of the run (it comes behind the texts of `predict`). A result that is not of the run's own
+flags goes to evaluation.json.
 """
 
 import collections
@@ -99,6 +100,7 @@ PUBLISHED: dict[tuple[str, str | None, str | None], list[dict[str, Any]]] = {
 
 
 HEADS = 4  # of --attention multi_head
+SHOWN = 3  # best translations of each text by `predict`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,8 +167,6 @@ class Config(PairFlags, Search, TrainingConfig):
     """Share of the probability that is spread over all symbols."""
     teacher_forcing: float = 1.0
     """Probability of reading the true symbol before in training."""
-    n_best: int = 3
-    """Best translations that `predict` tells, no more than are followed."""
     learning_rate: float = 3e-3
     evaluate_every: int = 400
 
@@ -361,7 +361,7 @@ def scores_of(config: Config, texts: Sequence[str], references: Sequence[str]) -
 
 def search_of(config: Config, n_best: int) -> Search:
     options: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(Search)}
-    options["n_best"] = min(n_best, config.beam_size)
+    options["n_best"] = n_best
     return Search(**options)
 
 
@@ -439,8 +439,9 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     score = "log probability" if run.config.alpha == 0 else f"log probability over {run.config.length_penalty} length penalty"
     print(f"Before each translation: its {score}{' and coverage penalty' * bool(run.config.coverage_penalty)}.")
     alignments = []
+    told_of_each = run.config.n_best or min(SHOWN, run.config.beam_size)
     # A few texts at once: each hypothesis that is followed keeps its attention weights.
-    found = Translator(models, tokenizers).of_lines(texts, search_of(run.config, run.config.n_best), batch_size=8)
+    found = Translator(models, tokenizers).of_lines(texts, search_of(run.config, told_of_each), batch_size=8)
     for text, best in zip(texts, found, strict=True):
         print(text)
         for translation in best:

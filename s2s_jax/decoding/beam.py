@@ -57,7 +57,8 @@ def beam_search(
     probable others go on. A row is done when it is cut off, or when it cannot matter any more how it goes on: log
     probabilities only fall, so that what runs can reach at most its log probability over the best length penalty still to
     come, without any coverage penalty. If its n_best finished ones are at least that good, they are what a search without this
-    stop would return as well. Without a length penalty a beam of 1 is `greedy`, where the logits are numbers.
+    stop would return as well. Without length and coverage penalty a beam of 1 is `greedy`, where the logits are
+    numbers.
 
         score = log p(y | x) / lp(L) + beta * sum_s log min(sum_t a_ts, 1)      (Wu et al., arXiv 1609.08144, eq. 14)
 

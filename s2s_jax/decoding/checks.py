@@ -61,6 +61,12 @@ def check_step(
     shapes, expected = (jax.tree.map(np.shape, tree) for tree in (output.state, state))
     if shapes != expected:
         raise ValueError(f"step: expected the state first, of shapes {expected}, got {shapes}")
+    for (path, new), old in zip(
+        jax.tree.leaves_with_path(output.state), jax.tree.leaves(jax.eval_shape(lambda: state)), strict=True
+    ):
+        if new.dtype != old.dtype:  # it goes round in a loop
+            where = f"state{jax.tree_util.keystr(path)}"
+            raise ValueError(f"step: expected {where} of the dtype that it is given in, {old.dtype}, got {new.dtype}")
     if getattr(output.logits, "shape", ())[:-1] != (batch_size,):
         raise ValueError(f"step: expected logits [{batch_size}, V] second, got {output.logits}")
     vocabulary_size = output.logits.shape[-1]

@@ -61,8 +61,8 @@ def greedy(
 
     Raises:
       ValueError: `max_length` below 1, `min_length` above it, a state without arrays, a context or state without an axis of
-        rows, a step that gives no state of the same shapes or no logits [B, V], a symbol outside the vocabulary, or all symbols
-        banned.
+        rows, a step that gives no state of the same shapes and dtypes or no logits [B, V], a symbol outside the vocabulary, or
+        all symbols banned.
     """
     symbols, _, allowed = _checked(step, params, context, state, (start, end, max_length, pad), min_length, banned)
     return _unfold(step, params, context, state, None, allowed, symbols, None)

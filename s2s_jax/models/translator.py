@@ -56,13 +56,14 @@ class Search:
     """How to search; see `s2s_jax.decoding.beam_search`.
 
     Raises:
-      ValueError: a number that is negative or not finite, or a limit that leaves no room for a symbol.
+      ValueError: a number that is negative or not finite, no hypotheses to follow, more to tell than are followed, or a limit
+        that leaves no room for a symbol.
     """
 
     beam_size: int = 5
     """Hypotheses that are followed."""
-    n_best: int = 1
-    """Best translations that are told, no more than are followed."""
+    n_best: int | None = None
+    """Best translations that are told, no more than are followed; if not given one, by `predict` 3 or all that are followed."""
     length_penalty: Literal["average", "gnmt"] = "average"
     """What log probabilities are divided by: their number, or GNMT's penalty, to the power ALPHA."""
     alpha: float = 1.0
@@ -70,9 +71,10 @@ class Search:
     coverage_penalty: float = 0.0
     """Weight of GNMT's penalty for parts of the source that the attention left unread; 0 for none."""
     early_stopping: Literal["enough", "exact"] = "enough"
-    """A text is done when as many hypotheses as are followed have ended, or when none that runs can win, which takes longer."""
+    """A text is done when as many hypotheses as are followed have ended and one of them, when it did, was the most probable of
+    all; or, exact, only when none that runs can win, which takes longer."""
     no_repeat_ngram_size: int = 0
-    """No so many symbols come twice in a row in a translation; 0 for no such rule."""
+    """No sequence of so many symbols comes twice in a translation; 0 for no such rule."""
     max_ratio: float = 2.0
     """A translation has at most MAX_RATIO times as many symbols as its source, and MAX_EXTRA; bytes of scripts of many bytes
     may need more."""
@@ -83,6 +85,13 @@ class Search:
         for name in ("alpha", "coverage_penalty", "max_ratio"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number from 0, got {getattr(self, name)}")
+        for name in ("no_repeat_ngram_size", "max_extra"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected a number from 0, got {getattr(self, name)}")
+        if self.beam_size < 1:
+            raise ValueError(f"beam_size: expected a positive number, got {self.beam_size}")
+        if self.n_best is not None and not 1 <= self.n_best <= self.beam_size:
+            raise ValueError(f"n_best: expected 1 to {self.beam_size}, as many as are followed, got {self.n_best}")
         if self.limit(1) < 1:
             raise ValueError(
                 f"max_ratio, max_extra: expected room for a symbol at least, got {self.max_ratio} and {self.max_extra}"
@@ -155,7 +164,7 @@ class Translator:
             raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
         if search.coverage_penalty and not self._attends:
             raise ValueError(f"coverage_penalty: expected 0 without attention, got {search.coverage_penalty}")
-        fixed = {"beam_size": search.beam_size, "n_best": search.n_best, "length_penalty": search.length_penalty}
+        fixed = {"beam_size": search.beam_size, "n_best": search.n_best or 1, "length_penalty": search.length_penalty}
         fixed |= {"early_stopping": search.early_stopping, "no_repeat_ngram_size": search.no_repeat_ngram_size}
         numbers_of_search = {"alpha": np.float32(search.alpha)}  # of them nothing is compiled anew
         if search.coverage_penalty:

@@ -74,11 +74,18 @@ def main(
         stays = "What is not said stays as the run has it, whatever the defaults below, which are those of a run without flags."
         description = {
             "evaluate": f"Scores the test split again with a finished run. {stays}",
-            "predict": f"{started} predict INPUT ... [--flags]. {stays}\n\n{about}",
+            "predict": f"{started} predict INPUT ... [--flags] [-- INPUT ...]. {stays}\n\n{about}",
         }[command]
+        # They are checked in the config of the run, which may have other values beside them than the defaults.
         flags = dataclasses.make_dataclass(
-            "Flags", [], bases=(*config_type.flags_of.get(command, ()), FinishedRun), frozen=True, kw_only=True
+            "Flags",
+            [],
+            bases=(*config_type.flags_of.get(command, ()), FinishedRun),
+            namespace={"__post_init__": lambda self: None},
+            frozen=True,
+            kw_only=True,
         )
+        rest, behind = _cut_at_dashes(rest) if command == "predict" else (rest, [])
         parsed = functools.partial(
             tyro.cli,
             flags,
@@ -92,13 +99,14 @@ def main(
         where, inputs = parsed(default=flags(**shown))
         unknown = [text for text in inputs if (text.startswith("-") and text != "-") or command == "evaluate"]
         if unknown:
-            raise ValueError(f"{command}: unknown argument {unknown[0]}; see --help")
+            hint = ", and -- before inputs that begin with a dash" * (command == "predict")
+            raise ValueError(f"{command}: unknown argument {unknown[0]}; see --help{hint}")
         run = Run.finished(task, config_type, where.name, where.runs_dir)
         own = {field.name for field in dataclasses.fields(run.config)} & {field.name for field in dataclasses.fields(flags)}
         # Once more, now that the run is known: what is not said stays as the run has it.
         run.use(parsed(default=flags(**{name: getattr(run.config, name) for name in own}))[0])
         if command == "predict":
-            predict(run, inputs)
+            predict(run, [*inputs, *behind])
         else:
             evaluate(run)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
@@ -178,6 +186,12 @@ def _train_once(run: Run[Any], flags: Any, train: Callable[[Run[Any]], None]) ->
                 raise
     finally:
         interrupts.release()
+
+
+def _cut_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before "--", flags among it, and what stands behind it, which are inputs whatever they begin with."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:place], arguments[place + 1 :]
 
 
 def _command(arguments: list[str]) -> tuple[str, list[str]]:

@@ -200,6 +200,10 @@ def test_bad_input_is_named(state, options, message):
             r"step: expected the state first, of shapes \(3,\), got \(\(3,\), \(3,\)\)",
         ),
         (lambda state, logits: (logits, state, ()), r"step: expected the state first, of shapes \(3,\), got \(3, 5\)"),
+        (
+            lambda state, logits: (state.astype(jnp.bfloat16), logits, ()),
+            "step: expected state of the dtype that it is given in, float32, got bfloat16",
+        ),
         (lambda state, logits: (state, logits[0], ()), r"step: expected logits \[3, V\] second, got"),
         (lambda state, logits: (state, None, ()), r"step: expected logits \[3, V\] second, got None"),
     ],

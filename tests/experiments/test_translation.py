@@ -167,6 +167,24 @@ def test_the_best_translations_go_to_a_file_in_the_order_of_the_texts(own, tmp_p
     assert capsys.readouterr().out == f"4 translations are in {tmp_path / 'best.txt'}, one a line.\n"
 
 
+def test_as_many_are_told_as_are_asked_for_and_what_stands_behind_two_dashes_is_a_text(own, capsys):
+    path = own / "translation" / "tiny" / "config.json"
+    with pytest.raises(SystemExit, match="--n-best: expected 1 to 2, as many as are followed, got 3"):
+        call("predict", "a b", "--n-best", "3", "--runs-dir", own, "--name", "tiny")
+    path.write_text(path.read_text().replace('"beam_size": 2', '"beam_size": 6'))  # more than by default
+    for flags, count in ((["--n-best", "6"], 6), ([], 3)):
+        call("predict", "a", *flags, "--runs-dir", own, "--name", "tiny", "--", "-a b", "--n-best")
+        printed = capsys.readouterr().out.splitlines()[1:-1]
+        assert [line for line in printed if not line.startswith("  ")] == ["a", "-a b", "--n-best"]
+        assert len(printed) == 3 * (1 + count)
+    with pytest.raises(
+        SystemExit, match="predict: unknown argument -a b; see --help, and -- before inputs that begin with a dash"
+    ):
+        call("predict", "-a b", "--runs-dir", own, "--name", "tiny")
+    with pytest.raises(SystemExit, match="evaluate: unknown argument a; see --help"):
+        call("evaluate", "--runs-dir", own, "--name", "tiny", "--", "a")
+
+
 def test_predict_has_an_entry_for_each_text_also_where_nothing_was_found(own, capsys, monkeypatch):
     found = translation.Translator.__call__
     monkeypatch.setattr(translation.Translator, "__call__", lambda *given, **options: [[], *found(*given, **options)[1:]])
@@ -335,7 +353,7 @@ def test_help_tells_the_defaults_of_a_run_without_flags(command, capsys):
     with pytest.raises(SystemExit):
         call(command, "--help")
     told = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
-    assert re.search(r"--n-best INT [^(]*\(default: 3\)", told)
+    assert re.search(r"--beam-size INT [^(]*\(default: 5\)", told)
     assert "What is not said stays as the run has it" in told
 
 

@@ -161,6 +161,11 @@ def test_bad_arguments_are_named(tokenizers):
         ({"max_ratio": 0.5, "max_extra": 0}, "max_ratio, max_extra: expected room for a symbol at least, got 0.5 and 0"),
         ({"max_ratio": -0.5, "max_extra": 3}, "max_ratio: expected a number from 0, got -0.5"),
         ({"max_ratio": float("nan")}, "max_ratio: expected a number from 0, got nan"),
+        ({"beam_size": 0}, "beam_size: expected a positive number, got 0"),
+        ({"n_best": 6}, "n_best: expected 1 to 5, as many as are followed, got 6"),
+        ({"n_best": 0}, "n_best: expected 1 to 5, as many as are followed, got 0"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size: expected a number from 0, got -1"),
+        ({"max_ratio": 9.0, "max_extra": -1}, "max_extra: expected a number from 0, got -1"),
         ({"alpha": -1.0}, "alpha: expected a number from 0, got -1.0"),
         ({"coverage_penalty": float("inf")}, "coverage_penalty: expected a number from 0, got inf"),
     ):
