@@ -168,7 +168,7 @@ def measure(model: Seq2Seq, batch: dict[str, Any]) -> dict[str, Mean]:
 def train(run: Run[Config]) -> None:
     config = run.config
     sums = sums_of(config)
-    run.trained_on(f"{config.task}{config.digits}", "real")
+    run.trained_on(f"{config.task}{config.digits}", "drawn")
     measure_over = make_measure(measure)
     validation = Batches(sums.encode(*sums.sample(1, 500)), 500, seed=None)
     trained = train_by_recipe(
@@ -254,7 +254,7 @@ def draw(run: Run[Config], exact: dict[str, float]) -> None:
 def load(run: Run[Config]) -> tuple[Sums, Seq2Seq]:
     config = run.config
     sums = sums_of(config)
-    run.trained_on(f"{config.task}{config.digits}", "real")
+    run.trained_on(f"{config.task}{config.digits}", "drawn")
     model = build_model(config, sums)
     checkpoint.load_weights(run.weights, model)
     return sums, model

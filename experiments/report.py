@@ -5,7 +5,7 @@
 
 A card is `<task>-<dataset>-<what>-seed<N>.json`. Cards of the same task, data set and `what` are one row: mean, and standard
 deviation over seeds with their number; their runs may have ended at different steps, as they do when they stop early.
-Generated data is refused.
+Generated data, which stands in for real data, is refused; drawn data, which the task itself is, is not.
 """
 
 import collections
@@ -152,8 +152,9 @@ def _figure(value: float) -> str:
 
 
 def _check(result: dict[str, Any], where: str) -> None:
-    if result["data"] != "real":
-        raise ValueError(f"{where}: expected real data, got {result['data']}; such results are not kept")
+    if result["data"] == "generated":
+        expected = "real data, or such as is drawn by the rule of its task"
+        raise ValueError(f"{where}: expected {expected}, got generated data; such results are not kept")
     if not result["test_reads"]:  # a validation split, which hyper-parameters may have been chosen by
         expected = "figures of a test split, which evaluate adds"
         raise ValueError(f"{where}: expected {expected}, got those of {result['split']}; such results are not kept")

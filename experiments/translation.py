@@ -6,7 +6,7 @@
     python -m experiments.translation --dataset files --train-source a.en --train-target a.de ...     your own pairs of lines
 
 `--dataset reverse`, `copy` and `sort` are the toy tasks of JoeyNMT's tutorial and of Sockeye's system test: lines of integers,
-each of which is a symbol unless `--symbols` says otherwise.
+each of which is a symbol unless `--symbols` says otherwise. They are drawn by the rule that is the task.
 Sub-words are of the training split only, and are kept in the run.
 
 BLEU is 0 to 100 and comes twice. `bleu_lowercased_tokens`: both sides normalised, lower-cased and cut into words by Moses'

@@ -107,8 +107,10 @@ class PairFlags(PairPaths):
         return self.source or first, self.target or second
 
     @property
-    def origin(self) -> Literal["real", "generated"]:
-        """Number words stand in for real sentences; the toy tasks are the data sets that they are called."""
+    def origin(self) -> Literal["real", "drawn", "generated"]:
+        """Number words stand in for real sentences; the toy tasks are drawn by the rules that they are."""
+        if self.dataset in TOYS:
+            return "drawn"
         return "generated" if self.dataset == "numbers" else "real"
 
 

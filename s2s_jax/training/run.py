@@ -18,6 +18,10 @@ from s2s_jax.training.lock import try_lock
 from s2s_jax.training.parallel import greatest
 from s2s_jax.training.provenance import command, describe_device, in_runs, typed, versions
 
+# Where data is from: real; drawn by the rule that is the task itself, as published, such as sums; or generated, which stands in
+# for real data, and whose figures say nothing about it.
+ORIGINS = ("real", "drawn", "generated")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -162,14 +166,14 @@ class Run(Generic[ConfigType]):
 
         Args:
           dataset: name of the data.
-          data: "real" or "generated".
+          data: one of `ORIGINS`.
           fingerprint: of the content, such as a `Source` has; compared where both this sitting and an earlier one tell it.
 
         Raises:
-          ValueError: it was other data before, or `data` is neither.
+          ValueError: it was other data before, or `data` is none of them.
         """
-        if data not in ("real", "generated"):
-            raise ValueError(f'data: expected "real" or "generated", got {data!r}')
+        if data not in ORIGINS:
+            raise ValueError(f"data: expected one of {', '.join(ORIGINS)}, got {data!r}")
         path = self.folder / "data.json"
         now = {"dataset": dataset, "data": data, **({"fingerprint": fingerprint} if fingerprint else {})}
         before = json.loads(path.read_text()) if path.exists() else {}

@@ -19,7 +19,7 @@ def test_made_up_pairs_need_no_folder(dataset):
     tokenizers = fit(flags, training)
     for text in test.targets[:50]:
         assert tokenizers.target.decode(tokenizers.target.encode(text)) == text
-    assert flags.origin == ("generated" if dataset == "numbers" else "real")
+    assert flags.origin == ("generated" if dataset == "numbers" else "drawn")
 
 
 @pytest.mark.parametrize(("dataset", "published"), [("reverse", 20), ("copy", 10), ("sort", 10)])

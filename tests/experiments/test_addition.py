@@ -105,7 +105,7 @@ def test_a_run_leaves_all_its_files(finished):
     assert (config["digits"], config["steps"], config["seed"]) == (2, 20, 0)
     result = json.loads((folder / "result.json").read_text())
     assert result.keys() >= REQUIRED
-    assert (result["experiment"], result["dataset"], result["data"]) == ("addition", "decimal2", "real")
+    assert (result["experiment"], result["dataset"], result["data"]) == ("addition", "decimal2", "drawn")
     assert (result["seed"], result["steps"], result["examples"], result["test_reads"]) == (0, 20, 320, 1)
     metrics = result["metrics"]
     assert set(metrics) == {"exact_match", "character_accuracy", "teacher_forced_accuracy", "loss"}

@@ -104,14 +104,19 @@ def test_parameters_and_what_is_read_of_a_text(tmp_path):
 
 def test_generated_data_is_refused(tmp_path):
     card(tmp_path / "results", "pixels-mnist-rows-seed0", data="generated")
-    with pytest.raises(ValueError, match=r"pixels-mnist-rows-seed0.json: expected real data, got generated"):
+    with pytest.raises(ValueError, match=r"pixels-mnist-rows-seed0.json: expected real data, .*, got generated data"):
         report.table(tmp_path / "results")
     run = tmp_path / "run"
     run.mkdir()
     (run / "result.json").write_text(json.dumps(result(data="generated")))
-    with pytest.raises(ValueError, match=r"result.json: expected real data, got generated"):
+    with pytest.raises(ValueError, match=r"result.json: expected real data, .*, got generated data"):
         report.keep(run, "rows", tmp_path / "cards")
     assert not (tmp_path / "cards").exists()
+
+
+def test_drawn_data_is_kept(tmp_path):
+    card(tmp_path / "results", "pixels-mnist-rows-seed0", data="drawn")
+    assert len(cells_of(report.table(tmp_path / "results"), "accuracy")) == 1
 
 
 def test_a_card_is_a_copy_under_its_name(tmp_path):

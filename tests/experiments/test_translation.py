@@ -22,6 +22,7 @@ from flax import nnx
 from experiments import report, translation
 from experiments.translation import Config, build_model, scores_of
 from s2s_jax.data.datasets.text_files import read_lines, texts_named, write_texts
+from s2s_jax.data.pair_sets import TOYS
 from s2s_jax.data.tokenizers import fit_tokenizers, load_tokenizers
 from s2s_jax.models.pair_loss import pair_loss
 from s2s_jax.models.translator import Translation
@@ -362,6 +363,17 @@ def test_a_space_is_drawn_as_an_open_box():
     axes = translation.attention_map(found).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["\u2423a", "\u2423", "<0xE2>", "</s>"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["\u2423a\u2423", "b"]
+
+
+def test_a_toy_is_drawn_and_told_beside_its_published_figure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(TOYS, "sort", functools.partial(TOYS["sort"], count=20))
+    call("--dataset", "sort", *SMALL[SMALL.index("--hidden-features") :], "--steps", "1", "--runs-dir", tmp_path)
+    result = json.loads((tmp_path / "translation" / "default" / "result.json").read_text())
+    assert (result["data"], result["config"]["symbols"]) == ("drawn", "words")
+    assert "texts (drawn), beam 2: " in capsys.readouterr().out
+    assert [one["metric"] in result["metrics"] for one in result["published"]] == [True]
+    for toy in TOYS:
+        assert translation.PUBLISHED[(toy, *Config(dataset=toy).languages)]
 
 
 def test_a_metric_without_rules_is_left_out():
