@@ -4,7 +4,8 @@
     python -m experiments.report --keep runs/addition/default --what lstm   also keeps that run's result.json as a card
 
 A card is `<task>-<dataset>-<what>-seed<N>.json`. Cards of the same task, data set and `what` are one row: mean, and standard
-deviation over seeds with their number; their runs may have ended at different steps, as they do when they stop early.
+deviation over seeds with their number; their runs may have ended at different steps, as they do when they stop early. Where
+a card says less of its flags than the others of its row, or counted by another signature, the row says so.
 Generated data, which stands in for real data, is refused; drawn data, which the task itself is, is not.
 """
 
@@ -85,9 +86,10 @@ def _lines(row: str, cards: list[dict[str, Any]]) -> list[str]:
     seconds = statistics.mean(card["seconds"] for card in cards)
     _check_alike(row, cards)
     ended = [card["steps"] for card in cards]
+    what += "".join(f"; {told}" for told in _unlike(cards))
     lines = []
-    for metric in dict.fromkeys(name for card in cards for name in card["metrics"]):
-        having = [card for card in cards if metric in card["metrics"]]
+    for metric in dict.fromkeys(name for card in cards for name in card["metrics"] if not _is_cased(card, name)):
+        having = [card for card in cards if metric in card["metrics"] and not _is_cased(card, metric)]
         ours = _spread([card["metrics"][metric] for card in having])
         if len(having) < len(cards):
             ours += f" (seeds {', '.join(str(card['seed']) for card in having)})"
@@ -139,6 +141,37 @@ def _check_alike(row: str, cards: list[dict[str, Any]]) -> None:
         different = sorted(set(map(str, values)))
         if len(different) > 1:
             raise ValueError(f"{row}: expected one {field} in all its cards, got {', '.join(different)}")
+
+
+def _unlike(cards: list[dict[str, Any]]) -> list[str]:
+    """What some cards of a row do not tell, so that nobody knows whether it was the same, and where signatures differ."""
+    flags = [set(card.get("config") or {}) for card in cards]
+    told = []
+    for card, own in zip(cards, flags, strict=True):
+        if lacking := sorted(set.union(*flags) - own):
+            which = ", ".join(f"--{flag.replace('_', '-')}" for flag in lacking) if own else "flags"
+            told.append(f"seed {card['seed']} tells no {which}")
+    signatures: dict[str, set[str]] = collections.defaultdict(set)
+    for card in cards:
+        for name, signature in _signatures(card).items():
+            if not _is_cased(card, name):
+                signatures[name].add(signature)
+    if different := sorted(name for name, found in signatures.items() if len(found) > 1):
+        told.append(f"signatures differ of {', '.join(different)}")
+    return told
+
+
+def _signatures(card: dict[str, Any]) -> dict[str, str]:
+    return card.get("details", {}).get("signatures", {})
+
+
+def _is_cased(card: dict[str, Any], metric: str) -> bool:
+    """Whether a metric compares lower-cased output with cased references, which says nothing of the output."""
+    if not (card.get("config") or {}).get("lowercase"):
+        return False
+    # That of the longest name: of bleu_lowercased_tokens_validation not bleu_lowercased's.
+    name = max((name for name in _signatures(card) if metric.startswith(name)), key=len, default=None)
+    return name is not None and not any(told in _signatures(card)[name] for told in ("case:lc", "lowercase", "lower-cased"))
 
 
 def _spread(values: list[float]) -> str:

@@ -12,8 +12,8 @@ Sub-words are of the training split only, and are kept in the run.
 BLEU is 0 to 100 and comes twice. `bleu_lowercased_tokens`: both sides normalised, lower-cased and cut into words by Moses'
 rules, as the Multi30k tasks count it. `bleu_cased`: sacrebleu's own, on texts as people write them, and with `--lowercase`
 `bleu_lowercased`, as nothing cased is said then; of Chinese, Japanese and Thai it counts characters. There is none where no
-reference has four words. Exact match: share of texts that are their reference, lower-cased with `--lowercase`. Loss: nats per
-symbol of the reference, end symbol included, given those before; perplexity: its exponential.
+reference has four words. Exact match: share of texts that are their reference; with `--lowercase` all is lower-cased first, for
+chrF too. Loss: nats per symbol of the reference, end symbol included, given those before; perplexity: its exponential.
 
 A student of other runs: `predict train.en --output more.de --ensemble NAME ...`, then train with `--more-source train.en
 --more-target more.de`, which come to the true pairs.
@@ -349,7 +349,7 @@ def report(
 
 
 def scores_of(config: Config, texts: Sequence[str], references: Sequence[str]) -> dict[str, TextScore]:
-    scores = {"chrf": chrf(texts, references)}
+    scores = {"chrf": chrf(texts, references, lowercase=config.lowercase)}
     language, _ = target_of_rules(config)
     if has_four_words(references, config.languages[1]):
         name, how = cased_or_not(config)

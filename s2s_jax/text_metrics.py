@@ -109,8 +109,10 @@ def bleu_lowercased_tokens_counts(hypotheses: Sequence[str], references: Sequenc
     return _bleu_counts(*_lowercased(hypotheses, references, language))
 
 
-def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
+def chrf(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False) -> TextScore:
     """The F-score of n-grams of characters of a corpus, 0 to 100: sacrebleu's chrF2 (Popović 2015, W15-3049).
+
+    With `lowercase` both sides are lower-cased first, as of a model that says nothing cased.
 
     Raises:
       ValueError: no text, or another number of references.
@@ -118,7 +120,7 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> TextScore:
     ours, theirs = _checked(hypotheses, references)
     from sacrebleu.metrics.chrf import CHRF
 
-    metric = CHRF()
+    metric = CHRF(lowercase=lowercase)
     value = metric.corpus_score(ours, [theirs]).score
     return TextScore(value, f"{metric.get_signature()}{_FORM}")
 

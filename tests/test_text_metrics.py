@@ -48,6 +48,10 @@ def test_cased_bleu_and_chrf_are_those_of_sacrebleu():
     assert bleu(["THE CAT SAT"], ["the cat sat"]).value == 0
     score = chrf(HYPOTHESES, REFERENCES)
     assert score.value == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
+    lower = chrf(shouted, REFERENCES, lowercase=True)
+    of_lower = sacrebleu.corpus_chrf([text.lower() for text in shouted], [[text.lower() for text in REFERENCES]])
+    assert lower.value == of_lower.score
+    assert "|case:lc|" in lower.signature
     assert score.signature == f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{sacrebleu.__version__}|form:NFC"
 
 

@@ -194,3 +194,40 @@ def test_an_empty_folder_gives_an_empty_table(tmp_path):
 
 def test_the_table_in_the_repository_is_that_of_its_cards():
     assert report.table(report.FOLDER / "results") == (report.FOLDER / "RESULTS.md").read_text()
+
+
+def test_what_a_card_of_a_row_does_not_tell_is_told(tmp_path):
+    kinds = {
+        "a": [{"config": flags(0, early="exact")}, {"config": flags(1)}],
+        "b": [{"details": {"signatures": {"loss": f"version {seed}", "accuracy": "one"}}} for seed in range(2)],
+        "c": [{"config": flags(0)}, {}],
+        "d": [{"config": flags(0)}, {"config": flags(1)}],
+    }
+    for name, cards in kinds.items():
+        for seed, more in enumerate(cards):
+            card(tmp_path, f"pixels-mnist-{name}-seed{seed}", seed=seed, **more)
+    assert [row["what"] for row in cells_of(report.table(tmp_path), "accuracy")] == [
+        "a; seed 1 tells no --early",
+        "b; signatures differ of loss",
+        "c; seed 1 tells no flags",
+        "d",
+    ]
+
+
+def test_what_lower_cased_output_is_beside_cased_references_is_not_told(tmp_path):
+    signatures = {
+        "bleu_cased": "case:mixed|tok:13a",
+        "bleu_lowercased": "case:lc|tok:13a",
+        "bleu_lowercased_tokens": "case:mixed|tok:none|before: normalize, lowercase, tokenize de",
+        "exact_match": "exact match of whole texts",
+    }
+    metrics = dict.fromkeys([*signatures, *(f"{name}_validation" for name in signatures), "loss"], 0.5)
+    for seed, (lowercase, match) in enumerate(((True, ""), (True, ", lower-cased"), (False, ""))):
+        details = {"signatures": signatures | {"exact_match": f"exact match of whole texts{match}"}}
+        how = {"config": {"lowercase": lowercase}, "details": details}
+        card(tmp_path, f"pixels-mnist-{'abc'[seed]}-seed0", metrics=metrics, **how)
+    table = report.table(tmp_path)
+    told = {name: len(cells_of(table, name)) for name in metrics}
+    assert told == {
+        name: 1 if name.startswith("bleu_cased") else 2 if name.startswith("exact_match") else 3 for name in metrics
+    }
