@@ -1,4 +1,4 @@
-"""A network with attention learns to translate: number words, real sentences, or pairs of lines of your own.
+r"""A network with attention learns to translate: number words, real sentences, or pairs of lines of your own.
 
     python -m experiments.translation                                       number words, English to German, without data
     python -m experiments.translation predict "three hundred twelve"    with the run of the same --name
@@ -8,6 +8,14 @@
 `--dataset reverse`, `copy` and `sort` are the toy tasks of JoeyNMT's tutorial and of Sockeye's system test: lines of integers,
 each of which is a symbol unless `--symbols` says otherwise. They are drawn by the rule that is the task.
 Sub-words are of the training split only, and are kept in the run.
+
+English to German at the published figures: mean 39.7 (test_2016_flickr) and 32.0 (test_2017_flickr) of three seeds, BLEU of
+lower-cased Moses tokens; seeds 1 and 2 took 35 and 39 minutes of training on one core of an AMD EPYC with AVX-512:
+
+    python -m experiments.translation --dataset multi30k --data-dir FOLDER --source en --target de --vocabulary-size 5000 \
+        --embedding-features 256 --label-smoothing 0.1 --average-decay 0.999 --shapes 12 --lowercase --hidden-features 256 \
+        --dropout 0.3 --tokens 900 --steps 12000 --learning-rate 2e-3 --evaluate-every 1000 --checkpoint-every 250 \
+        --attention additive --beam-size 10 --seed 1 --name ende-seed1
 
 BLEU is 0 to 100 and comes twice. `bleu_lowercased_tokens`: both sides normalised, lower-cased and cut into words by Moses'
 rules, as the Multi30k tasks count it. `bleu_cased`: sacrebleu's own, on texts as people write them, and with `--lowercase`
@@ -126,7 +134,7 @@ class Config(PairFlags, Search, TrainingConfig):
     attention: Literal["general", "dot", "scaled_dot", "concat", "additive", "multi_head", "coverage", "location", "none"] = (
         "general"
     )
-    """Score of the attention."""
+    """Score of the attention; concat, of Luong et al., and additive, of Bahdanau et al., are the same."""
     input_feeding: bool = False
     """Whether the attentional vector is read with the next symbol."""
     query_layer: Literal["last", "first"] = "last"

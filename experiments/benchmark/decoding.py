@@ -21,11 +21,12 @@ from experiments.benchmark.pool import Failed, Pool, ask_all
 from experiments.benchmark.program import Peer, Program, cores
 from experiments.benchmark.report import Report, legend
 from experiments.benchmark.timing import Plan, interleaved, ratio
-from experiments.benchmark.workload import BANNED, Workload, with_params
+from experiments.benchmark.workload import Workload, with_params
 from s2s_jax.data.vocabulary import END, PAD, START
 from s2s_jax.decoding.beam import beam_search
 from s2s_jax.decoding.search import greedy
 from s2s_jax.models.seq2seq import decoder_step
+from s2s_jax.models.translator import BANNED
 
 PLANS = {"small": Plan(5.0, 3, 40), "full": Plan(30.0, 10, 200)}
 TOLERANCE = 1e-4  # of scores, relative to the greater of 1 and the score

@@ -9,11 +9,9 @@ import numpy as np
 from flax import nnx
 
 from s2s_jax import cells
-from s2s_jax.data.vocabulary import END, PAD, START
+from s2s_jax.data.vocabulary import END, PAD
 from s2s_jax.models.seq2seq import Seq2Seq
-
-BANNED = (PAD, START)  # as in `Translator`
-_PADDED_TO = 8  # source lengths are rounded up to a multiple, as in `Translator`: few programs are compiled
+from s2s_jax.models.translator import PADDED_TO
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +98,7 @@ class Workload:
         made = []
         for at in range(0, len(source), self.batch_size):
             rows = slice(at, at + self.batch_size)
-            width = -(-int(lengths[rows].max()) // _PADDED_TO) * _PADDED_TO
+            width = -(-int(lengths[rows].max()) // PADDED_TO) * PADDED_TO
             padded = np.full((len(source[rows]), width), PAD, np.int32)
             padded[:, : min(width, source.shape[1])] = source[rows, :width]
             made.append((padded, lengths[rows]))

@@ -17,6 +17,9 @@ from s2s_jax.decoding.hypotheses import Hypotheses
 from s2s_jax.decoding.scoring import ensemble
 from s2s_jax.models.seq2seq import Seq2Seq, attention_of, decoder_step
 
+BANNED = (PAD, START)  # what no translation says
+PADDED_TO = 8  # lengths of sources are rounded up to a multiple, so that few programs are compiled
+
 
 class Translation(NamedTuple):
     """A hypothesis for one source text.
@@ -176,7 +179,7 @@ class Translator:
             numbers = order[start : start + batch_size]
             rows = min(batch_size, 1 << (len(numbers) - 1).bit_length())
             longest = max(len(encoded[number]) for number in numbers)
-            source = np.full((rows, -(-longest // 8) * 8), PAD, np.int32)
+            source = np.full((rows, -(-longest // PADDED_TO) * PADDED_TO), PAD, np.int32)
             lengths, limits = np.zeros((2, rows), np.int32)  # rows that fill up the batch are left out
             for row, number in enumerate(numbers):
                 lengths[row] = len(encoded[number])
@@ -250,7 +253,7 @@ def _searched(
         pad=PAD,
         max_length=limits,
         attention=attention,
-        banned=(PAD, START),
+        banned=BANNED,
         **options,
     )
     return found if asked else found._replace(attention=None)
