@@ -140,7 +140,7 @@ def split_of(config: Config, split: str) -> dict[str, np.ndarray]:
 
 def train(run: Run[Config]) -> None:
     config = run.config
-    run.trained_on(f"{config.task}{config.length}", "real")
+    run.trained_on(f"{config.task}{config.length}", "drawn")
     measure_over = make_measure(measure)
     validation = Batches(split_of(config, "validation"), 250, seed=None)
     trained = train_by_recipe(
@@ -176,7 +176,7 @@ def report(run: Run[Config], model: LongReader) -> None:
 
 def load(run: Run[Config]) -> LongReader:
     config = run.config
-    run.trained_on(f"{config.task}{config.length}", "real")
+    run.trained_on(f"{config.task}{config.length}", "drawn")
     model = LongReader(config)
     checkpoint.load_weights(run.weights, model)
     return model

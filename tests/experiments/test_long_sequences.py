@@ -62,7 +62,7 @@ def test_a_run_from_training_to_timings(cell, way, tmp_path, capsys, monkeypatch
     call("--steps", "2", "--length", "4", "--hidden-features", "4", "--cell", cell, "--evaluate-every", "1")
     folder = tmp_path / "long_sequences" / "default"
     result = json.loads((folder / "result.json").read_text())
-    assert (result["dataset"], result["data"], result["published"]) == ("adding4", "real", [])
+    assert (result["dataset"], result["data"], result["published"]) == ("adding4", "drawn", [])
     capsys.readouterr()
     call("evaluate", "--times", "--longest", "40")
     printed = capsys.readouterr().out
