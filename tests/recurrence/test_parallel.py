@@ -448,10 +448,16 @@ def test_for_what_it_does_not_apply():
     for call in (unroll_in_parallel, lambda *args: unroll(*args, backend="parallel")):
         with pytest.raises(ValueError, match="parallel does not apply: the state holds numbers that have no derivative"):
             call(*given[:3])
-    still = Cell(lambda *_: (), lambda *_: (), lambda params, x: x, lambda params, h, z, context: (h, z))
-    for state, reason in ((jnp.zeros((3, 4), jnp.bfloat16), "narrower than float32"), ((), "there is no state")):
+    narrow = jnp.zeros((len(given.xs), 4), jnp.bfloat16)
+    for state, reason in ((narrow, "narrower than float32"), ((), "there is no state")):
+        still = Cell(
+            lambda *_: (),
+            lambda *_, state=state: state,
+            lambda params, x: x,
+            lambda params, h, z, context: (h, z),
+        )
         with pytest.raises(ValueError, match=f"parallel does not apply: .*{reason}"):
-            unroll_in_parallel(still, (), given.xs, state)
+            unroll_in_parallel(still, (), given.xs)
     given = sample("lstm")
     assert "remat" in s2s_jax.explain_backend(*given[:3], remat=2).others["parallel"]
 

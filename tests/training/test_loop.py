@@ -882,7 +882,7 @@ def test_a_result_needs_the_name_of_its_data(tmp_path):
     run = run_in(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"call run.trained_on before run.finish"):
         run.finish(split="test", metrics={}, published=[], examples_per_step=1)
-    with pytest.raises(ValueError, match='data: expected "real" or "generated", got \'made up\''):
+    with pytest.raises(ValueError, match="data: expected one of real, drawn, generated, got 'made up'"):
         run.trained_on("noise", "made up")
     run.trained_on("noise", "generated")
     with pytest.raises(ValueError, match="expected the data that the run was trained on"):
