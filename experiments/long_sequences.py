@@ -13,8 +13,8 @@ All cells of this package go by name: `min_gru`, `min_lstm` and `lru` are linear
 
 `evaluate --times` carries the trained weights and freshly drawn ones along sequences of up to `--longest` steps, at batch 1,
 forward and with gradients: by what `auto` takes, by `scan`, and by `parallel` (`associative` where the cell is linear). How far
-their results are apart is told with each line; then they are timed in turns. Parallel in time pays where it needs fewer
-iterations than fit into the time that the same steps take in order: both numbers stand in each line.
+their results are apart is told with each line; where they are alike they are timed in turns. Parallel in time pays where it
+needs fewer iterations than fit into the time that the same steps take in order, less a first look at them and a last check.
 """
 
 import dataclasses
@@ -269,7 +269,7 @@ def time_one(cell: Any, params: Any, xs: jax.Array) -> dict[str, Any]:
             # Besides the iterations there is a first look at all steps, and a last one that costs as much as two.
             room = medians[auto] * (count + 3) / medians["parallel"] - 3
             told += f"; {count} iterations, and in order takes " + (
-                f"as long as {room:.1f}" if room > 0 else "less than none of them would"
+                f"as long as {room:.1f}" if room > 0 else "less than the first look and the last together"
             )
         else:
             told += f"; not converged after {count} iterations, done in order"

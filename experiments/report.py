@@ -188,7 +188,9 @@ def _check(result: dict[str, Any], where: str) -> None:
     if result["data"] == "generated":
         expected = "real data, or such as is drawn by the rule of its task"
         raise ValueError(f"{where}: expected {expected}, got generated data; such results are not kept")
-    if not result["test_reads"]:  # a validation split, which hyper-parameters may have been chosen by
+    if not result["test_reads"] or result["split"].startswith(
+        "validation"
+    ):  # a validation split, which hyper-parameters may have been chosen by
         expected = "figures of a test split, which evaluate adds"
         raise ValueError(f"{where}: expected {expected}, got those of {result['split']}; such results are not kept")
 

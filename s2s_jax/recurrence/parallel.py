@@ -7,17 +7,18 @@ at all steps at once, and the affine recurrence that they make is solved for a b
     s_t^{k+1} = f_t(s_{t-1}^k) + J_t (s_{t-1}^{k+1} - s_{t-1}^k)
 
 J is whole for small states, else what it has within each unit (h and c of an LSTM's unit, say): all of it for a cell with a
-diagonal recurrence, whose iteration is then Newton's own, and a part for a dense one, whose iteration converges as fast as what
-is left out is small. In the end each number's equation is checked at each step, beside that number and what it is made of: the
-terms of its affine equation, and what all states together move it by when each changes by a share of itself. Those are what
-rounding is a share of, so that nothing is demanded that arithmetic does not give, and nothing passes because something else
-is great. Where an equation does not hold to the tolerance within the bound of iterations, or where errors would grow along the
-sequence as far as that part of J tells, all is computed again in order, as `fused` does: it may be slow, and not wrong. So is
-what comes to hold only because the start of a sequence is right after as many iterations as it has steps, as it is where the
-states are chaotic.
+diagonal recurrence, whose iteration is then Newton's own, and a part for a dense one, whose iteration converges as fast as
+what is left out is small. In the end each number's equation is checked at each step, beside that number and what it is made
+of, up to four steps away: the terms of its affine equation, and what all states together move it by when each changes by a
+share of itself. Those are what rounding is a share of, so that nothing is demanded that arithmetic does not give, and nothing
+passes because another number is great; a number that falls to less than a thirtieth or so at each step may keep the error of
+what it was. Where an equation does not hold to the tolerance within the bound of iterations, or where errors would grow along
+the sequence as far as that part of J tells, all is computed again in order, as `fused` does: it may be slow, and not wrong.
+So is what comes to hold only because the start of a sequence is right after as many iterations as it has steps, as it is
+where the states are chaotic.
 
 The gradient is not biased by what is left out: its recurrence `g_{t-1} = J_t^T g_t + d_t`, with all of J, is solved by the
-same iteration, and checked likewise, so that gradients that vanish do so rightly.
+same iteration, and checked likewise: gradients that vanish do so rightly, unless they do faster than that.
 """
 
 import functools
@@ -49,8 +50,9 @@ class Newton(NamedTuple):
     """When the iteration stops.
 
     Attributes:
-      tolerance: greatest residual of an equation, relative to its number and the terms that this is made of; None for 16 times
-        the spacing of floating-point numbers of the state's dtype, the narrowest if there are several.
+      tolerance: greatest residual of an equation, relative to its number and the terms that this is made of, the greatest of
+        those up to four steps away; None for 16 times the spacing of floating-point numbers of the state's dtype, the
+        narrowest if there are several.
       max_iterations: bound, and so is half the number of steps and 4 more; the serial way is taken where it does not suffice.
       jacobian: "whole", "units" (within each unit), "elements" (the diagonal), or None: whole for states of up to 16 numbers
         a row, else units.
@@ -183,7 +185,8 @@ def parallel_scan(
 
     def relative(values: Array, sizes: Array) -> Array:
         # What is less than a few of the least normal numbers may be nought on one way and not on the other.
-        least = 1e3 * float(jnp.finfo(sizes.dtype).tiny) / tolerance
+        limits = jnp.finfo(sizes.dtype)
+        least = 1e3 * float(limits.tiny) / max(tolerance, float(limits.eps))
         return jnp.abs(values) / jnp.maximum(sizes, least)
 
     def residual(states: State, after: State, a: Array) -> Array:
@@ -237,7 +240,7 @@ def _near(sizes: Float[Array, "T B M L"]) -> Float[Array, "T B M L"]:
     def with_earlier(x: Array, by: int) -> Array:
         return jnp.maximum(x, jnp.concatenate([x[:by], x[:-by]]))
 
-    for by in (1, 3):
+    for by in (1, 1, 2):
         if by < sizes.shape[0]:
             sizes = with_later(with_earlier(sizes, by), by)
     return sizes

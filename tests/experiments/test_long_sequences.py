@@ -106,7 +106,10 @@ def test_ways_that_differ_are_not_timed(wrong, monkeypatch):
 
 @pytest.mark.parametrize(
     ("parallel", "told"),
-    [(0.5, "; 5 iterations, and in order takes as long as 13.0"), (8.0, "; 5 iterations, and in order takes less than none")],
+    [
+        (0.5, "; 5 iterations, and in order takes as long as 13.0"),
+        (8.0, "; 5 iterations, and in order takes less than the first look"),
+    ],
 )
 def test_how_many_iterations_would_take_as_long_as_in_order(parallel, told, monkeypatch):
     """Medians as given; an iteration is the share of one in eight, with the first look and the last."""

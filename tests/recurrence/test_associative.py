@@ -142,6 +142,14 @@ def test_gradients_on_several_devices(name):
         assert_close(jax.tree.map(np.asarray, got), jax.tree.map(np.asarray, want), TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize(("name", "chosen"), [("min_gru", "associative"), ("min_lstm", "associative"), ("lru", "scan")])
+def test_auto_takes_it_where_it_is_faster_on_a_cpu(name, chosen):
+    given = sample(name)
+    told = s2s_jax.explain_backend(*given[:3])
+    assert told.backend == chosen
+    assert chosen != "scan" or "slower" in told.others["associative"]
+
+
 def test_for_what_it_does_not_apply():
     given = sample("gru")
     with pytest.raises(ValueError, match="associative does not apply: the cell is not linear in its state"):

@@ -245,6 +245,18 @@ def test_an_iteration_that_ends_in_nan_is_no_answer(options):
     assert_close(done.outputs, unroll(cell, params, xs, backend="scan").outputs, 1e-4)
 
 
+def test_a_tolerance_below_all_that_can_be_met_is_not_met():
+    given = sample("gru", time=24, seed=5)
+    for tolerance in (1e-20, 1e-80):
+        assert not bool(solved(given, tolerance=tolerance).solved.converged)
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_sizes_reach_four_steps(place):
+    sizes = jnp.zeros((7, 1, 1, 1)).at[place].set(1)
+    np.testing.assert_array_equal(parallel._near(sizes)[:, 0, 0, 0], np.abs(np.arange(7) - place) <= 4)
+
+
 def test_a_residual_that_is_nan_is_told_as_such():
     given = sample("gru", 2, 400, hidden_features=20)._replace(lengths=None)
     given.xs[0, 200] = np.nan
