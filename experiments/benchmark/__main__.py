@@ -50,7 +50,8 @@ class Config:
     backend: Literal["auto", "scan", "native", "fused", "cudnn", "associative", "parallel"] = "auto"
     """Which of our backends is ours."""
     seconds: float | None = None
-    """A row has two to forty rounds, and no third or later one begins after so many seconds; by the grid if not given."""
+    """A row has two to forty rounds, and no third or later one begins after so many
+    seconds, but up to five where samples disagree; by the grid if not given."""
     steady: bool = False
     """Also the 99th percentile of 200 calls of ours in a row over their median; not for streaming, timed many steps at once."""
     memory: bool = False

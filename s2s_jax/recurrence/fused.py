@@ -58,13 +58,13 @@ def carried(cell: Cell, direction: Direction, lengths: Array | None, options: Op
     how = How(cell, rules_of(cell), direction.reverse, options.history)
 
     def forward(args: Args, keep: bool) -> tuple[tuple[TimeMajor, Any], Any]:
-        def carried(args: Args) -> tuple[tuple[TimeMajor, Any], Any]:
+        def along_time(args: Args) -> tuple[tuple[TimeMajor, Any], Any]:
             done, report, kept = _forward(how, args, keep or loops.reads_kept, loops.along(how, args))
             return (done, report), kept if keep else None
 
         if keep or not loops.alone_in_order_on_cpu:
-            return carried(args)
-        return jax.lax.platform_dependent(args, cpu=reference, default=lambda args: carried(args)[0]), None
+            return along_time(args)
+        return jax.lax.platform_dependent(args, cpu=reference, default=lambda args: along_time(args)[0]), None
 
     def backward(args: Args, kept: Any, cotangents: tuple[TimeMajor, Any]) -> Args:
         return _backward(how, args, kept, cotangents[0], loops.back(how, args, kept))
@@ -80,7 +80,7 @@ class Loops(NamedTuple):
       back: `(how, args, kept) -> carry`.
       alone_in_order_on_cpu: whether a CPU is faster with `scan` where no way back follows.
       reads_kept: whether the carry along time reads what is kept for the way back, the last of what `f` emits.
-      in_order: what it reports of a sequence of one step, which is done without it.
+      in_order: what it reports of a sequence that is done without it: of one step, or alone on a CPU.
     """
 
     along: Callable[["How", "Args"], Carry]
