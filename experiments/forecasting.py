@@ -224,8 +224,8 @@ def sizes_of(table: Table) -> tuple[int, int, int, int]:
 
 def report(run: Run[Config], model: Any, series: Series, parts: Parts) -> None:
     """Scores all windows of the splits beside the baselines, draws, and writes result.json."""
+    splits = run.flags.splits
     config, task = run.config, run.config.task
-    splits = ("validation", "test") if run.flags.split == "test" else ("validation",)
     ends = {"validation": (parts.train, parts.validation), "test": (parts.validation, parts.test)}
     metrics: dict[str, float] = {}
     baselines: dict[str, Any] = {}

@@ -130,7 +130,7 @@ def _read_of_a_text(config: dict[str, Any]) -> str:
 def _check_alike(row: str, cards: list[dict[str, Any]]) -> None:
     """Different steps are fine where the cards tell that the flags were the same."""
     configs = [card.get("config") for card in cards]
-    fields = ["split", "device", *(["steps"] if None in configs else [])]
+    fields = ["data", "split", "device", *(["steps"] if None in configs else [])]
     told: dict[str, list[Any]] = {field: [card[field] for card in cards] for field in fields}
     told["fingerprint"] = [card["fingerprint"] for card in cards if "fingerprint" in card]
     for config in filter(None, configs):
@@ -188,9 +188,8 @@ def _check(result: dict[str, Any], where: str) -> None:
     if result["data"] == "generated":
         expected = "real data, or such as is drawn by the rule of its task"
         raise ValueError(f"{where}: expected {expected}, got generated data; such results are not kept")
-    if not result["test_reads"] or result["split"].startswith(
-        "validation"
-    ):  # a validation split, which hyper-parameters may have been chosen by
+    # Hyper-parameters may have been chosen by a validation split; its figures stay such when the test has been read otherwise.
+    if not result["test_reads"] or result["split"].startswith("validation"):
         expected = "figures of a test split, which evaluate adds"
         raise ValueError(f"{where}: expected {expected}, got those of {result['split']}; such results are not kept")
 

@@ -81,11 +81,6 @@ DROPOUT = {"cnn_small": 0.5, "cnn_large": 0.5, "recurrent": 0.2, "cnn_recurrent"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scored(ScoredSplit, TextPaths):
-    pass
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(TextFlags, TrainingConfig):
     steps: int = 400
     model: Literal["cnn_small", "cnn_large", "vdcnn9", "vdcnn17", "vdcnn29", "recurrent", "cnn_recurrent"] = "cnn_recurrent"
@@ -130,7 +125,7 @@ class Config(TextFlags, TrainingConfig):
         *("vocabulary_size", "features", "hidden_features"),
     )
     places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, *PATHS)
-    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"train": (ScoredSplit,), "evaluate": (Scored,)}
+    flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {"train": (ScoredSplit,), "evaluate": (ScoredSplit, TextPaths)}
     fractions: ClassVar[tuple[str, ...]] = ("accuracy",)
     taken_by: ClassVar[Mapping[str, tuple[str, ...]]] = TAKEN_BY
 
@@ -227,8 +222,8 @@ def report(
     batches: TextBatches,
 ) -> None:
     """Scores the splits, draws the figures, and writes result.json."""
+    splits = run.flags.splits
     config, measure_over = run.config, make_measure(measure)
-    splits = ("validation", "test") if run.flags.split == "test" else ("validation",)
     metrics: dict[str, float] = {}
     for split in splits:
         values = measure_over(model, batches.in_order(encoded[split]))

@@ -77,6 +77,10 @@ class ScoredSplit:
     split: Literal["test", "validation"] = "test"
     """Score validation and test, or validation alone, which leaves the test unread."""
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("validation", "test") if self.split == "test" else ("validation",)
+
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 

@@ -114,6 +114,14 @@ def test_generated_data_is_refused(tmp_path):
     assert not (tmp_path / "cards").exists()
 
 
+@pytest.mark.parametrize("more", [{"test_reads": 0}, {"split": "validation, all 10"}])
+def test_figures_of_a_validation_split_are_refused(tmp_path, more):
+    """Also where the test has been read since, with other flags of the search for instance."""
+    card(tmp_path, "pixels-mnist-rows-seed0", **more)
+    with pytest.raises(ValueError, match="expected figures of a test split"):
+        report.table(tmp_path)
+
+
 def test_drawn_data_is_kept(tmp_path):
     card(tmp_path / "results", "pixels-mnist-rows-seed0", data="drawn")
     assert len(cells_of(report.table(tmp_path / "results"), "accuracy")) == 1
