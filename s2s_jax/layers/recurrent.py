@@ -16,7 +16,8 @@ from s2s_jax.layers.keys import check_key, check_rngs
 from s2s_jax.layers.parameters import Parameters
 from s2s_jax.recurrence.choice import Choice
 from s2s_jax.recurrence.scan import cast_floating, check_step
-from s2s_jax.recurrence.unroll import MERGES, explain_backend, unroll_stack
+from s2s_jax.recurrence.stack import MERGES, unroll_stack
+from s2s_jax.recurrence.unroll import explain_backend
 from s2s_jax.types import Cell, Inputs, Params, State, Unrolled
 
 

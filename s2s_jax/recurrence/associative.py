@@ -36,8 +36,8 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
     """Carries `cell` along time. Derivatives but the first in reverse mode are those of the backend `scan`."""
     carry = functools.partial(affine_scan, verify=not is_built_in(cell.spec))
     # What A and b are of each step costs a CPU more than the steps in order do; with the way back it pays.
-    loops = fused.Loops(lambda how, args: carry, lambda how, args, kept: carry, alone_in_order_on_cpu=True)
-    return fused.carried(cell, direction, lengths, options, loops)[0]
+    loops = fused.Loops(lambda how, args: carry, lambda how, args, kept: carry, scan_on_cpu_without_gradient=True)
+    return fused.carried(cell, direction, lengths, options, loops)
 
 
 def affine_scan(
@@ -67,8 +67,11 @@ def affine_scan(
     terms = times(jnp.abs(blocks), jnp.abs(layout.cut(befores))) + jnp.abs(rest)
     gap = jnp.abs(layout.cut(again) - layout.cut(after))
     same = jnp.all(gap <= 64 * jnp.finfo(gap.dtype).eps * terms)  # of NaN it is not
-    in_order = functools.partial(jax.lax.scan, f, init, xs, reverse=reverse)
-    return *jax.lax.cond(same, lambda: (last(after, reverse), emitted), in_order), None
+    return *jax.lax.cond(
+        same,
+        lambda: (last(after, reverse), emitted),
+        lambda: jax.lax.scan(f, init, xs, reverse=reverse),
+    ), None
 
 
 def before(after: State, init: State, reverse: bool) -> State:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from s2s_jax.types import Cell, Context, Inputs, Params, State
@@ -20,18 +21,37 @@ class Direction(NamedTuple):
 
 
 class TimeMajor(NamedTuple):
-    """What comes back for one direction: `outputs` leaves [T, B, ...]; `states` as well if asked for, each after its step."""
+    """What comes back for one direction.
+
+    Attributes:
+      outputs: leaves [T, B, ...].
+      state: after the last valid step.
+      states: if asked for, the state after each step, leaves [T, B, ...].
+      report: what there is to tell of how it went; of the backend `parallel` a `Solved`.
+    """
 
     outputs: Any
     state: State
-    states: State | None
+    states: State | None = None
+    report: Any = None
 
 
 class Options(NamedTuple):
-    """What is the same for all directions and fixed when a program is compiled; see `s2s_jax.unroll`."""
+    """What is the same for all directions and fixed when a program is compiled.
+
+    Attributes:
+      remat, history: see `s2s_jax.unroll` and `unroll_with_history`.
+      newton: for the backend `parallel`, the only one that reads it, a `Newton`; None for its defaults.
+    """
 
     remat: int | None = None
     history: bool = False
+    newton: Any = None
+
+
+def swap_batch_and_time(tree: Any) -> Any:
+    """[B, T, ...] to [T, B, ...] or back, each leaf."""
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree)
 
 
 def default_platform() -> str:
@@ -54,8 +74,22 @@ def one_by_one(run: Callable[..., TimeMajor]) -> Run:
     return run_all
 
 
+class Stack(NamedTuple):
+    """How a backend carries layers with nothing between them at once; `directions[layer][direction]`, one cell a layer.
+
+    Attributes:
+      run: of cells, directions, lengths and options; gives outputs of the last layer, directions side by side,
+        [T, B, directions * H], and states[layer][direction]. Of `directions` above the first layer `xs` is not read.
+      why_not: the reason why `run` does not apply to these arguments, or None.
+    """
+
+    run: Callable[[Sequence[Cell], Sequence[Sequence[Direction]], Array | None, Options], tuple[Array, Any]]
+    why_not: Callable[[Sequence[Cell], Sequence[Sequence[Direction]], Array | None, Options], str | None]
+
+
 class Backend(NamedTuple):
     """`why_not` names the reason why `run` does not apply to its arguments, or returns None. Lengths are int32 [B] in 0..T."""
 
     run: Run
     why_not: WhyNot
+    stack: Stack | None = None

@@ -1,4 +1,4 @@
-"""Which backend runs, and why."""
+"""Which backend runs, and why; and running it."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from s2s_jax.cells import MinGRUSpec, MinLSTMSpec
 from s2s_jax.recurrence import associative, cudnn, fused, native, parallel, scan
-from s2s_jax.recurrence.backend import Direction, Options, default_platform
+from s2s_jax.recurrence.backend import Direction, Options, TimeMajor, default_platform
 from s2s_jax.types import Cell
 
 AUTO = "auto"
@@ -29,6 +29,14 @@ _MARK = "s2s_jax_backend_"
 _WORTH_PACKING = 3
 # Of an LRU's complex states associative took up to 2.5 times as long with gradients on a CPU.
 _WORTH_A_PASS_AT_ONCE = (MinGRUSpec, MinLSTMSpec)
+
+
+class How(NamedTuple):
+    """What is fixed when a program is compiled: the backend that is wanted, that which the environment asks for, options."""
+
+    backend: str
+    forced: str | None
+    options: Options
 
 
 class Choice(NamedTuple):
@@ -57,41 +65,61 @@ def forced() -> str | None:
     return name
 
 
-def choose(
-    cell: Cell,
-    directions: Sequence[Direction],
-    lengths: Array | None,
-    options: Options,
-    wanted: str = AUTO,
-    forced: str | None = None,
-) -> str:
+def how(backend: str, options: Options) -> How:
+    """Made outside of what is compiled: the environment is looked up here, and belongs to what a program is kept under.
+
+    Raises:
+      ValueError: a backend or `remat` out of its range.
+    """
+    if backend != AUTO and backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {AUTO}, {', '.join(BACKENDS)}, got {backend!r}")
+    remat = options.remat
+    if remat is not None and (not isinstance(remat, int) or remat < 1):
+        raise ValueError(f"remat: expected a positive number of steps, got {remat!r}")
+    return How(backend, forced(), options)
+
+
+def run_layer(cell: Cell, directions: Sequence[Direction], lengths: Array | None, how: How) -> list[TimeMajor]:
+    """Carries one layer along time, by the backend of `choose`."""
+    name = choose(cell, directions, lengths, how)
+    with scope(name):
+        return BACKENDS[name].run(cell, directions, lengths, how.options)
+
+
+def run_stack(
+    cells: Sequence[Cell], directions: Sequence[Sequence[Direction]], lengths: Array | None, how: How
+) -> tuple[Array, Any] | None:
+    """Carries layers at once as in `backend.Stack`, by the first layer's backend; None where that does not apply."""
+    name = choose(cells[0], directions[0], lengths, how)
+    stack = BACKENDS[name].stack
+    if stack is None or stack.why_not(cells, directions, lengths, how.options) is not None:
+        return None
+    with scope(name):
+        return stack.run(cells, directions, lengths, how.options)
+
+
+def choose(cell: Cell, directions: Sequence[Direction], lengths: Array | None, how: How) -> str:
     """The backend for one layer: the one that is wanted, else the one that the environment forces, else the first of `_order`.
 
     Raises:
       ValueError: the one that is wanted does not apply.
     """
-    given = cell, directions, lengths, options
-    if wanted != AUTO:
-        reason = BACKENDS[wanted].why_not(*given)
+    given = cell, directions, lengths, how.options
+    if how.backend != AUTO:
+        reason = BACKENDS[how.backend].why_not(*given)
         if reason is not None:
-            raise ValueError(f"backend: {wanted} does not apply: {reason}")
-        return wanted
-    if forced is not None and BACKENDS[forced].why_not(*given) is None:
-        return forced
+            raise ValueError(f"backend: {how.backend} does not apply: {reason}")
+        return how.backend
+    if how.forced is not None and BACKENDS[how.forced].why_not(*given) is None:
+        return how.forced
     return next(name for name in _order() if _why_not_by_itself(name, *given) is None)
 
 
-def explain(
-    cell: Cell,
-    directions: Sequence[Direction],
-    lengths: Array | None,
-    options: Options,
-    wanted: str = AUTO,
-    forced: str | None = None,
-) -> Choice:
+def explain(cell: Cell, directions: Sequence[Direction], lengths: Array | None, how: How) -> Choice:
     """What `choose` returns, and the reasons."""
+    wanted, forced, options = how
     given = cell, directions, lengths, options
-    chosen = choose(*given, wanted, forced)
+    chosen = choose(cell, directions, lengths, how)
     if wanted != AUTO:
         why, others = "it was asked for", "another was asked for"
     elif chosen == forced:

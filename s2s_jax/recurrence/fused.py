@@ -42,32 +42,32 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
     Takes [T, B, G] for the projected input, and for the backward pass as much again for the gates, or for whatever the
     step of a user's cell needs to be differentiated.
     """
-    return carried(cell, direction, lengths, options, Loops(lambda how, args: in_order, lambda how, args, kept: in_order))[0]
+    return carried(cell, direction, lengths, options, Loops(lambda how, args: by_scan, lambda how, args, kept: by_scan))
 
 
-def carried(cell: Cell, direction: Direction, lengths: Array | None, options: Options, loops: "Loops") -> tuple[TimeMajor, Any]:
-    """`run` with loops of another kind, and what the one along time has to report."""
+def carried(cell: Cell, direction: Direction, lengths: Array | None, options: Options, loops: "Loops") -> TimeMajor:
+    """`run` with loops of another kind; the report is that of the one along time."""
     args = Args(direction.params, direction.xs, direction.state, lengths, direction.context)
 
-    def reference(args: Args) -> tuple[TimeMajor, Any]:
+    def reference(args: Args) -> TimeMajor:
         whole = Direction(args.params, args.xs, args.state, args.context, direction.reverse)
-        return scan.run(cell, whole, args.lengths, options), loops.in_order
+        return scan.run(cell, whole, args.lengths, options)._replace(report=loops.report_of_scan)
 
     if jax.tree.leaves(direction.xs)[0].shape[0] <= 1:  # nothing to gather over time
         return reference(args)
     how = How(cell, rules_of(cell), direction.reverse, options.history)
 
-    def forward(args: Args, keep: bool) -> tuple[tuple[TimeMajor, Any], Any]:
-        def along_time(args: Args) -> tuple[tuple[TimeMajor, Any], Any]:
-            done, report, kept = _forward(how, args, keep or loops.reads_kept, loops.along(how, args))
-            return (done, report), kept if keep else None
+    def forward(args: Args, keep: bool) -> tuple[TimeMajor, Any]:
+        def along_time(args: Args) -> tuple[TimeMajor, Any]:
+            done, kept = _forward(how, args, keep or loops.reads_kept, loops.along(how, args))
+            return done, kept if keep else None
 
-        if keep or not loops.alone_in_order_on_cpu:
+        if keep or not loops.scan_on_cpu_without_gradient:
             return along_time(args)
         return jax.lax.platform_dependent(args, cpu=reference, default=lambda args: along_time(args)[0]), None
 
-    def backward(args: Args, kept: Any, cotangents: tuple[TimeMajor, Any]) -> Args:
-        return _backward(how, args, kept, cotangents[0], loops.back(how, args, kept))
+    def backward(args: Args, kept: Any, cotangents: TimeMajor) -> Args:
+        return _backward(how, args, kept, cotangents, loops.back(how, args, kept))
 
     return call_with_adjoint(args, reference, forward, backward)
 
@@ -78,16 +78,16 @@ class Loops(NamedTuple):
     Attributes:
       along: `(how, args) -> carry`; `carry(f, init, xs, reverse=...)` returns what `jax.lax.scan` does, and a report.
       back: `(how, args, kept) -> carry`.
-      alone_in_order_on_cpu: whether a CPU is faster with `scan` where no way back follows.
+      scan_on_cpu_without_gradient: whether a CPU is faster with the backend `scan` where no way back follows.
       reads_kept: whether the carry along time reads what is kept for the way back, the last of what `f` emits.
-      in_order: what it reports of a sequence that is done without it: of one step, or alone on a CPU.
+      report_of_scan: what is reported where the backend `scan` does it instead: a sequence of one step, say.
     """
 
     along: Callable[["How", "Args"], Carry]
     back: Callable[["How", "Args", Any], Carry]
-    alone_in_order_on_cpu: bool = False
+    scan_on_cpu_without_gradient: bool = False
     reads_kept: bool = False
-    in_order: Any = None
+    report_of_scan: Any = None
 
 
 class Args(NamedTuple):
@@ -119,12 +119,12 @@ class How(NamedTuple):
     history: bool
 
 
-def in_order(f: Callable[..., Any], init: State, xs: Any, *, reverse: bool) -> tuple[State, Any, None]:
+def by_scan(f: Callable[..., Any], init: State, xs: Any, *, reverse: bool) -> tuple[State, Any, None]:
     return *jax.lax.scan(f, init, xs, reverse=reverse), None
 
 
-def _forward(how: How, args: Args, keep: bool, carry: Carry) -> tuple[TimeMajor, Any, Any]:
-    """What `scan.run` returns; what the loop reports; kept, the state before each step and what was saved of it, or else z."""
+def _forward(how: How, args: Args, keep: bool, carry: Carry) -> tuple[TimeMajor, Any]:
+    """What `scan.run` returns; kept, the state before each step and what was saved of it, or else z."""
     cell, rules = how.cell, how.rules
     valid = valid_steps(args)
     dtype = scan.compute_dtype(args.xs, args.params)
@@ -147,14 +147,14 @@ def _forward(how: How, args: Args, keep: bool, carry: Carry) -> tuple[TimeMajor,
     state, (outputs, states, kept), report = carry(advance, args.state, (zs, valid), reverse=how.reverse)
     if keep and rules is None:
         kept = kept[0], zs
-    return TimeMajor(outputs, state, states), report, kept
+    return TimeMajor(outputs, state, states, report), kept
 
 
 def _backward(how: How, args: Args, kept: Any, cotangents: TimeMajor, carry: Carry) -> Args:
     """Cotangents of the arguments."""
     valid = valid_steps(args)
     # Whatever the loss does with the padding ends here, NaN too.
-    d_outputs, d_state, d_states = cotangents._replace(outputs=_zeroed(cotangents.outputs, valid))
+    d_outputs, d_state, d_states = _zeroed(cotangents.outputs, valid), cotangents.state, cotangents.states
     stepwise, pull, gather = (_any_cell if how.rules is None else _by_hand)(how, args, kept, valid)
 
     def retreat(d_state: State, at: Any) -> tuple[State, Any]:

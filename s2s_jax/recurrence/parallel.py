@@ -86,8 +86,8 @@ class Solved(NamedTuple):
     converged: Bool[Array, ""]
 
 
-def _in_order() -> Solved:
-    """Of a sequence of at most one step, where there is nothing to solve."""
+def _nothing_to_solve() -> Solved:
+    """Of a sequence of at most one step."""
     return Solved(jnp.int32(0), jnp.float32(0), jnp.bool_(True))
 
 
@@ -103,14 +103,8 @@ def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, 
 
 
 def run(cell: Cell, direction: Direction, lengths: Array | None, options: Options) -> TimeMajor:
-    """Carries `cell` along time. Derivatives but the first in reverse mode are those of the backend `scan`."""
-    return solved(cell, direction, lengths, options, Newton())[0]
-
-
-def solved(
-    cell: Cell, direction: Direction, lengths: Array | None, options: Options, newton: Newton
-) -> tuple[TimeMajor, Solved]:
-    """`run`, and how it went."""
+    """Carries `cell` along time; the report is a `Solved`. Derivatives but the first in reverse mode are those of `scan`."""
+    newton: Newton = options.newton or Newton()
     dtype = scan.compute_dtype(direction.xs, direction.params)
     if newton.tolerance is None:
         coarsest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(direction.state))
@@ -143,7 +137,7 @@ def solved(
 
         return told
 
-    loops = fused.Loops(along, back, reads_kept=by_hand, in_order=_in_order())
+    loops = fused.Loops(along, back, reads_kept=by_hand, report_of_scan=_nothing_to_solve())
     return fused.carried(cell, direction, lengths, options, loops)
 
 

@@ -15,7 +15,7 @@ from s2s_jax.types import Cell, Inputs, Params, State
 def run(cell: Cell, direction: Direction, lengths: Array | None, options: Options) -> TimeMajor:
     """Carries `cell` along time; `lengths` int32 [B] within 0..T."""
     params, xs, state, context, reverse = direction
-    remat, history = options
+    remat = options.remat
     time = jax.tree.leaves(xs)[0].shape[0]
     dtype = compute_dtype(xs, params)
 
@@ -34,7 +34,7 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
         if valid is not None:
             new = jax.tree.map(lambda a, b: where_valid(valid, a, b), new, state)
             y = jax.tree.map(lambda leaf: where_valid(valid, leaf, jnp.zeros((), leaf.dtype)), y)
-        return new, (y, new if history else None)
+        return new, (y, new if options.history else None)
 
     at = (jnp.arange(time, dtype=jnp.int32), xs)
     state = varying_as(state, (params, xs, lengths, context))

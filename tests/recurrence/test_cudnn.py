@@ -1,6 +1,7 @@
 """Backend `cudnn` through `jax.experimental.rnn.lstm_ref`, what JAX says cuDNN computes; cuDNN itself needs a GPU."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import s2s_jax
 from s2s_jax import cells
 from s2s_jax.recurrence import cudnn
-from s2s_jax.recurrence.backend import Backend, Direction, Options
+from s2s_jax.recurrence.backend import Backend, Direction, Options, Stack
 from s2s_jax.recurrence.choice import BACKENDS
 from tests.samples import (
     CELLS,
@@ -40,9 +41,13 @@ forward_and_reverse = pytest.mark.parametrize("reverse", [False, True], ids=["fo
 
 def in_place_of_cudnn(kernel):
     def why_not(cell, directions, lengths, options):
-        return cudnn._why_not_layer(cell, directions, options)
+        return cudnn.why_not_these([cell], [directions], options)
 
-    return Backend(functools.partial(cudnn.run, kernel=kernel), why_not)
+    def why_not_stack(cells, directions, lengths, options):
+        return cudnn.why_not_order(directions) or cudnn.why_not_these(cells, directions, options)
+
+    stack = Stack(functools.partial(cudnn.run_stack, kernel=kernel), why_not_stack)
+    return Backend(functools.partial(cudnn.run, kernel=kernel), why_not, stack)
 
 
 @pytest.fixture
@@ -93,37 +98,95 @@ def test_padding_reaches_nothing(reverse, by_reference):
     )
 
 
-@pytest.mark.parametrize("directions", [("forward",), ("backward",), ("forward", "backward")], ids="-".join)
-def test_a_stack_in_one_call_equals_layer_by_layer(directions):
-    """Two layers; the same numbers as `unroll_stack` on `scan`, with biases, states and ragged lengths."""
+def stack_sample(directions, in_features=D, hidden=(H, H)):
+    """Parameters of layers of those sizes, their states, inputs, and ragged lengths with 0, 1 and T among them."""
     width = len(directions)
-    seeds = [[10 * layer + d for d in range(width)] for layer in range(2)]
-    features = (D, width * H)
-    params = tuple(tuple(random_params(cells.lstm, features[k], H, seed) for seed in row) for k, row in enumerate(seeds))
+    features = [in_features, *(width * size for size in hidden[:-1])]
+    params = tuple(
+        tuple(random_params(cells.lstm, features[k], size, 10 * k + d) for d in range(width)) for k, size in enumerate(hidden)
+    )
     states = tuple(tuple(random_state(cells.lstm, p, B, 30 + k) for k, p in enumerate(row)) for row in params)
-    xs, lengths = random_inputs("lstm", B, T, D, 4), ragged_lengths(B, T, 5)
+    return params, random_inputs("lstm", B, T, in_features, 4), states, jnp.asarray(ragged_lengths(B, T, 5))
 
-    def stacked(params, xs, states):
-        nothing, same = ((None,) * width,) * 2, ((cells.lstm,) * width,) * 2
-        done = cudnn.run_stack(
-            same, params, jnp.swapaxes(xs, 0, 1), states, jnp.asarray(lengths), nothing,
-            directions=directions, remat=None, kernel=cudnn.reference,
-        )  # fmt: skip
-        return jnp.swapaxes(done.outputs, 0, 1), done.states
 
-    def one_by_one(params, xs, states):
-        return tuple(s2s_jax.unroll_stack(cells.lstm, params, xs, states, lengths=lengths, directions=directions))
+NUMBERS = itertools.count()
 
-    weights = random_like(jax.eval_shape(one_by_one, params, xs, states), 6, 1.0)
 
-    def both(function):
-        def loss(*arguments):
-            done = function(*arguments)
+class Counted:
+    """JAX's reference in the place of cuDNN, and how many layers each call of it had."""
+
+    def __init__(self):
+        self.layers = []
+
+    def __call__(self, *arguments):
+        self.layers.append(arguments[7])
+        return cudnn.reference(*arguments)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Name of a backend, one that no compiled program has been kept under, and the number of layers of each of its calls."""
+    kernel = Counted()
+    name = f"counted-{next(NUMBERS)}"
+    monkeypatch.setitem(BACKENDS, name, in_place_of_cudnn(kernel))
+    return name, kernel.layers
+
+
+@pytest.mark.parametrize("directions", [("forward",), ("backward",), ("forward", "backward")], ids="-".join)
+@pytest.mark.parametrize("dropout", [False, True], ids=["", "input-dropout"])
+def test_a_stack_in_one_call_equals_layer_by_layer(directions, dropout, counted):
+    """Two layers; the same numbers as on `scan`, with biases, states, ragged lengths, and a mask below the first layer."""
+    name, calls = counted
+    params, xs, states, lengths = stack_sample(directions)
+    masks = (np.random.default_rng(7).binomial(1, 0.5, (B, T, D)).astype(np.float32) * 2, None) if dropout else None
+
+    def both(backend):
+        def loss(params, xs, states):
+            done = s2s_jax.unroll_stack(
+                cells.lstm, params, xs, states, lengths=lengths, directions=directions, dropout_masks=masks, backend=backend
+            )
+            weights = random_like(jax.eval_shape(lambda: done), 6, 1.0)
             return weighted_sum(done, weights), done
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(params, xs, states)
 
-    assert_close(both(stacked), both(one_by_one), TOLERANCE["float32"])
+    got, want = both(name), both("scan")
+    assert_close(got, want, TOLERANCE["float32"])
+    assert set(calls[-1:]) == {2}
+
+
+@pytest.mark.parametrize(
+    ("options", "hidden", "in_one"),
+    [
+        ({}, (H, H), True),
+        ({}, (H, H + 1), False),
+        ({"residual": True}, (H, H), False),
+        ({"dropout_masks": (None, np.ones((B, T, H), np.float32))}, (H, H), False),
+        ({"directions": ("forward", "backward"), "merge": "sum"}, (H, H), False),
+        ({"directions": ("forward", "backward"), "merge": "none"}, (H, H), False),
+        ({"directions": ("backward", "forward")}, (H, H), False),
+    ],
+    ids=["plain", "sizes", "residual", "dropout between", "sum", "apart", "order"],
+)
+def test_a_stack_that_does_not_go_in_one_call_goes_layer_by_layer(options, hidden, in_one, counted):
+    name, calls = counted
+    directions = options.get("directions", ("forward",))
+    params, xs, states, lengths = stack_sample(directions, hidden=hidden)
+    if "merge" in options:  # the second layer reads H, not 2 H
+        params = (params[0], tuple(random_params(cells.lstm, H, H, d) for d in range(2)))
+
+    def run(backend):
+        return s2s_jax.unroll_stack(cells.lstm, params, xs, states, lengths=lengths, backend=backend, **options)
+
+    assert_close(run(name), run("scan"), TOLERANCE["float32"])
+    assert (2 in calls) == in_one
+
+
+def test_a_stack_checks_the_layers_above_the_first(counted):
+    params, xs, states, lengths = stack_sample(("forward",))
+    wrong = (params[0], (random_params(cells.lstm, H + 2, H),))
+    with pytest.raises(ValueError, match=r"expected 6 features \(the rows of params\[1\]\[0\].w\), got 4"):
+        s2s_jax.unroll_stack(cells.lstm, wrong, xs, states, lengths=lengths, backend=counted[0])
 
 
 def test_packed_weights_are_as_jax_lays_them_out():
@@ -297,16 +360,3 @@ def test_what_it_does_not_do(name, changes, reason, by_reference):
 def test_it_gives_no_history(by_reference):
     with pytest.raises(ValueError, match="history: it returns the last state only"):
         s2s_jax.unroll_with_history(*sample("lstm")[:4], backend=by_reference)
-
-
-def test_layers_of_different_sizes():
-    params = ((random_params(cells.lstm, D, H),), (random_params(cells.lstm, H, H + 1),))
-    xs, one = jnp.zeros((T, B, D)), ((cells.lstm,),) * 2
-    with pytest.raises(ValueError, match="all layers and directions of one size"):
-        cudnn.run_stack(
-            one, params, xs, ((None,),) * 2, None, ((None,),) * 2, directions=("forward",), remat=None, kernel=cudnn.reference
-        )
-    with pytest.raises(ValueError, match="directions: expected"):
-        cudnn.run_stack(
-            one, params, xs, ((None,),) * 2, None, ((None,),) * 2, directions=("backward", "forward"), remat=None
-        )  # fmt: skip

@@ -230,6 +230,64 @@ TRANSFORMED = {
 }
 
 
+MAPPED = {  # the axes of xs, state and lengths over which is mapped
+    "all": (2, 1, 1),
+    "inputs": (0, None, None),
+    "states": (None, 1, None),
+    "lengths": (None, None, 0),
+}
+
+
+@pytest.mark.parametrize("over", MAPPED)
+@pytest.mark.parametrize("batch_size", [4, 0])
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_vmap_with_shared_parameters_is_one_call(name, over, batch_size):
+    """Both directions, ragged lengths; values, gradients of a loss over the mapped axis, and of each by itself."""
+    given = sample(name, max(batch_size, 1), 7, 3, 10)
+    axes = MAPPED[over]
+
+    def many(leaf, axis, seed):
+        leaf = np.asarray(leaf)[:batch_size]
+        if axis is None:
+            return leaf
+        if leaf.dtype.kind == "i":  # lengths; 0, 1 and T of `leaf` stand in other places
+            return np.stack([np.roll(leaf, k) for k in range(3)], axis)
+        return np.random.default_rng(seed).normal(size=(*leaf.shape[:axis], 3, *leaf.shape[axis:])).astype(np.float32)
+
+    xs, lengths = many(given.xs, axes[0], 1), many(given.lengths, axes[2], 2)
+    state = jax.tree.map(lambda leaf: many(leaf, axes[1], 3), given.state)
+
+    def outputs(backend, params, xs, state, lengths):
+        both = ("forward", "backward")
+        return s2s_jax.unroll_stack(
+            given.cell, [[params] * 2], xs, [[state] * 2], lengths=lengths, directions=both, backend=backend
+        )
+
+    def loss(backend, params, xs, state, lengths):
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs(backend, params, xs, state, lengths)))
+
+    def everything(backend):
+        mapped = jax.vmap(functools.partial(outputs, backend), (None, *axes))
+        total = lambda *args: jnp.sum(jax.vmap(functools.partial(loss, backend), (None, *axes))(*args))  # noqa: E731
+        each = jax.vmap(jax.grad(functools.partial(loss, backend), argnums=(1, 2)), (None, *axes))
+        of_params = jax.vmap(jax.grad(functools.partial(loss, backend)), (None, *axes))
+        arguments = given.params, xs, state, lengths
+        return mapped(*arguments), jax.grad(total, argnums=(0, 1, 2))(*arguments), each(*arguments), of_params(*arguments)
+
+    assert_close(everything("native"), everything("scan"), TOLERANCE["float32"])
+    total = jax.jit(
+        jax.grad(
+            lambda params, xs: jnp.sum(jax.vmap(functools.partial(loss, "native"), (None, *axes))(params, xs, state, lengths)),
+            argnums=(0, 1),
+        )
+    )
+    compiled = total.lower(given.params, xs).compile().as_text()
+    assert "while" not in compiled
+    calls = 1 if batch_size else 0  # XLA takes out what has no elements
+    assert compiled.count('custom_call_target="s2s_backward"') == 1
+    assert compiled.count('custom_call_target="s2s_forward"') == calls
+
+
 def _vjp_out_of_vmap(f, params, xs):
     _, pull = jax.vmap(lambda x: jax.vjp(lambda p: f(p, x), params))(jnp.stack([xs, 2 * xs]))
     return jax.tree.map(lambda leaf: leaf[1], pull)(jnp.ones(()))

@@ -30,7 +30,7 @@ def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, opti
         tuple(d.state for d in directions),
     )
     done = calls.forward(cell, [d.reverse for d in directions], arguments, lengths)
-    return [TimeMajor(jnp.swapaxes(y, 0, 1), state, None) for y, state in zip(*done, strict=True)]
+    return [TimeMajor(jnp.swapaxes(y, 0, 1), state) for y, state in zip(*done, strict=True)]
 
 
 def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:

@@ -1,6 +1,7 @@
 """The native layer as JAX primitives: forward, its tangent, and its gradient.
 
-The gradient of `forward` is one native call; under `vmap` either is one call after the other. Whatever else may be asked for
+The gradient of `forward` is one native call. Under `vmap` with shared parameters the mapped axis becomes more rows of one call;
+parameters that differ, or whose gradients are kept apart, take one call after the other. Whatever else may be asked for
 (derivatives of the gradient, forward mode, another platform than the CPU) is that of the backend `scan`, which computes the
 same function.
 """
@@ -43,6 +44,13 @@ class Call(NamedTuple):
     cell: Cell
     reversed: tuple[bool, ...]
     arguments: Any
+
+
+class Rows(NamedTuple):
+    """Of the operands and the results of a primitive, which axis is that of the rows of the batch; None where none is."""
+
+    operands: Sequence[int | None]
+    results: Sequence[int | None]
 
 
 class _Kind(NamedTuple):
@@ -218,6 +226,28 @@ def _results(call: Call, leaves: Sequence[Any]) -> Results:
     return jax.tree.unflatten(structure, list(leaves)[: structure.num_leaves])
 
 
+def _has_rows(call: Call) -> list[bool]:
+    """Of each flat argument, whether its first axis is that of the rows, which parameters do not have."""
+    arguments, lengths = jax.tree.unflatten(call.arguments, range(call.arguments.num_leaves))
+    parts = (arguments.params, False), ((arguments.xs, arguments.states, lengths), True)
+    return [has for part, has in parts for _ in jax.tree.leaves(part)]
+
+
+def _rows_of_forward(call: Call, saving: bool) -> Rows:
+    given = [0 if has else None for has in _has_rows(call)]
+    return Rows(given, _rows_of_results(call, saving))
+
+
+def _rows_of_gradient(call: Call, wrt: tuple[int, ...], given: tuple[bool, ...]) -> Rows:
+    arguments = [0 if has else None for has in _has_rows(call)]
+    return Rows([*arguments, *_rows_of_results(call, True), *[0] * sum(given)], [arguments[i] for i in wrt])
+
+
+def _rows_of_results(call: Call, saving: bool) -> list[int]:
+    results = len(jax.tree.leaves(_results(call, range(call.arguments.num_leaves + len(call.reversed)))))
+    return [0] * results + [1] * (len(call.reversed) if saving else 0)  # what is saved is time-major
+
+
 def _split(operands: Sequence[Array], call: Call, last: int) -> tuple[list[Array], list[Array], list[Array]]:
     """Operands of a derivative: the arguments, results with what was saved, and the tangents or cotangents."""
     first, end = call.arguments.num_leaves, len(operands) - last
@@ -227,7 +257,12 @@ def _split(operands: Sequence[Array], call: Call, last: int) -> tuple[list[Array
 # Primitives ----------------------------------------------------------------------------------------------------------------
 
 
-def _primitive(name: str, by_scan: Callable[..., list[Array]], natively: Callable[..., list[Array]] | None) -> Primitive:
+def _primitive(
+    name: str,
+    by_scan: Callable[..., list[Array]],
+    natively: Callable[..., list[Array]] | None = None,
+    rows: Callable[..., Rows] | None = None,
+) -> Primitive:
     """A primitive that is `natively` on a CPU; elsewhere, and where it is differentiated, it is `by_scan`."""
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -245,19 +280,30 @@ def _primitive(name: str, by_scan: Callable[..., list[Array]], natively: Callabl
         outs = jax.eval_shape(functools.partial(by_scan, **static), *given)
         return [jax.core.ShapedArray(out.shape, out.dtype) for out in outs]
 
-    def batched(operands: Sequence[Array], axes: Sequence[Any], **static: Any) -> tuple[list[Array], list[int]]:
-        if natively is None:
+    def batched(operands: Sequence[Array], axes: Sequence[Any], **static: Any) -> tuple[list[Array], Sequence[Any]]:
+        if natively is None or rows is None:
             outs = jax.vmap(functools.partial(by_scan, **static), in_axes=list(axes))(*operands)
-        else:  # one call after the other; what one of them saves must be what its gradient expects
-            mapped = [k for k, axis in enumerate(axes) if axis is not None]
+            return outs, [0] * len(outs)
+        own, made = rows(**static)
+        if None not in made and all(row is not None or axis is None for row, axis in zip(own, axes, strict=True)):
+            size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+            folded = [_folded(x, axis, row, size) for x, axis, row in zip(operands, axes, own, strict=True)]
+            (count,) = {x.shape[row] for x, row in zip(folded, own, strict=True) if row is not None}
+            outs = primitive.bind(*folded, **static)
+            apart = size, count // max(size, 1)
+            return [
+                out.reshape(*out.shape[:row], *apart, *out.shape[row + 1 :]) for out, row in zip(outs, made, strict=True)
+            ], made
+        # One call after the other; what one of them saves must be what its gradient expects.
+        mapped = [k for k, axis in enumerate(axes) if axis is not None]
 
-            def one(some: list[Array]) -> list[Array]:
-                whole = list(operands)
-                for k, value in zip(mapped, some, strict=True):
-                    whole[k] = value
-                return primitive.bind(*whole, **static)
+        def one(some: list[Array]) -> list[Array]:
+            whole = list(operands)
+            for k, value in zip(mapped, some, strict=True):
+                whole[k] = value
+            return primitive.bind(*whole, **static)
 
-            outs = jax.lax.map(one, [jnp.moveaxis(operands[k], axes[k], 0) for k in mapped])
+        outs = jax.lax.map(one, [jnp.moveaxis(operands[k], axes[k], 0) for k in mapped])
         return outs, [0] * len(outs)
 
     def differentiated(primals: Sequence[Array], tangents: Sequence[Any], **static: Any) -> tuple[Any, Any]:
@@ -281,9 +327,17 @@ def _primitive(name: str, by_scan: Callable[..., list[Array]], natively: Callabl
     return primitive
 
 
-_forward_p = _primitive("native_recurrence", _forward_by_scan, _forward_natively)
-_tangent_p = _primitive("native_recurrence_tangent", _tangent_by_scan, None)
-_gradient_p = _primitive("native_recurrence_gradient", _gradient_by_scan, _gradient_natively)
+def _folded(x: Array, axis: int | None, row: int | None, size: int) -> Array:
+    """With the mapped axis, of that size, made part of the rows."""
+    if row is None:
+        return x
+    apart = jnp.repeat(jnp.expand_dims(x, row), size, row) if axis is None else jnp.moveaxis(x, axis, row)
+    return apart.reshape(*apart.shape[:row], size * apart.shape[row + 1], *apart.shape[row + 2 :])
+
+
+_forward_p = _primitive("native_recurrence", _forward_by_scan, _forward_natively, _rows_of_forward)
+_tangent_p = _primitive("native_recurrence_tangent", _tangent_by_scan)
+_gradient_p = _primitive("native_recurrence_gradient", _gradient_by_scan, _gradient_natively, _rows_of_gradient)
 
 
 def _forward_jvp(primals: Sequence[Array], tangents: Sequence[Any], *, call: Call, saving: bool) -> tuple[Any, Any]:
