@@ -120,7 +120,7 @@ def run_stack(
     backward = _reversed(directions[0])
 
     def scanned(args: Any) -> StackTimeMajor:
-        return _scanned(cells, *args, backward)
+        return _scanned(cells, *args, backward=backward)
 
     def direct(inexact: tuple[Any, Any, Any], lengths: Array | None) -> StackTimeMajor:
         return _direct(kernel or _cudnn, *inexact, lengths, backward)
