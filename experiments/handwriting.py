@@ -451,14 +451,20 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         plan = LineBatches(encoded, columns=config.columns, shapes=config.shapes).in_order(encoded)
         read = reader(plan, config.beam_size if config.beam_size > 1 else None)
         for name, picture, line, figure in zip(names, pictures, read, figure_names(names), strict=True):
-            if line.text:
-                sure, least = np.mean(line.confidences), min(line.confidences)
-                print(f"{name}: {line.text}  (mean confidence {sure:.1%}, least {least:.1%})")
-            else:
-                print(f"{name}: (nothing read)")
+            print(f"{name}: {describe_read(line)}")
             print(f"  drawn in {run.figure(figure, drawn_line(picture, line, name))}")
     if wrong:
         raise ValueError("\n".join(wrong))
+
+
+def describe_read(line: LineRead) -> str:
+    """For people: a text and how sure it is, and where it was cut off; or why there is none."""
+    if not line.text:
+        reason = "" if line.finished else ": the search found no text of whole words, which a larger --beam-size may"
+        return f"(nothing read{reason})"
+    text = f"{line.text}  (mean confidence {np.mean(line.confidences):.1%}, least {min(line.confidences):.1%})"
+    limit = f"cut off after {len(line.text)} characters, as many as its width allows, before the decoder said the end"
+    return text if line.finished else f"{text}; {limit}"
 
 
 def figure_names(names: Sequence[str]) -> list[str]:

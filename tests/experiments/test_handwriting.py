@@ -13,11 +13,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from experiments import handwriting
 from experiments.handwriting import Config, build_model, encode, load_split
 from s2s_jax.data.text_lines import LineBatches, drawn_lines, fit_characters
+from s2s_jax.data.vocabulary import END
 from s2s_jax.layers import Backbone, Stage
 from s2s_jax.models.line_loss import line_loss
 from s2s_jax.models.line_reader import LineRead, LineReader
@@ -115,10 +116,13 @@ def test_a_crnn_from_training_to_prediction(crnn, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(LineReader, "__call__", lambda *_: [LineRead("", [], [], 0.0)])
     call("predict", picture, "--runs-dir", tmp_path)
     assert capsys.readouterr().out.startswith(f"{picture}: (nothing read)\n")
+    monkeypatch.setattr(LineReader, "__call__", lambda *_: [LineRead("", [], [], -np.inf, finished=False)])
+    call("predict", picture, "--runs-dir", tmp_path, "--beam-size", "2", "--lexicon")
+    assert capsys.readouterr().out.startswith(f"{picture}: (nothing read: the search found no text of whole words, ")
 
 
 def test_columns_with_a_decoder(crnn, tmp_path, capsys):
-    """It starts from the columns of a CRNN that was trained before, and keeps them."""
+    """It starts from the columns of a CRNN that was trained before, and keeps them; a text that never ends is told."""
     decoder = ["--model", "attention", "--attention", "location", "--label-smoothing", "0.1", "--augment", "0"]
     from_crnn = ["--init-from", crnn[0] / "handwriting/default", "--init-parts", "encoder", "--freeze", "encoder"]
     call(*SMALL, "--runs-dir", tmp_path, *decoder, *from_crnn)
@@ -130,6 +134,19 @@ def test_columns_with_a_decoder(crnn, tmp_path, capsys):
     assert kept
     for name in kept:
         np.testing.assert_array_equal(after[name], before[name])
+
+    picture, weights = tmp_path / "line.png", tmp_path / "handwriting/default/weights.safetensors"
+    Image.new("L", (24, 32), 255).save(picture)  # 6 frames: 6 characters and the end
+
+    def read(bias_of_end):
+        after["decoder.output.bias"][END] = bias_of_end
+        save_file(after, weights)
+        capsys.readouterr()
+        call("predict", picture, "--runs-dir", tmp_path)
+        return capsys.readouterr().out.splitlines()[0]
+
+    assert re.search(r": .{7}  \(mean confidence .*\); cut off after 7 characters, .* before the decoder said", read(-99))
+    assert read(99).endswith(": (nothing read)")
 
 
 @pytest.mark.parametrize(
