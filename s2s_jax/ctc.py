@@ -26,6 +26,12 @@ def check_frames(
     return jnp.where(mask[..., None], logits, 0).astype(jnp.promote_types(logits.dtype, jnp.float32)), mask
 
 
+def frame_log_probs(logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
+    """The log softmax; -inf for all symbols of a frame whose logits are all -inf, which no alignment can pass."""
+    says_nothing = jnp.all(logits == -jnp.inf, axis=-1, keepdims=True)
+    return jnp.where(says_nothing, -jnp.inf, jax.nn.log_softmax(logits))
+
+
 def ctc_frames(labels: Int[Array, "B N"], label_lengths: Int[Array, " B"]) -> Int[Array, " B"]:
     """The fewest frames that each label fits: its symbols, and a blank between each two that are equal."""
     labels, label_lengths = jnp.asarray(labels), jnp.asarray(label_lengths).astype(jnp.int32)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from s2s_jax.ctc import check_frames, check_labels, ctc_frames
+from s2s_jax.ctc import check_frames, check_labels, ctc_frames, frame_log_probs
 from s2s_jax.sharding import varying_as
 
 
@@ -48,7 +48,7 @@ def ctc_align(
       TypeError, ValueError: as `ctc_loss`, but that a label that does not fit is no error.
     """
     logits, mask = check_frames(logits, lengths, blank)
-    log_probs = jax.nn.log_softmax(logits)
+    log_probs = frame_log_probs(logits)
     batch_size, time = mask.shape
     labels, label_lengths = check_labels(labels, label_lengths, batch_size, log_probs.shape[-1], blank)
     most = labels.shape[1]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from s2s_jax.ctc import check_frames
+from s2s_jax.ctc import check_frames, frame_log_probs
 from s2s_jax.decoding.lexicon import Lexicon
 from s2s_jax.sharding import varying_as
 from s2s_jax.types import Context, DecoderStep, Params, State
@@ -87,7 +87,7 @@ def ctc_beam_search(
     if not 1 <= n_best <= beam_size:
         raise ValueError(f"n_best: expected 1 to beam_size = {beam_size}, got {n_best}")
     logits, mask = check_frames(logits, lengths, blank)
-    log_probs = jax.nn.log_softmax(logits)
+    log_probs = frame_log_probs(logits)
     _, time, vocabulary_size = log_probs.shape
     if lexicon is not None and lexicon.following.shape[-1] != vocabulary_size:
         raise ValueError(f"lexicon: expected one of {vocabulary_size} symbols, got {lexicon.following.shape[-1]}")

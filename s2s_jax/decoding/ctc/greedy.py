@@ -2,17 +2,17 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from s2s_jax.ctc import check_frames
+from s2s_jax.ctc import check_frames, frame_log_probs
 
 
 class Read(NamedTuple):
     """What the frames of each row say, and where: frames `starts` to `ends`, the last not included; all 0 in the padding.
 
-    `confidences` are the greatest probability of the symbol in its frames; `log_probs` that of the one alignment that was read.
+    `confidences` are the greatest probability of the symbol in its frames; `log_probs` that of the one alignment that was read;
+    -inf where a frame's logits are all -inf, and nothing is read then.
     """
 
     tokens: Int[Array, "B T"]
@@ -38,10 +38,11 @@ def ctc_greedy(logits: Float[Array, "B T V"], lengths: Int[Array, " B"] | None =
       ValueError: a blank outside the vocabulary, or concrete lengths out of range. Traced ones are clipped.
     """
     logits, mask = check_frames(logits, lengths, blank)
-    log_probs = jax.nn.log_softmax(logits)
+    log_probs = frame_log_probs(logits)
     batch_size, time = mask.shape
-    best = jnp.where(mask, jnp.argmax(log_probs, axis=-1), blank)
     gain = jnp.where(mask, jnp.max(log_probs, axis=-1), 0)
+    possible = jnp.all(gain != -jnp.inf, axis=1, keepdims=True)
+    best = jnp.where(mask & possible, jnp.argmax(log_probs, axis=-1), blank)
     before = jnp.concatenate([jnp.full_like(best[:, :1], blank), best[:, :-1]], axis=1)
     said = best != blank
     begins = said & (best != before)

@@ -157,6 +157,40 @@ def runs(path):
         at += length
 
 
+def silent():
+    """Of two rows the second has a frame that can say nothing at all; beside them the alignments that each row can take."""
+    logits, exact = drawn(np.random.default_rng(1), 2, 3, 4)
+    logits[1, 1] = exact[1, 1] = -np.inf
+    paths = [[(path, log_prob) for path, log_prob in all_paths(row) if log_prob > -np.inf] for row in exact]
+    assert (len(paths[0]), len(paths[1])) == (4**3, 0)
+    return logits, paths[0]
+
+
+@pytest.mark.parametrize("blank", [0, 2])
+def test_no_alignment_passes_a_frame_that_says_nothing(blank):
+    logits, paths = silent()
+    path, log_prob = max((of for of in paths if read(of[0], blank) == (1,)), key=lambda of: of[1])
+    found = jax.tree.map(np.asarray, ctc_align(logits, None, np.array([[1], [1]]), np.array([1, 1]), blank=blank))
+    np.testing.assert_allclose(found.log_probs, [log_prob, -np.inf], rtol=1e-5)
+    assert found.fits.all()
+    np.testing.assert_array_equal(found.positions, [np.where(np.array(path) == 1, 0, -1), [-1] * 3])
+    assert not any(leaf[1].any() for leaf in (found.starts, found.ends, found.confidences))
+
+
+@pytest.mark.parametrize("blank", [0, 2])
+def test_greedy_reads_nothing_where_a_frame_says_nothing(blank):
+    logits, paths = silent()
+    path, log_prob = max(paths, key=lambda of: of[1])
+    found = jax.tree.map(np.asarray, ctc_greedy(logits, blank=blank, pad=9))
+    np.testing.assert_allclose(found.log_probs, [log_prob, -np.inf], rtol=1e-5)
+    assert tuple(found.tokens[0, : found.lengths[0]]) == read(path, blank)
+    assert found.lengths.tolist() == [len(read(path, blank)), 0]
+    assert (found.tokens[1] == 9).all()
+    assert not any(leaf[1].any() for leaf in (found.starts, found.ends, found.confidences))
+    best = ctc_beam_search(logits, blank=blank, beam_size=4)  # as prefix beam search does
+    assert (float(best.log_probs[1, 0]), int(best.lengths[1, 0])) == (-np.inf, 0)
+
+
 @cases
 def test_frames_that_a_label_needs(size, blank):
     rows, _, _, _, labels, label_lengths = of_all_labels(size, blank)
