@@ -34,6 +34,7 @@ from s2s_jax import cells, plots
 from s2s_jax.attention import make_additive
 from s2s_jax.bootstrap import bootstrap, interval, length_groups
 from s2s_jax.ctc import ctc_frames
+from s2s_jax.data.augmentation import FADED
 from s2s_jax.data.text_lines import (
     EncodedLines,
     LineBatches,
@@ -88,7 +89,7 @@ class Reading:
     language_weight: float = 0.0
     """What a character n-gram model of the training texts counts in the search; 0 for none."""
     language_bonus: float = 0.0
-    """What each character adds to a text's score."""
+    """What each character adds to a text's score; below 0 it favours short texts."""
     language_order: int = 6
     """The longest n-gram."""
     lexicon: bool = False
@@ -147,6 +148,7 @@ class Config(Reading, TrainingConfig):
     evaluate_every: int = 200
 
     may_be_zero: ClassVar[tuple[str, ...]] = TrainingConfig.may_be_zero
+    may_be_negative: ClassVar[tuple[str, ...]] = ("language_bonus",)
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {
         "train": (ScoredSplit,),
         "evaluate": (Scored,),
@@ -160,6 +162,9 @@ class Config(Reading, TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.augment >= FADED:
+            expected = f"a number from 0 to below {FADED:.2f}, where ink fades to nothing"
+            raise ValueError(f"augment: expected {expected}, got {self.augment}")
         changed = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default}
         for name in ("language_bonus", "language_order"):
             if not self.language_weight and name in changed:

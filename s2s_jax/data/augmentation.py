@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from s2s_jax.masks import length_mask
 
+FADED = 10 / 3  # the strength at which the palest ink would be 1 - 0.3 * strength = 0, and so the gamma
 _GRID = 24  # pixels between two places whose shifts are drawn; between them shifts are smooth
 
 
@@ -22,11 +23,16 @@ def augmented_lines(
     Args:
       pictures, widths: what stands behind the widths is not read.
       key: of all that is drawn.
-      strength: what ranges are multiplied by; 0 changes nothing.
+      strength: what ranges are multiplied by; 0 changes nothing, and from `FADED` on nothing would be left of a picture.
 
     Returns:
       Pictures of the same shape, zero behind the new widths, and these.
+
+    Raises:
+      ValueError: a strength out of this range.
     """
+    if not 0 <= strength < FADED:
+        raise ValueError(f"strength: expected a number from 0 to below {FADED:.2f}, got {strength}")
     batch_size, height, width, _ = pictures.shape
     keys = iter(jax.random.split(key, 16))
 

@@ -116,8 +116,8 @@ def read_picture(encoded: bytes, height: int, channels: int = 1) -> np.ndarray:
     It is turned as its EXIF orientation says; 16 bits become 8, and so do 32 as far as its values make use of them.
 
     Raises:
-      ValueError: not a picture, a damaged one or one too large to be meant; another number of channels than 1 (grey) and 3
-        (colour).
+      ValueError: not a picture, a damaged one, one too large to be meant or one of floating shades, whose white nobody knows;
+        another number of channels than 1 (grey) and 3 (colour).
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -130,6 +130,8 @@ def read_picture(encoded: bytes, height: int, channels: int = 1) -> np.ndarray:
         raise ValueError("expected a picture, got a file of no known kind") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"expected a picture, got {error}") from error
+    if upright.mode == "F":
+        raise ValueError("expected a picture of shades that are whole numbers, got one of floating ones")
     if upright.mode.startswith("I"):  # of which a conversion would keep no more than the darkest 256 shades
         shades = np.asarray(upright, np.float64)
         upright = Image.fromarray((shades * 255 / _white(upright.mode, shades)).round().clip(0, 255).astype(np.uint8))

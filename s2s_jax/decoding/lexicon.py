@@ -20,7 +20,9 @@ class Lexicon(NamedTuple):
     ends: Bool[Array, " N"]
 
 
-def make_lexicon(words: Iterable[Sequence[int]], vocabulary_size: int, *, separators: Sequence[int] = ()) -> Lexicon:
+def make_lexicon(
+    words: Iterable[Sequence[int]], vocabulary_size: int, *, separators: Sequence[int] = (), blank: int = 0
+) -> Lexicon:
     """A tree of words, any number of which may follow each other with separators between them.
 
     Args:
@@ -28,19 +30,22 @@ def make_lexicon(words: Iterable[Sequence[int]], vocabulary_size: int, *, separa
       vocabulary_size: V. The tables take 4 V bytes for each different beginning of a word.
       separators: symbols such as the space, that may be said at the beginning of a text, behind a word, and repeatedly.
         Without any, a text is one word or empty.
+      blank: the symbol that says nothing, and so stands in no text.
 
     Raises:
-      ValueError: no words, a symbol outside the vocabulary, or a word with a separator in it.
+      ValueError: no words, a symbol outside the vocabulary, a word with a separator or the blank in it, or the blank as a
+        separator.
     """
     separate = set(map(int, separators))
+    said = set(range(vocabulary_size)) - {blank}
     tree: list[dict[int, int]] = [{}]
     ends = [True]
     number = -1
     for number, word in enumerate(words):
         node = 0
         for symbol in map(int, word):
-            if not 0 <= symbol < vocabulary_size or symbol in separate:
-                wanted = f"symbols from 0 to {vocabulary_size - 1} that are no separators"
+            if symbol not in said - separate:
+                wanted = f"symbols from 0 to {vocabulary_size - 1} that are no separators and not the blank, {blank}"
                 raise ValueError(f"words: expected {wanted}, got {symbol} in word {number}")
             if symbol not in tree[node]:
                 tree[node][symbol] = len(tree)
@@ -51,8 +56,10 @@ def make_lexicon(words: Iterable[Sequence[int]], vocabulary_size: int, *, separa
     if number < 0:
         raise ValueError("words: expected at least one, got none")
     for symbol in separate:
-        if not 0 <= symbol < vocabulary_size:
-            raise ValueError(f"separators: expected symbols from 0 to {vocabulary_size - 1}, got {symbol}")
+        if symbol not in said:
+            raise ValueError(
+                f"separators: expected symbols from 0 to {vocabulary_size - 1} but the blank, {blank}, got {symbol}"
+            )
     following = np.full((len(tree), vocabulary_size), -1, np.int32)
     for node, children in enumerate(tree):
         following[node, list(children)] = list(children.values())

@@ -41,6 +41,7 @@ class RunConfig:
     """Steps between two checkpoints; 0 for none."""
 
     may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "checkpoint_every")
+    may_be_negative: ClassVar[tuple[str, ...]] = ()  # of the floating ones
     # Where a run is, finds its data and is computed may change from sitting to sitting without making it another run.
     places: ClassVar[tuple[str, ...]] = ("runs_dir", "data_dir", "checkpoint_every")
     # By command: dataclasses of flags that it takes, train besides those of the config. Those that the config inherits say what
@@ -62,8 +63,9 @@ class RunConfig:
             least = 0 if field.name in self.may_be_zero else 1
             if type(value) is int and value < least:
                 raise ValueError(f"{field.name}: expected at least {least}, got {value}")
-            if type(value) is float and not 0 <= value < math.inf:
-                raise ValueError(f"{field.name}: expected a number from 0 on, got {value}")
+            signed = field.name in self.may_be_negative
+            if type(value) is float and not (math.isfinite(value) and (signed or value >= 0)):
+                raise ValueError(f"{field.name}: expected a {'finite number' if signed else 'number from 0 on'}, got {value}")
         config: Any = self
         for name, models in self.taken_by.items():
             if getattr(config, name) != getattr(type(config), name) and config.model not in models:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s2s_jax.data.augmentation import augmented_lines
+from s2s_jax.data.augmentation import FADED, augmented_lines
 
 WIDTHS = np.array([90, 40, 1, 0, 120])
 
@@ -49,6 +49,12 @@ def test_a_strength_of_zero_changes_nothing():
     got, widths = augmented_lines(ink(), WIDTHS, jax.random.key(0), strength=0.0)
     np.testing.assert_array_equal(widths, WIDTHS)
     np.testing.assert_allclose(got, np.where(mask, ink(), 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [-0.1, FADED, 8.0, np.nan])
+def test_a_strength_that_would_leave_no_picture_is_refused(strength):
+    with pytest.raises(ValueError, match=r"strength: expected a number from 0 to below 3\.33, got"):
+        augmented_lines(ink(), WIDTHS, jax.random.key(0), strength=strength)
 
 
 def test_channels_are_moved_together():

@@ -74,6 +74,14 @@ def test_thirty_two_bits_are_scaled_by_what_their_values_need(greatest, white):
     np.testing.assert_array_equal(read_picture(file.getvalue(), 1)[:, 0, 0], want)
 
 
+@pytest.mark.parametrize("white", [1, 255])
+def test_floating_shades_are_refused_as_they_may_be_of_any_range(white):
+    file = io.BytesIO()
+    Image.fromarray(np.full((2, 3), 0.78 * white, np.float32)).save(file, "tiff")
+    with pytest.raises(ValueError, match="expected a picture of shades that are whole numbers, got one of floating ones"):
+        read_picture(file.getvalue(), 2)
+
+
 def test_what_is_no_picture_is_told_without_our_buffer(folder, monkeypatch):
     whole = encoded(np.full((6, 9), 3))
     for wrong, told in (

@@ -44,13 +44,19 @@ def test_without_separators_a_text_is_one_word():
     assert (np.asarray(lexicon.following[:, [0, 3, 4]]) == -1).all()
 
 
+def test_the_first_symbol_is_one_like_others_where_the_blank_is_another():
+    assert walk(make_lexicon([(0, 1), (2,)], 5, separators=[3], blank=4), (0, 1, 3, 2)) == (True, True)
+
+
 @pytest.mark.parametrize(
     ("words", "separators", "message"),
     [
         ([], (), "words: expected at least one, got none"),
         ([(1, 5)], (), "got 5 in word 0"),
         ([(1,), (1, 4)], (4,), "got 4 in word 1"),
-        ([(1,)], (7,), "separators: expected symbols from 0 to 4, got 7"),
+        ([(1,)], (7,), "separators: expected symbols from 0 to 4 but the blank, 0, got 7"),
+        ([(1,), (2, 0)], (4,), "words: expected .* not the blank, 0, got 0 in word 1"),
+        ([(1,)], (0,), "separators: expected symbols from 0 to 4 but the blank, 0, got 0"),
     ],
 )
 def test_errors(words, separators, message):

@@ -78,7 +78,7 @@ def test_a_crnn_from_training_to_prediction(crnn, tmp_path, capsys, monkeypatch)
     again = json.loads((folder / "result.json").read_text())
     assert (again["test_reads"], again["metrics"]) == (2, result["metrics"])
     assert sum(count for _, count in again["details"]["confusions"]) > 0
-    other = ["--beam-size", "3", "--language-weight", "0.5", "--language-order", "3", "--lexicon"]
+    other = ["--beam-size", "3", "--language-weight", "0.5", "--language-bonus", "-0.5", "--language-order", "3", "--lexicon"]
     capsys.readouterr()
     call("evaluate", "--runs-dir", tmp_path, "--split", "validation", "--speed", *other)
     printed = capsys.readouterr().out
@@ -160,6 +160,8 @@ def test_columns_with_a_decoder(crnn, tmp_path, capsys):
             "--language-weight: expected it with crnn, got it with attention",
         ),
         ("--language-bonus 0.3", "--language-bonus: expected it with a --language-weight above 0, got it without"),
+        ("--language-weight 1 --beam-size 2 --language-bonus inf", "--language-bonus: expected a finite number, got inf"),
+        ("--augment 8", r"--augment: expected a number from 0 to below 3\.33, where ink fades to nothing, got 8\.0"),
         ("--language-order 3 --beam-size 2", "--language-order: expected it with a --language-weight above 0, got it without"),
         ("--label-smoothing 0.1", "--label-smoothing: expected it with attention, got it with crnn"),
         ("--attention location", "--attention: expected it with attention, got it with crnn"),
