@@ -38,13 +38,14 @@ def make_lexicon(
     """
     separate = set(map(int, separators))
     said = set(range(vocabulary_size)) - {blank}
+    of_words = said - separate
     tree: list[dict[int, int]] = [{}]
     ends = [True]
     number = -1
     for number, word in enumerate(words):
         node = 0
         for symbol in map(int, word):
-            if symbol not in said - separate:
+            if symbol not in of_words:
                 wanted = f"symbols from 0 to {vocabulary_size - 1} that are no separators and not the blank, {blank}"
                 raise ValueError(f"words: expected {wanted}, got {symbol} in word {number}")
             if symbol not in tree[node]:
@@ -57,9 +58,8 @@ def make_lexicon(
         raise ValueError("words: expected at least one, got none")
     for symbol in separate:
         if symbol not in said:
-            raise ValueError(
-                f"separators: expected symbols from 0 to {vocabulary_size - 1} but the blank, {blank}, got {symbol}"
-            )
+            wanted = f"symbols from 0 to {vocabulary_size - 1} but the blank, {blank}"
+            raise ValueError(f"separators: expected {wanted}, got {symbol}")
     following = np.full((len(tree), vocabulary_size), -1, np.int32)
     for node, children in enumerate(tree):
         following[node, list(children)] = list(children.values())
