@@ -80,13 +80,17 @@ def test_training_moves_statistics_and_draws_dropout_by_the_key():
     assert np.any(np.asarray(once) != np.asarray(model(x, WIDTHS, training=True, key=jax.random.key(1)).logits))
 
 
-def test_logits_agree_with_pytorch():
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru], ids=["lstm", "gru"])
+def test_logits_agree_with_pytorch(cell):
     """Columns of the maps with their rows one below the other, both directions along them, and a matrix."""
     backbone = moved(Backbone(1, STAGES, rngs=nnx.Rngs(0)))
-    model, x = CRNN(backbone, 8, 6, len(ALPHABET), num_layers=2, rngs=nnx.Rngs(1)), pictures()
+    model, x = CRNN(backbone, 8, 6, len(ALPHABET), cell=cell, num_layers=2, rngs=nnx.Rngs(1)), pictures()
     model.output.bias[...] = np.arange(len(ALPHABET))
-    logits, lengths = nnx.jit(lambda model, *rows: model(*rows))(model, x, WIDTHS)
     recurrent = model.encoder.recurrent
+    biases = nnx.state(recurrent, lambda path, value: isinstance(value, nnx.Param) and value.ndim == 1)
+    assert len(jax.tree.leaves(biases)) == 4 * (1 + (cell is cells.gru))  # those of the GRU's reset gates too
+    nnx.update(recurrent, jax.tree.map(lambda leaf: jnp.linspace(-1, 0.5, leaf.size), biases))
+    logits, lengths = nnx.jit(lambda model, *rows: model(*rows))(model, x, WIDTHS)
     for row, width in enumerate(WIDTHS[:2]):
         maps = torch_maps(backbone, x[row, :, :width])
         frames = maps.swapaxes(0, 1).reshape(1, maps.shape[1], -1).astype(np.float32)
