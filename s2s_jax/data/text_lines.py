@@ -309,7 +309,7 @@ class EncodedLines:
 
 
 class LineBatches:
-    """Lines in batches of the shapes of the training split.
+    """Lines in batches of the shapes of the training split, of which the last is larger where another split needs it.
 
     Args:
       training: the training split.
@@ -330,7 +330,8 @@ class LineBatches:
         return self._batches(lines, None)
 
     def _batches(self, lines: EncodedLines, seed: int | None) -> Batches:
-        buckets = with_room_for(self._buckets, lines.lengths)
+        # A larger last bucket stands in the place of training's, so that no split is compiled for more shapes than that.
+        buckets = [*self._buckets[:-1], with_room_for(self._buckets, lines.lengths)[-1]]
         columns = max(self._columns, max(buckets[-1].values()))
         return Batches(lines, tokens=columns, seed=seed, lengths=lines.lengths, buckets=buckets)
 

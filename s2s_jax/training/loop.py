@@ -274,7 +274,8 @@ def fit(
             elif best is not None and past.best is not None:
                 progress.say(f"The best model is that of step {past.best_step}.")
             if not stop and clock.seconds() > 1:
-                progress.say(f"Time: {clock.told()}. Shapes of batches compiled for: {train_step._cache_size()}.")
+                count = train_step._cache_size()
+                progress.say(f"Time: {clock.told()}. Shapes of batches that the training step was compiled for: {count}.")
         if checkpoints is not None:
             checkpoints.close()
         if stop := stop or greatest(next(iter(interrupted), 0)):  # one may have come after the last step

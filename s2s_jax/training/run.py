@@ -41,7 +41,7 @@ class RunConfig:
     """Steps between two checkpoints; 0 for none."""
 
     may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "checkpoint_every")
-    may_be_negative: ClassVar[tuple[str, ...]] = ()  # of the floating ones
+    may_be_negative: ClassVar[tuple[str, ...]] = ()  # of floating numbers
     # Where a run is, finds its data and is computed may change from sitting to sitting without making it another run.
     places: ClassVar[tuple[str, ...]] = ("runs_dir", "data_dir", "checkpoint_every")
     # By command: dataclasses of flags that it takes, train besides those of the config. Those that the config inherits say what
@@ -305,7 +305,8 @@ class Run(Generic[ConfigType]):
         """Writes training.json: steps done, seconds by what they were for and in all, device, backend, versions, command.
 
         `backends` are those that recurrence was carried along time by, in all sittings; of several "backend" names each, and it
-        is None where there was none. `compilations` are the shapes of batches that the last sitting compiled its step for.
+        is None where there was none. `compilations` are the programs of the training step alone, one for each shape of batches,
+        that the last sitting compiled; those of an evaluation are not among them.
         """
         training = {
             "steps": steps,

@@ -221,3 +221,17 @@ def test_batches_hold_pictures_and_labels_with_their_lengths():
     wide = TextLines("wide", "test", [np.ones((2500, 32, 1), np.uint8)], ["one"], ["w"])
     (batch,) = batches.in_order(EncodedLines(wide, fit_characters(drawn_lines("train"))))
     assert batch["picture"].shape[:2] == (1, 2500)
+
+
+def test_a_split_with_a_longer_line_has_no_more_shapes_than_training():
+    lines = drawn_lines("train", count=200)
+    characters = fit_characters(lines)
+    batches = LineBatches(EncodedLines(lines, characters), columns=2000, shapes=4)
+    shapes = {(shape.rows, *shape.lengths.values()) for shape in batches.shuffled(0).usage().shapes}
+    widest = max(map(len, lines.pictures))
+    longer = lines._replace(pictures=[*lines.pictures[1:], np.ones((widest + 50, 32, 1), np.uint8)])
+    usage = batches.in_order(EncodedLines(longer, characters)).usage()
+    others = {(shape.rows, *shape.lengths.values()) for shape in usage.shapes} - shapes
+    assert len(shapes) == len(usage.shapes) == 4
+    assert [shape[1] for shape in others] == [widest + 50]
+    assert usage.examples == 200

@@ -663,7 +663,7 @@ def test_the_parts_of_the_time_add_up(capsys):
     assert 0.5 <= trained.times["evaluation"] < 0.8
     told = capsys.readouterr().out
     assert "Time: " in told
-    assert told.strip().endswith("Shapes of batches compiled for: 1.")
+    assert told.strip().endswith("Shapes of batches that the training step was compiled for: 1.")
 
 
 def test_the_run_says_for_how_many_shapes_it_compiled(capsys):
@@ -672,7 +672,7 @@ def test_the_run_says_for_how_many_shapes_it_compiled(capsys):
         return jax.tree.map(lambda rows: rows[: 8 - step % 3], BATCHES(step))
 
     fit_small(small_model(), batches=batches, steps=9)
-    assert "Shapes of batches compiled for: 3." in capsys.readouterr().out
+    assert "Shapes of batches that the training step was compiled for: 3." in capsys.readouterr().out
 
 
 # Compiled once, and fast enough --------------------------------------------------------------------------------------------
