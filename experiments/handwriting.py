@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -35,6 +36,7 @@ from s2s_jax.attention import make_additive
 from s2s_jax.bootstrap import bootstrap, interval, length_groups
 from s2s_jax.ctc import ctc_frames
 from s2s_jax.data.augmentation import FADED
+from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.text_lines import (
     EncodedLines,
     LineBatches,
@@ -101,7 +103,7 @@ class Scored(ScoredSplit, Reading):
     """What `evaluate` does."""
 
     speed: bool = False
-    """Also read the validation split in turns, greedily and by the beam, and tell the lines a second."""
+    """Also read the validation split in turns, greedily and by the beam, and keep the lines a second."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,7 @@ class Config(Reading, TrainingConfig):
     evaluate_every: int = 200
 
     may_be_zero: ClassVar[tuple[str, ...]] = TrainingConfig.may_be_zero
+    places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, "speed")  # whether it is timed changes nothing that is read
     may_be_negative: ClassVar[tuple[str, ...]] = ("language_bonus",)
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {
         "train": (ScoredSplit,),
@@ -317,8 +320,9 @@ def report(
     lines: Mapping[str, TextLines],
     batches: LineBatches,
     encoded: Mapping[str, EncodedLines],
+    speed: bool = False,
 ) -> None:
-    """Reads the splits, scores them, draws the figures, and writes result.json."""
+    """Reads the splits, scores them, times that if wanted, draws the figures, and writes result.json."""
     config, reader = run.config, build_reader(run, model, characters)
     metrics: dict[str, float] = {}
     signatures: dict[str, str] = {}
@@ -362,6 +366,10 @@ def report(
         f"  {count:5d}  {wanted or '(nothing)'} read as {said or '(nothing)'}" for (wanted, said), count in confused
     )
     run.say(f"The most frequent confusions in {last}, read greedily:\n{told}")
+    timed: dict[str, Any] = {}
+    if speed:
+        in_turns, timed = time_reading(run, reader, batches.in_order(encoded["validation"]))
+        metrics |= in_turns
     plan = batches.shuffled(config.seed)
     usage = plan.usage()
     result = run.finish(
@@ -381,11 +389,32 @@ def report(
             "dropped": encoded["train"].dropped,
             "unfit": left_out,
             "confusions": confused,
+            **timed,
         },
     )
     if not run.changed:
         draw(run, lines[last], greedily)
     run.say_end(result)
+
+
+def time_reading(run: Run[Config], reader: LineReader, batches: Batches) -> tuple[dict[str, float], dict[str, Any]]:
+    """How fast a plan's lines are read, greedily and by the run's beam, in rounds by turns: metrics, and their details.
+
+    `lines_per_second` and `lines_per_second_beam` are medians of the rounds, network and making batches included, compiling
+    not; `beam_slowdown` is the median of how many times longer the beam takes than greedy reading in the same round.
+    """
+    beam_size, usage = run.config.beam_size, batches.usage()
+    beams = {"lines_per_second": None, **({"lines_per_second_beam": beam_size} if beam_size > 1 else {})}
+    rounds = dict(zip(beams, lines_per_second(reader, batches, [*beams.values()], usage.examples), strict=True))
+    if beam_size > 1:
+        rounds["beam_slowdown"] = [greedy / beam for greedy, beam in zip(*rounds.values(), strict=True)]
+    device = describe_device()
+    for name, values in rounds.items():
+        told = f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g} in {len(values)} rounds)"
+        run.say(f"{name.replace('_', ' ')} {told} on {device}")
+    details = {"split": "validation", "batches": str(usage), "beam_size": beam_size, "rounds": rounds}
+    measured_on = dict.fromkeys(rounds, device)
+    return {name: statistics.median(values) for name, values in rounds.items()}, {"speed": details, "measured_on": measured_on}
 
 
 def draw(run: Run[Config], lines: TextLines, read: Sequence[LineRead]) -> None:
@@ -428,13 +457,7 @@ def evaluate(run: Run[Config]) -> None:
     model, characters = load(run)
     encoded = {split: encode(config, model, of_split, characters) for split, of_split in lines.items()}
     batches = LineBatches(encoded["train"], columns=config.columns, shapes=config.shapes)
-    report(run, model, characters, lines, batches, encoded)
-    if run.flags.speed:
-        reader, validated = build_reader(run, model, characters), batches.in_order(encoded["validation"])
-        beams = [None, *([config.beam_size] if config.beam_size > 1 else [])]
-        for beam_size, speed in zip(beams, lines_per_second(reader, validated, beams, len(encoded["validation"])), strict=True):
-            how = "greedily" if beam_size is None else f"by a beam of {beam_size}"
-            run.say(f"Read {how}: {speed:.0f} lines a second on {describe_device()}, network and batches included.")
+    report(run, model, characters, lines, batches, encoded, speed=run.flags.speed)
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from experiments import handwriting
+from experiments import handwriting, report
 from experiments.handwriting import Config, build_model, encode, load_split
 from s2s_jax.data.text_lines import LineBatches, drawn_lines, fit_characters
 from s2s_jax.data.vocabulary import END
@@ -74,21 +74,35 @@ def test_a_crnn_from_training_to_prediction(crnn, tmp_path, capsys, monkeypatch)
     read = (folder / "read_test.txt").read_text(encoding="utf-8").split("\n")[:-1]
     assert character_error_rate(read, lines.texts).value == result["metrics"]["cer"]
 
-    call("evaluate", "--runs-dir", tmp_path)
+    # Timed too, which is kept beside the scores; of a run that reads greedily there is no beam to be compared.
+    call("evaluate", "--runs-dir", tmp_path, "--speed")
     again = json.loads((folder / "result.json").read_text())
-    assert (again["test_reads"], again["metrics"]) == (2, result["metrics"])
+    rounds = again["details"]["speed"]["rounds"]["lines_per_second"]
+    assert len(rounds) == 5
+    speed = {"lines_per_second": sorted(rounds)[2]}
+    assert (again["test_reads"], again["metrics"]) == (2, {**result["metrics"], **speed})
+    assert again["details"]["measured_on"]["lines_per_second"].startswith("cpu, ")
+    assert "batches in an epoch: " in again["details"]["speed"]["batches"]
+    real = tmp_path / "real"  # drawn lines have no card
+    real.mkdir()
+    (real / "result.json").write_text(json.dumps({**again, "data": "real"}))
+    card = report.keep(real, "crnn-speed", tmp_path / "results")
+    assert json.loads(card.read_text())["metrics"]["lines_per_second"] == speed["lines_per_second"]
     assert sum(count for _, count in again["details"]["confusions"]) > 0
     other = ["--beam-size", "3", "--language-weight", "0.5", "--language-bonus", "-0.5", "--language-order", "3", "--lexicon"]
     capsys.readouterr()
     call("evaluate", "--runs-dir", tmp_path, "--split", "validation", "--speed", *other)
     printed = capsys.readouterr().out
-    assert re.search(r"Read greedily: \d+ lines a second", printed)
-    assert re.search(r"Read by a beam of 3: \d+ lines a second", printed)
+    assert re.search(r"\nlines per second beam [\d.]+ \([\d.]+ to [\d.]+ in 5 rounds\) on cpu, ", printed)
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert (evaluation["split"], evaluation["test_reads"]) == ("validation, all 12", 2)
     assert {"cer_validation", "cer_beam_validation"} <= set(evaluation["metrics"])
     assert evaluation["metrics"]["cer_validation"] == result["metrics"]["cer_validation"]
     assert json.loads((folder / "result.json").read_text()) == again
+    speed = evaluation["details"]["speed"]
+    greedy, beam, slower = (speed["rounds"][name] for name in ("lines_per_second", "lines_per_second_beam", "beam_slowdown"))
+    assert slower == pytest.approx([one / other for one, other in zip(greedy, beam, strict=True)])
+    assert (speed["beam_size"], evaluation["metrics"]["beam_slowdown"]) == (3, sorted(slower)[2])
 
     picture = tmp_path / "line.png"
     Image.fromarray(255 - lines.pictures[0][..., 0].T).save(picture)

@@ -60,6 +60,14 @@ def test_a_metric_that_not_all_cards_have_is_told_of_those_that_have_it(tmp_path
     assert ours == {"loss": "2.0000 ± 1.0000 (n=3)", "old": "3.0000 (seeds 0)", "new": "4.5000 ± 0.7071 (n=2) (seeds 1, 2)"}
 
 
+def test_a_metric_that_was_measured_elsewhere_says_where(tmp_path):
+    details = {"measured_on": {"lines_per_second": "cpu, 9 cores"}}
+    card(tmp_path, "pixels-mnist-rows-seed0", metrics={"loss": 1.0, "lines_per_second": 174.0}, details=details)
+    table = report.table(tmp_path)
+    assert cells_of(table, "lines_per_second")[0]["ours"] == "174.0000 on cpu, 9 cores"
+    assert cells_of(table, "loss")[0]["ours"] == "1.0000"
+
+
 def test_figures_below_a_thousandth_keep_three_digits(tmp_path):
     for seed, value in ((0, 0.00016893), (1, 0.00018893)):
         card(tmp_path / "results", f"adding-a-b-seed{seed}", seed=seed, metrics={"loss": value, "gap": 0.0})

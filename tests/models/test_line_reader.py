@@ -16,7 +16,7 @@ from s2s_jax.decoding.lexicon import make_lexicon
 from s2s_jax.decoding.ngrams import fit_ngrams, ngram_step
 from s2s_jax.losses import ctc_loss
 from s2s_jax.metrics import mean_over
-from s2s_jax.models import decoder_step
+from s2s_jax.models import decoder_step, line_reader
 from s2s_jax.models.line_loss import as_ink
 from s2s_jax.models.line_reader import LineReader
 from s2s_jax.training.loop import fit
@@ -140,6 +140,16 @@ def looked_at(step, params, context, state, symbols):
         frame, before = int(jnp.argmax(weights[0])) if seen else 0, symbol
         spans.append((4 * frame, 4 * (frame + seen)))
     return spans
+
+
+def test_lines_a_second_are_those_of_each_round_behind_the_first(monkeypatch):
+    now = [0.0]
+
+    def read(batches, beam_size):
+        now[0] += 100.0 if now[0] < 150 else 2.0 * (beam_size or 1)  # the first rounds compile
+
+    monkeypatch.setattr(line_reader.time, "perf_counter", lambda: now[0])
+    assert line_reader.lines_per_second(read, None, [None, 4], 12) == [[6.0] * 5, [1.5] * 5]
 
 
 def test_a_crnn_learns_what_its_lines_say():
