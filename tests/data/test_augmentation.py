@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from s2s_jax.data.augmentation import FADED, augmented_lines
 
@@ -68,7 +69,7 @@ def only(monkeypatch, x, *parts, widths=None):
     """Lines changed at full strength where each number that is drawn changes nothing, but for those of the parts.
 
     A part is the number of its draw and where between `minval` and `maxval` it falls, 0 to 1; in order: width, height, move,
-    slant, pen, gamma, paleness, noise. "normal" is what all normal numbers are, those of bends and noise.
+    slant, pen, gamma, paleness, noise. "normal" is what all normal numbers are, those of bends and noise; or those of bends.
     """
     shares = dict(parts)
     calls = iter(range(8))
@@ -79,7 +80,9 @@ def only(monkeypatch, x, *parts, widths=None):
         return jnp.full(shape, minval + shares.get(number, neutral[number]) * (maxval - minval))
 
     monkeypatch.setattr(jax.random, "uniform", uniform)
-    monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.full(shape, shares.get("normal", 0.0)))
+    normal = shares.get("normal", 0.0)
+    of_bends = np.shape(normal)
+    monkeypatch.setattr(jax.random, "normal", lambda _, shape: jnp.full(shape, normal if of_bends in ((), shape) else 0.0))
     widths = np.full(len(x), x.shape[2]) if widths is None else widths
     return tuple(map(np.asarray, augmented_lines(jnp.asarray(x), widths, jax.random.key(0))))
 
@@ -110,6 +113,24 @@ def test_each_part_alone(monkeypatch):
     np.testing.assert_allclose(changed((6, 0.0)), 0.7 * y, atol=1e-5)
     bent = changed(("normal", 2.0))  # 2 rows and 3 columns everywhere, as the coarse shifts are equal
     np.testing.assert_allclose(bent[:-2, :-3], y[2:, 3:], atol=1e-5)
+
+
+def test_bends_are_smooth_between_the_places_that_they_are_drawn_for(monkeypatch):
+    """By SciPy's linear interpolation, once of shifts that all differ and once of the picture at the shifted places."""
+    height, width = 21, 120
+    x = np.random.default_rng(1).random((1, height, width, 1)).astype(np.float32)
+    coarse = 1.5 * np.random.default_rng(2).normal(size=(3, 7, 2))  # some are beyond 2, the most that counts
+    changed, _ = only(monkeypatch, x, ("normal", coarse[None]))
+
+    # Each of the drawn shifts stands in the middle of its part of the picture; beyond the outer ones they stay the same.
+    rows, columns = np.mgrid[:height, :width].astype(float)
+    middles = (rows + 0.5) * 3 / height - 0.5, (columns + 0.5) * 7 / width - 0.5
+    down, right = (
+        np.clip(ndimage.map_coordinates(coarse[..., axis], middles, order=1, mode="nearest"), -2, 2) for axis in range(2)
+    )
+    assert down.max() == 2
+    want = ndimage.map_coordinates(x[0, ..., 0], (rows + down, columns + 1.5 * right), order=1, mode="grid-constant")
+    np.testing.assert_allclose(changed[0, ..., 0], want, atol=1e-4)
 
 
 def test_noise_alone(monkeypatch):
