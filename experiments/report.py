@@ -93,7 +93,7 @@ def _lines(row: str, cards: list[dict[str, Any]]) -> list[str]:
         ours = _spread([card["metrics"][metric] for card in having])
         if len(having) < len(cards):
             ours += f" (seeds {', '.join(str(card['seed']) for card in having)})"
-        if on := having[0].get("details", {}).get("measured_on", {}).get(metric):  # where that is not what it was trained on
+        if on := having[0].get("details", {}).get("measured_on", {}).get(metric):  # the row tells where it was trained
             ours += f" on {on}"
         of_metric = [entry for entry in having[0]["published"] if entry["metric"] == metric]
         published = "; ".join(f"{entry['value']} ({entry['how']}; {entry['source']})" for entry in of_metric)
