@@ -124,13 +124,13 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
 
     def along(how: fused.How, args: fused.Args) -> fused.Carry:
         of_emitted = (lambda emitted: blocks(how, args, emitted[-1])) if by_hand else None
-        return functools.partial(parallel_scan, newton=newton, valid=fused.valid_steps(args), blocks=of_emitted)
+        return functools.partial(parallel_scan, newton=newton, blocks=of_emitted)
 
     def back(how: fused.How, args: fused.Args, kept: Any) -> fused.Carry:
         transposed = (lambda _: jnp.swapaxes(blocks(how, args, kept), -1, -2)) if by_hand else None
 
         def told(*given: Any, **options: Any) -> tuple[State, Any, Solved]:
-            *done, report = parallel_scan(*given, **options, newton=newton, valid=fused.valid_steps(args), blocks=transposed)
+            *done, report = parallel_scan(*given, **options, newton=newton, blocks=transposed)
             if newton.on_gradient is not None:
                 jax.debug.callback(newton.on_gradient, report)
             return *done, report
@@ -148,7 +148,6 @@ def parallel_scan(
     *,
     newton: Newton,
     reverse: bool,
-    valid: Bool[Array, "T B"] | None = None,
     blocks: Callable[[Any], Float[Array, "T B M L L"]] | None = None,
 ) -> tuple[State, Any, Solved]:
     """`jax.lax.scan(f, init, xs, reverse=reverse)`, and how it was solved; rows of the batch must not mix in `f`.
@@ -156,7 +155,6 @@ def parallel_scan(
     Args:
       f, init, xs, reverse: as of `jax.lax.scan`; leaves of `init` are [B, ...], and floating.
       newton: its tolerance is a number.
-      valid: which steps do more than hand the state on, and so make errors of their own; None for all.
       blocks: from what `f` returned besides the states, for all steps, the blocks of its Jacobian; None to find them.
     """
     init = varying_as(init, xs)
@@ -213,7 +211,6 @@ def parallel_scan(
     sizes = _near(jnp.maximum(terms(after, a, befores), jnp.abs(layout.cut(moved))))
     error = _greatest(relative(layout.cut(after) - layout.cut(states), sizes))
     noise = sizes * signs
-    noise = noise if valid is None else where_valid(valid, noise, jnp.zeros((), noise.dtype))
     errors = solve(a, noise, jnp.zeros_like(noise[0]), reverse)
     growth = _greatest(relative(errors, jax.lax.cummax(sizes, reverse=reverse)))
     converged = (error <= tolerance) & (growth <= _GROWTH)  # of NaN neither holds

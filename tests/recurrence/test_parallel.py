@@ -415,6 +415,24 @@ def test_gradients_that_vanish_do_so_rightly():
     np.testing.assert_array_less(jnp.linalg.norm(got - want, axis=1) / sizes, 1e-3)
 
 
+def test_an_unstable_recurrence_that_its_inputs_hold_in_check_is_computed_in_order():
+    """It is solved in one iteration, each equation holds as far as rounding allows, and yet the states are not known by that."""
+    cell = growing(lambda h: 1.5 * h)
+    wanted = jax.random.normal(jax.random.key(0), (2, 40, 3))
+    xs = wanted - 1.5 * jnp.concatenate([jnp.zeros((2, 1, 3)), wanted[:, :-1]], axis=1)
+    params = cell.init(jax.random.key(0), 3, 3)._replace(w=jnp.eye(3))
+    done = unroll_in_parallel(cell, params, xs)
+    assert done.solved.residual < 1e-6
+    assert not bool(done.solved.converged)
+    np.testing.assert_array_equal(done.outputs, unroll(cell, params, xs, backend="scan").outputs)
+
+
+def test_long_padding_does_not_count_as_growth():
+    params = cells.gru.init(jax.random.key(0), 2, 3)
+    xs, lengths = jax.random.normal(jax.random.key(1), (2, 20_000, 2)), jnp.array([3, 0])
+    assert bool(unroll_in_parallel(cells.gru, params, xs, lengths=lengths).solved.converged)
+
+
 def test_chaotic_dense_states_are_not_taken_for_solved():
     """The start of a sequence is right after as many iterations as it has steps, whatever the states do."""
     params = cells.rnn.init(jax.random.key(0), 8, 32)
