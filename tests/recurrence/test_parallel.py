@@ -416,7 +416,7 @@ def test_gradients_that_vanish_do_so_rightly():
 
 
 def test_an_unstable_recurrence_that_its_inputs_hold_in_check_is_computed_in_order():
-    """It is solved in one iteration, each equation holds as far as rounding allows, and yet the states are not known by that."""
+    """Solved in one iteration, each equation holding as far as rounding allows; yet that does not tell the states."""
     cell = growing(lambda h: 1.5 * h)
     wanted = jax.random.normal(jax.random.key(0), (2, 40, 3))
     xs = wanted - 1.5 * jnp.concatenate([jnp.zeros((2, 1, 3)), wanted[:, :-1]], axis=1)
