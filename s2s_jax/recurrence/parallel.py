@@ -6,6 +6,8 @@ at all steps at once, and the affine recurrence that they make is solved for a b
 
     s_t^{k+1} = f_t(s_{t-1}^k) + J_t (s_{t-1}^{k+1} - s_{t-1}^k)
 
+and where that is beyond all numbers, as it may be far from what is sought, a plain step, `s_t^{k+1} = f_t(s_{t-1}^k)`, is made.
+
 J is whole for small states, else what it has within each unit (h and c of an LSTM's unit, say): all of it for a cell with a
 diagonal recurrence, whose iteration is then Newton's own, and a part for a dense one, whose iteration converges as fast as
 what is left out is small. In the end each number's equation is checked at each step, beside that number and what it is made
@@ -188,7 +190,9 @@ def parallel_scan(
     def improved(carry: Any) -> Any:
         count, states, after, a, least, since = carry
         b = layout.cut(after) - times(a, layout.cut(before(states, init, reverse)))
-        states = layout.joined(solve(a, b, layout.cut(init), reverse))
+        better = layout.joined(solve(a, b, layout.cut(init), reverse))
+        # Far from what is sought the affine steps may grow beyond all numbers: there only a step is made, from what is before.
+        states = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(new), new, old), better, after)
         after, a = linearized(states)
         error = residual(states, after, a)
         # A minimum hands NaN on, and so ends the loop.

@@ -427,6 +427,16 @@ def test_an_unstable_recurrence_that_its_inputs_hold_in_check_is_computed_in_ord
     np.testing.assert_array_equal(done.outputs, unroll(cell, params, xs, backend="scan").outputs)
 
 
+def test_affine_steps_beyond_all_numbers_are_not_the_end_of_it():
+    """At the first guess each state moves the next by about twice as much: 200 of them overflow. The true ones do not."""
+    params = cells.rnn.init(jax.random.key(0), 1, 4)
+    params = params._replace(u=2 * params.u)
+    xs = 0.3 * jax.random.normal(jax.random.key(1), (2, 200, 1))
+    done = unroll_in_parallel(cells.rnn, params, xs)
+    assert bool(done.solved.converged)
+    np.testing.assert_allclose(done.outputs, unroll(cells.rnn, params, xs, backend="scan").outputs, atol=1e-5)
+
+
 def test_long_padding_does_not_count_as_growth():
     params = cells.gru.init(jax.random.key(0), 2, 3)
     xs, lengths = jax.random.normal(jax.random.key(1), (2, 20_000, 2)), jnp.array([3, 0])
