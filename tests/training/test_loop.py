@@ -20,9 +20,11 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import addition, handwriting, pixels, transfer
+from experiments import addition, forecasting, handwriting, pixels, text_classification, transfer
 from s2s_jax import layers
 from s2s_jax.data.pipeline import Batches
+from s2s_jax.data.series import seasonal_series
+from s2s_jax.data.series_sets import parts_of
 from s2s_jax.data.vocabulary import Characters
 from s2s_jax.losses import cross_entropy
 from s2s_jax.metrics import Mean, mean_over
@@ -770,6 +772,22 @@ def of_handwriting(**options):
     return handwriting.build_model(config, Characters("ab")), functools.partial(line_loss, augment=config.augment), batch
 
 
+def of_forecasting(**options):
+    config = forecasting.Config(look_back=12, horizon=6, hidden_features=4, **options)
+    table = parts_of(config, seasonal_series(days=9), scaled=not config.head.counts).table
+    batch = {"origin": np.array([12, 20], np.int32), "mask": np.ones(2, bool)}
+    model = forecasting.build_model(config, *forecasting.sizes_of(table))
+    return model, functools.partial(forecasting.loss, config, table), batch
+
+
+def of_text_classification(length=8, **options):
+    config = text_classification.Config(hidden_features=4, features=2, max_length=length, **options)
+    batch = {"tokens": np.ones((2, length), np.int32), "tokens_lengths": np.array([length, 3], np.int32)}
+    batch |= {"label": np.zeros(2, np.int32), "mask": np.ones(2, bool)}
+    return text_classification.build_model(config, 20, 3), text_classification.loss, batch
+
+
+WITHOUT_RECURRENCE = ("batch norm", "text cnn_small", "text vdcnn9")
 TRAIN_STEPS = {
     "addition": lambda: of_addition(),
     "addition repeat_vector gru": lambda: of_addition(decoder="repeat_vector", cell="gru"),
@@ -781,6 +799,15 @@ TRAIN_STEPS = {
     "batch norm": lambda: (WithNorm(), norm_loss, BATCHES(0)),
     "language model": lambda: of_transfer(),
     "text classifier": lambda: of_transfer(labels=10, cell="lstm"),
+    "forecasting attention": lambda: of_forecasting(),
+    "forecasting repeat_vector": lambda: of_forecasting(model="repeat_vector", distribution="squared_error"),
+    "forecasting autoregressive": lambda: of_forecasting(
+        model="autoregressive", distribution="negative_binomial", window_scaling="mean", cell="gru", series="each"
+    ),
+    "forecasting segments": lambda: of_forecasting(model="segments", distribution="student_t", cell="gru", segment=3),
+    "text cnn_small": lambda: of_text_classification(model="cnn_small", length=123),
+    "text vdcnn9": lambda: of_text_classification(model="vdcnn9", shortcuts=True),
+    "text cnn_recurrent": lambda: of_text_classification(),
 }
 
 
@@ -796,7 +823,7 @@ def test_train_steps_lower_for_every_platform(name, options):
     platforms = ("cpu", "cuda", "tpu")
     exported = jax.export.export(make_train_step(graphdef, optimizer, loss, **options), platforms=platforms)(*abstract)
     assert exported.platforms == platforms
-    assert "while" in exported.mlir_module() or name == "batch norm"
+    assert "while" in exported.mlir_module() or name in WITHOUT_RECURRENCE
 
 
 # What is refused -----------------------------------------------------------------------------------------------------------
