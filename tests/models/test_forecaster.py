@@ -7,9 +7,11 @@ import pytest
 from flax import nnx
 
 from s2s_jax import cells
-from s2s_jax.data.windows import Window
+from s2s_jax.data.windows import Truth, Window
+from s2s_jax.distributions import absolute_error
 from s2s_jax.models.autoregressive_forecaster import AutoregressiveForecaster
 from s2s_jax.models.forecaster import AttentionForecaster, RepeatVectorForecaster, Sizes
+from s2s_jax.models.forecasts import forecast, loss_of
 from s2s_jax.models.segment_forecaster import SegmentForecaster
 from tests import oracles
 from tests.samples import assert_close
@@ -132,30 +134,46 @@ def test_segments_are_read_in_turn_and_said_from_one_state(cell):
     assert_close(model(given), want, 1e-5)
 
 
+def set_from_pytorch(parameters, w, u, b, inner):
+    """A layer of its LSTM or GRU; both have the gates in our order, and the GRU's last inner bias is inside the reset gate."""
+    hidden = u.shape[1]
+    told = {"w": w.T, "u": u.T, "b": b + inner}
+    if len(b) == 3 * hidden:
+        told |= {"b": b + np.append(inner[: 2 * hidden], np.zeros(hidden)), "b_n": inner[2 * hidden :]}
+    for name, value in told.items():
+        getattr(parameters, name)[...] = jnp.asarray(value, jnp.float32)
+
+
 @pytest.mark.parametrize("segment", [2, 4])
 def test_segments_are_those_of_pytorch(segment):
-    """SegRNN with PyTorch's layers and their own weights: linear, GRU, embeddings of places and channels, linear."""
+    """SegRNN with PyTorch's layers and their own weights: the last value off, linear, GRU, embeddings of places and channels,
+    linear, the last value on; and its loss.
+    """
     torch = oracles.oracle("torch")
     nn, ahead, series = torch.nn, H // segment, 3
     torch.manual_seed(0)
     embed, gru, output = nn.Linear(segment, 6), nn.GRU(6, 6, batch_first=True), nn.Linear(6, segment)
     places, channels = torch.randn(ahead, 3), torch.randn(series, 3)
     given = window(Sizes(series, H))
-    x = torch.tensor(np.asarray(given.past)).permute(0, 2, 1).reshape(B * series, L // segment, segment)
+    future = np.random.default_rng(3).normal(size=(B, H, series)).astype(np.float32)
+    past = torch.tensor(np.asarray(given.past))
+    x = (past - past[:, -1:]).permute(0, 2, 1).reshape(B * series, L // segment, segment)
     with torch.no_grad():
         _, state = gru(torch.relu(embed(x)))
         asked = torch.cat([places.expand(series, ahead, 3), channels[:, None].expand(series, ahead, 3)], -1)
         asked = asked.expand(B, series, ahead, 6).reshape(B * series * ahead, 1, 6)
         said, _ = gru(asked, state.repeat_interleave(ahead, 1))
-        want = output(said[:, 0]).reshape(B, series, H).permute(0, 2, 1).numpy()
+        want = output(said[:, 0]).reshape(B, series, H).permute(0, 2, 1) + past[:, -1:]
+        want_loss = nn.functional.l1_loss(want, torch.tensor(future)).item()
     ours = SegmentForecaster(Sizes(series, H), 6, segment=segment, rngs=nnx.Rngs(0))
     for layer, theirs in ((ours.embed, embed), (ours.output, output)):
         layer.kernel[...], layer.bias[...] = theirs.weight.detach().numpy().T, theirs.bias.detach().numpy()
     ours.positions[...], ours.series[...] = places.numpy(), channels.numpy()
-    w, u, b, inner = (leaf.detach().numpy() for leaf in gru.parameters())  # gates r, z, n in both
-    for name, value in (("w", w.T), ("u", u.T), ("b", b + np.append(inner[:12], np.zeros(6))), ("b_n", inner[12:])):
-        getattr(ours.parameters, name)[...] = jnp.asarray(value, jnp.float32)
-    assert_close(ours(given)[..., 0], want, 1e-5)
+    set_from_pytorch(ours.parameters, *(leaf.detach().numpy() for leaf in gru.parameters()))
+    found = forecast(ours, absolute_error, given, jax.random.key(0), window_scaling="last", samples=1)
+    assert_close(found.mean, want.numpy(), 1e-5)
+    truth = Truth(jnp.asarray(future), jnp.ones(future.shape, bool), jnp.ones(given.past.shape, bool))
+    assert loss_of(ours, absolute_error, given, truth, window_scaling="last").value() == pytest.approx(want_loss, rel=1e-5)
 
 
 AR_SIZES = Sizes(C, H, K, K, S, P)
@@ -163,6 +181,49 @@ AR_SIZES = Sizes(C, H, K, K, S, P)
 
 def autoregressive(**options):
     return with_drawn_parameters(AutoregressiveForecaster(AR_SIZES, 5, rngs=nnx.Rngs(0), **options))
+
+
+def autoregressive_of_pytorch(kind, features=P):
+    """Ours, and two layers of PyTorch's LSTM or GRU below its linear layer, with the same weights, which PyTorch draws."""
+    torch = oracles.oracle("torch")
+    torch.manual_seed(0)
+    recurrent = getattr(torch.nn, kind.upper())(C + K + S, 5, num_layers=2, batch_first=True)
+    output = torch.nn.Linear(5, C * features)
+    sizes = AR_SIZES._replace(features=features)
+    ours = AutoregressiveForecaster(sizes, 5, cell=cells.BY_NAME[kind], num_layers=2, rngs=nnx.Rngs(0))
+    weights = [leaf.detach().numpy() for leaf in recurrent.parameters()]
+    for number, (layer,) in enumerate(ours.recurrent.layers):
+        set_from_pytorch(layer, *weights[4 * number : 4 * number + 4])
+    ours.output.kernel[...], ours.output.bias[...] = output.weight.detach().numpy().T, output.bias.detach().numpy()
+
+    def theirs(values, window, states=None, begin=1):
+        """Raw numbers of the steps from `begin` on, each behind one of these values, and the states after them."""
+        known = np.concatenate([window.past_covariates, window.future_covariates], 1)[:, begin : begin + values.shape[1]]
+        static = np.repeat(np.asarray(window.static)[:, None], values.shape[1], 1)
+        read = torch.tensor(np.concatenate([values, known, static], -1).astype(np.float32))
+        with torch.no_grad():
+            hidden, states = recurrent(read, states)
+            return output(hidden).reshape(*values.shape, features).numpy(), states
+
+    return ours, theirs
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_the_autoregressive_model_is_that_of_pytorch(kind):
+    """True values before each step; and a path, each step of which reads what was drawn of the one before."""
+    ours, theirs = autoregressive_of_pytorch(kind)
+    given = window(AR_SIZES)
+    future = np.random.default_rng(4).normal(size=(B, H, C)).astype(np.float32)
+    want, _ = theirs(np.concatenate([given.past, future], 1)[:, :-1], given)
+    assert_close(ours(given, jnp.asarray(future)), want, 1e-5)
+
+    path = ours.paths(given, lambda raw, key: (raw[..., 0] - raw[..., 1], 10 * raw[..., 0]), jax.random.key(0), count=1)[0]
+    _, states = theirs(given.past[:, :-1], given)
+    value = np.asarray(given.past[:, -1:])
+    for t in range(H):
+        raw, states = theirs(value, given, states, begin=L + t)
+        assert_close(path[:, t], 10 * raw[:, 0, :, 0], 1e-4)
+        value = raw[..., 0] - raw[..., 1]
 
 
 def test_a_step_reads_the_value_before_and_what_is_known_of_itself():

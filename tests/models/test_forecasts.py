@@ -11,7 +11,18 @@ from s2s_jax.data.windows import Truth
 from s2s_jax.distributions import DISTRIBUTIONS, gaussian
 from s2s_jax.models.forecaster import AttentionForecaster
 from s2s_jax.models.forecasts import forecast, loss_of
-from tests.models.test_forecaster import AR_SIZES, SIZES, B, C, H, L, autoregressive, window, with_drawn_parameters
+from tests.models.test_forecaster import (
+    AR_SIZES,
+    SIZES,
+    B,
+    C,
+    H,
+    L,
+    autoregressive,
+    autoregressive_of_pytorch,
+    window,
+    with_drawn_parameters,
+)
 from tests.samples import assert_close
 
 RNG = np.random.default_rng(7)
@@ -25,8 +36,7 @@ def attention():
 
 def test_the_loss_counts_what_was_observed():
     model, given = attention(), window()
-    raw = np.asarray(model(given), np.float64)
-    nats = -stats.norm.logpdf(FUTURE, raw[..., 0], np.log1p(np.exp(raw[..., 1])) + 1e-3)
+    nats = nats_of_scipy("gaussian", np.asarray(model(given), np.float64), np.asarray(FUTURE), 0, 1)
     truth = Truth(FUTURE, jnp.asarray(OBSERVED), jnp.asarray(PAST_OBSERVED))
     found = loss_of(model, gaussian, given, truth)
     assert float(found.count) == OBSERVED.sum()
@@ -54,19 +64,54 @@ def test_what_was_not_observed_reaches_no_loss_and_no_gradient(make):
         assert_close(jax.value_and_grad(loss)(params, jnp.asarray(1e30)), (value, gradient), 1e-6)
 
 
-@pytest.mark.parametrize(("training", "scaling"), [(True, "none"), (True, "last"), (False, "none")])
-def test_an_autoregressive_model_learns_from_the_past_too(training, scaling):
-    """But not where the past is told its end: less its last value, the last step is zero in every window."""
-    model, given = autoregressive(), window(AR_SIZES)
-    truth = Truth(FUTURE, jnp.asarray(OBSERVED), jnp.asarray(PAST_OBSERVED))
-    loc = given.past[:, -1:] if scaling == "last" else 0.0
-    raw = model(given._replace(past=given.past - loc), FUTURE - loc)
-    values = np.concatenate([given.past, FUTURE], 1)[:, 1:]
+def softplus(x):
+    return np.log1p(np.exp(np.asarray(x, np.float64)))
+
+
+def nats_of_scipy(name, raw, values, loc, scale):
+    """Negative log likelihoods from the equations of the heads, and SciPy's densities."""
+    if name == "negative_binomial":
+        mean, alpha = scale * (softplus(raw[..., 0]) + 1e-3), (softplus(raw[..., 1]) + 1e-6) / np.sqrt(scale)
+        return -stats.nbinom.logpmf(values, 1 / alpha, 1 / (1 + alpha * mean))
+    place, width = loc + scale * raw[..., 0], scale * (softplus(raw[..., 1]) + 1e-3)
+    theirs = stats.norm(place, width) if name == "gaussian" else stats.t(2 + softplus(raw[..., 2]), place, width)
+    return -theirs.logpdf(values)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize(
+    ("name", "training", "scaling"),
+    [
+        ("gaussian", True, "none"),
+        ("gaussian", True, "last"),
+        ("gaussian", False, "none"),
+        ("student_t", True, "mean"),
+        ("negative_binomial", True, "mean"),
+        ("negative_binomial", False, "mean"),
+    ],
+)
+def test_the_loss_of_an_autoregressive_model_is_that_of_pytorch_and_scipy(kind, name, training, scaling):
+    """In training that of the past too, but not where the past is told its end: less its last value, the last step is zero in
+    every window.
+    """
+    head = DISTRIBUTIONS[name]
+    model, theirs = autoregressive_of_pytorch(kind, head.features)
+    given, future = window(AR_SIZES), np.asarray(FUTURE)
+    if head.counts:
+        given = given._replace(past=jnp.asarray(RNG.poisson(20, (B, L, C)).astype(np.float32)))
+        future = RNG.poisson(20, (B, H, C)).astype(np.float32)
+    past = np.asarray(given.past)
+    loc = past[:, -1:] if scaling == "last" else 0 * past[:, -1:]
+    scale = 1 + np.abs(past).mean(1, keepdims=True) if scaling == "mean" else 1 + 0 * loc
+    values = np.concatenate([past, future], 1)
+    raw, _ = theirs(((values - loc) / scale)[:, :-1], given)
+    nats = nats_of_scipy(name, raw, values[:, 1:], loc, scale)
     observed = np.concatenate([PAST_OBSERVED, OBSERVED], 1)[:, 1:]
     if not training or scaling == "last":
-        raw, values, observed = raw[:, -H:], values[:, -H:], observed[:, -H:]
-    nats = np.asarray(gaussian.loss(raw, values, loc, 1.0))
-    found = loss_of(model, gaussian, given, truth, training=training, window_scaling=scaling)
+        nats, observed = nats[:, -H:], observed[:, -H:]
+    truth = Truth(jnp.asarray(future), jnp.asarray(OBSERVED), jnp.asarray(PAST_OBSERVED))
+    found = loss_of(model, head, given, truth, training=training, window_scaling=scaling)
+    assert float(found.count) == observed.sum()
     assert found.value() == pytest.approx(nats[observed].mean(), rel=1e-4)
 
 
