@@ -184,11 +184,13 @@ def autoregressive(**options):
 
 
 def autoregressive_of_pytorch(kind, features=P):
-    """Ours, and two layers of PyTorch's LSTM or GRU below its linear layer, with the same weights, which PyTorch draws."""
+    """Ours, and two layers of PyTorch's LSTM or GRU below its linear layer, with the same weights."""
     torch = oracles.oracle("torch")
     torch.manual_seed(0)
     recurrent = getattr(torch.nn, kind.upper())(C + K + S, 5, num_layers=2, batch_first=True)
     output = torch.nn.Linear(5, C * features)
+    for leaf in (*recurrent.parameters(), *output.parameters()):
+        torch.nn.init.normal_(leaf, std=0.6)  # as drawn by PyTorch a second layer hardly hears of what the first one reads
     sizes = AR_SIZES._replace(features=features)
     ours = AutoregressiveForecaster(sizes, 5, cell=cells.BY_NAME[kind], num_layers=2, rngs=nnx.Rngs(0))
     weights = [leaf.detach().numpy() for leaf in recurrent.parameters()]
