@@ -382,7 +382,7 @@ def extended(run: Run[Config], name: str) -> tuple[Series, Table, Scaler, int]:
 
 
 def write(path: Path, panels: list[dict[str, Any]], names: tuple[str, ...]) -> None:
-    """A row for each step ahead: its date, and of each series the mean and the ends of the interval, in six digits."""
+    """A row for each step ahead: its date, and of each series the mean and the ends of the interval, to their last bit."""
     dates = panels[0]["dates"][-len(panels[0]["mean"]) :]
     daily = bool((dates == dates.astype("datetime64[D]")).all())
     told = [str(date) for date in (dates.astype("datetime64[D]") if daily else dates).tolist()]
@@ -394,7 +394,7 @@ def write(path: Path, panels: list[dict[str, Any]], names: tuple[str, ...]) -> N
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows(zip(told, *([float(f"{value:.6g}") for value in column] for column in columns), strict=True))
+        writer.writerows(zip(told, *columns, strict=True))
 
 
 if __name__ == "__main__":
