@@ -10,8 +10,10 @@ r"""A network learns to forecast series: classic encoder-decoders, probabilistic
             --window-scaling none --schedule constant --warmup-steps 0 --clip 0 --learning-rate 1e-3
             the stack of Keras' tutorials: noise of 0.01, GRU of relu, repeat vector, GRU of relu, batch norm, and a linear
             layer for each step, trained by Adam on the squared error
-
-SegRNN is `--model segments --cell gru --distribution absolute_error --hidden-features 512 --segment 24 --dropout 0.5`.
+    python -m experiments.forecasting --data-dir FOLDER --dataset ett --model segments --cell gru --dropout 0.5 \
+            --batch-size 256 --look-back 96 --distribution absolute_error --hidden-features 512 --segment 48 \
+            --learning-rate 1e-3 --steps 660 --evaluate-every 33 --horizon 96 --checkpoint-every 0
+            SegRNN as it was measured: MSE 0.367 of all seven series of ETTh1 (seed 0, 5 minutes on one core)
 
 Every window of the test part is scored, those that overlap too, and each step ahead counts alike. Series are standardised by
 the training part, but counts are not; `mse`, `mae` and `crps` are of standardised values, as published figures are. `mase`
@@ -138,6 +140,8 @@ class Config(Drawing, SeriesFlags, TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model == "segments" and not self.calendar:
+            raise ValueError("calendar: expected no --no-calendar with segments, which reads the series alone, got it")
         if self.model == "segments" and (self.look_back % self.segment or self.horizon % self.segment):
             expected = f"multiples of the segment of {self.segment} steps"
             raise ValueError(f"look_back, horizon, segment: expected {expected}, got {self.look_back} and {self.horizon}")
@@ -261,8 +265,8 @@ def report(run: Run[Config], model: Any, series: Series, parts: Parts) -> None:
 
 
 def published(config: Config, targets: tuple[str, ...]) -> list[dict[str, Any]]:
-    """What is known of ETTh1, of OT alone or of all seven; SegRNN's table is of a look-back of 96."""
-    if config.dataset != "ett" or (targets != ("OT",) and len(targets) != 7):
+    """What is known of ETTh1, of OT alone or of all seven, read by themselves; SegRNN's table is of a look-back of 96."""
+    if config.dataset != "ett" or config.covariates or (targets != ("OT",) and len(targets) != 7):
         return []
     of_segments = _MULTIVARIATE.get(config.horizon, {}) if (len(targets), config.look_back) == (7, 96) else {}
     known = {"README of SegRNN's repository": of_segments}

@@ -52,6 +52,9 @@ def loss_of(
     of the past where the past ends. What of the steps ahead was not observed may be anything, NaN too; but the past is read as
     it stands, and its gaps have to be filled, as `read_series` does.
 
+    `window_scaling` belongs to the model: SegRNN is one of "last", DeepAR of "mean" (see `scaling_of`), and a forecast takes the
+    one of the training. "none" leaves windows as they are.
+
     Raises:
       ValueError: a window of other sizes than the model's, or a head of other raw numbers.
     """
@@ -84,6 +87,7 @@ def forecast(
     """What a model says of the steps ahead, in units of the window.
 
     An autoregressive model draws paths; others draw each step by itself, and have quantiles in closed form where the head has.
+    `window_scaling` is that of the training; see `loss_of`.
 
     Raises:
       ValueError: a window of other sizes than the model's, or a head of other raw numbers.

@@ -27,6 +27,9 @@ class SegmentForecaster(nnx.Module):
     and of its series (section 4.2, "PMF"). What the state gives to that step is worked out once for all of them. Nothing but
     the series is read.
 
+    SegRNN also takes the last value off its window and adds it to what it says (section 4.2). That is done outside, as with
+    any model: by `loss_of` and `forecast` with `window_scaling="last"`, without which this is another model.
+
     Args:
       sizes: see `Sizes`.
       hidden_features: width of the segments' embedding and of the state; even.

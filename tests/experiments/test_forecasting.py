@@ -147,10 +147,23 @@ def test_the_other_models(tmp_path, flags):
     assert np.isfinite(list(metrics.values())).all()
 
 
+def documented(word):
+    """The arguments of the command in the module's docstring that names a word."""
+    commands = (forecasting.__doc__ or "").replace("\\\n", " ").splitlines()
+    return next(line for line in commands if word in line and "python -m" in line).split()[3:]
+
+
+def test_segrnn_is_the_command_that_was_measured():
+    """Flag by flag that of the card, but for its name and flags that came later."""
+    config = tyro.cli(Config, args=documented("segments"))
+    card = "experiments/results/forecasting-etth1-multivariate-96-segments-48-seed0.json"
+    measured = json.loads((Path(__file__).parents[2] / card).read_text())["config"]
+    differ = {name for name, value in measured.items() if json.loads(json.dumps(getattr(config, name))) != value}
+    assert differ == {"name"}
+
+
 def test_the_stack_of_keras_is_one_command():
-    lines = (forecasting.__doc__ or "").splitlines()
-    number = next(number for number, line in enumerate(lines) if "repeat_vector" in line)
-    arguments = f"{lines[number]}{lines[number + 1]}".replace("\\", " ").split()[3:]
+    arguments = documented("repeat_vector")
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert f"`{' '.join(arguments)}`" in " ".join(readme.split())
     config = tyro.cli(Config, args=arguments)
@@ -243,6 +256,7 @@ def test_bad_rows_and_flags_that_do_not_fit(tmp_path, capsys):
         ({"model": "repeat_vector", "cell": "rnn"}, "cell: expected it with attention, autoregressive, segments, got it with"),
         ({"model": "repeat_vector", "dropout": 0.9}, "dropout: expected it with attention"),
         ({"segment": 5}, "segment: expected it with segments, got it with attention"),
+        ({"model": "segments", "calendar": False}, "calendar: expected no --no-calendar with segments, which reads the series"),
         ({"csv": Path("a.csv"), "dataset": "ett"}, "csv: expected --dataset files with it, got --dataset ett"),
     ],
 )
@@ -261,6 +275,8 @@ def test_published_figures_are_of_etth1_alone():
     assert (first["metric"], first["value"], first["how"]) == ("mse", 0.444, "SegRNN")
     assert {row["how"] for row in published(("OT",), 48, 24)} == {"LSTMa", "DeepAR", "Informer"}
     assert {row["how"] for row in published(seven, 48, 336)} == {"LSTMa", "LSTNet", "Informer"}
+    for covariates in ({"past_covariates": ("HUFL",)}, {"known_covariates": ("HUFL",)}):
+        assert published(("OT",), 48, 24, dataset="ett", **covariates) == []
     assert published(("HUFL",), 96, 24) == published(seven, 96, 336, csv=Path("etth1.csv")) == []
 
 
