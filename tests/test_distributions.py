@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from s2s_jax.distributions import DISTRIBUTIONS, LEAST_SCALE, gaussian, make_quantiles, negative_binomial, quantiles, student_t
 from tests.samples import assert_close
@@ -109,6 +109,39 @@ def test_counts_that_are_nearly_poisson_keep_their_loss_and_gradient(scale, inve
             back[number] -= 1e-3
             want = (nats(ahead, value) - nats(back, value)) / 2e-3
             assert float(gradient[number]) == pytest.approx(want, rel=5e-3, abs=5e-3)
+
+
+@pytest.mark.parametrize("inverse", [-14.0, 0.0, 8.0])
+@pytest.mark.parametrize("scale", [1e6, 1e9, 1e12])
+def test_large_counts_keep_their_loss_and_gradient(scale, inverse):
+    """Beside SciPy in double precision, and the derivatives by hand; within what single precision holds of the mean itself."""
+    raw = np.array([0.5, inverse])
+    mean, alpha = scale * (softplus(raw[0]) + LEAST_SCALE), (softplus(raw[1]) + 1e-6) / np.sqrt(scale)
+    shape, rise = 1 / alpha, special.expit(raw)
+    loss = jax.jit(jax.value_and_grad(lambda raw, value: negative_binomial.loss(raw, value, 0.0, scale)))
+    for value in (0.0, 1.0, 25.0, *np.float32(scale * np.array([0.01, 0.5, 1.0, 1.5])).tolist()):
+        found, gradient = loss(jnp.asarray(raw, jnp.float32), value)
+        want = -stats.nbinom.logpmf(value, shape, 1 / (1 + alpha * mean))
+        assert float(found) == pytest.approx(want, rel=2e-5, abs=1e-2)
+        of_mean = shape * (mean - value) / (mean * (shape + mean))
+        logs = special.digamma(shape) - special.digamma(shape + value) + np.log1p(mean / shape)
+        of_shape = logs - (mean - value) / (shape + mean)
+        wanted = of_mean * scale * rise[0], -of_shape * shape**2 * rise[1] / np.sqrt(scale)
+        assert_close(gradient, np.array(wanted), 1e-4)
+
+
+@pytest.mark.parametrize("inverse", [-14.0, 8.0])
+@pytest.mark.parametrize("scale", [1e4, 1e7, 1e10, 1e12])
+def test_large_counts_are_drawn_as_scipy_says(scale, inverse):
+    """Those above 2^31 too, in nearly Poisson distributions and in wider ones: the share of draws below a quantile."""
+    raw = np.array([0.5, inverse], np.float32)
+    mean, alpha = scale * (softplus(raw[0]) + LEAST_SCALE), (softplus(raw[1]) + 1e-6) / np.sqrt(scale)
+    theirs = stats.nbinom(1 / alpha, 1 / (1 + alpha * mean))
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: negative_binomial.sample(raw, key, 0.0, jnp.float32(scale))))(keys))
+    assert np.all(drawn == np.round(drawn))
+    for level in (0.01, 0.5, 0.99):
+        assert (drawn <= theirs.ppf(level)).mean() == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / len(drawn)))
 
 
 @pytest.mark.parametrize("levels", [(0.5, 0.4), (0.0, 0.5), (0.5, 1.0), (0.1, 0.9), ()])

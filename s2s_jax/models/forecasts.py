@@ -52,8 +52,8 @@ def loss_of(
     of the past where the past ends. What of the steps ahead was not observed may be anything, NaN too; but the past is read as
     it stands, and its gaps have to be filled, as `read_series` does.
 
-    `window_scaling` belongs to the model: SegRNN is one of "last", DeepAR of "mean" (see `scaling_of`), and a forecast takes the
-    one of the training. "none" leaves windows as they are.
+    `window_scaling` belongs to the model: SegRNN is one of "last", DeepAR of "mean" (see `scaling_of`), and a forecast takes
+    the one of the training. "none" leaves windows as they are.
 
     Raises:
       ValueError: a window of other sizes than the model's, or a head of other raw numbers.
