@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from s2s_jax import models
+
 ROOT = Path(__file__).parents[1]
 NUMERIC = ("types", "masks", "cells", "recurrence", "attention", "ctc", "losses", "metrics", "decoding", "sharding", "cache")
 FLAX = ("layers", "models", "training")
@@ -141,6 +143,16 @@ def test_an_import_brings_nothing_heavy_along(wanted):
 
 def test_the_package_alone_needs_no_flax():
     assert "flax" not in run("import sys, s2s_jax; print(*sys.modules)")
+
+
+def test_every_model_is_exported_by_models():
+    """Those with an underscore and the layer that `Seq2Seq` ends with are parts of others."""
+    trees = [tree for name, tree in TREES.items() if name.startswith("s2s_jax.models.")]
+    classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    flax = {node.name for node in classes if {ast.unparse(base) for base in node.bases} & {"nnx.Module", "_Decoder"}}
+    public = {name for name in flax if not name.startswith("_")}
+    assert {"Seq2Seq", "SegmentForecaster", "CharacterCNN"} <= public
+    assert public - set(vars(models)) == {"TiedOutput"}
 
 
 @pytest.mark.alone
