@@ -12,8 +12,8 @@ it. Zhang et al. read 70 characters; `--symbols characters --vocabulary-size 74 
 Of a text longer than `--max-length` its last symbols are read. Where there is no validation split, 1,000 training texts, a
 tenth at most, are for that. Accuracy: share of all texts of the split whose most probable class is right; without duplicates:
 of the test texts that neither training nor validation holds. `predict` reads of a table the columns that the run learnt from,
-and of any other file each line; it tells by how much the log probability of the class falls where parts of the text are hidden,
-in words and, of the first ten texts, as a picture.
+and of any other file each line. It tells the class of every text and, of the first ten, by how much the log probability of
+the class falls where parts of the text are hidden, in words and as a picture.
 """
 
 import dataclasses
@@ -21,11 +21,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -66,7 +67,7 @@ PUBLISHED: dict[tuple[str, str | None], list[tuple[float, str, str]]] = {
     ("ag_news_subset", "vdcnn17"): [(0.906, "17 layers", "arXiv 1606.01781")],
     ("ag_news_subset", "vdcnn29"): [(0.913, "29 layers, the best of its table", "arXiv 1606.01781")],
 }
-DRAWN = 10  # texts that `predict` draws
+MARKED = 10  # texts of which `predict` tells and draws which symbols mattered: that asks the network hundreds of times each
 RECURRENT = ("recurrent", "cnn_recurrent")
 # Which networks take which flags; the others take none of them.
 TAKEN_BY = {
@@ -303,7 +304,7 @@ def evaluate(run: Run[Config]) -> None:
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:
-    """The class of each text, or of each row or line of a file, and which of its symbols spoke for it."""
+    """The class of each text, or of each row or line of a file, and which symbols of the first ten texts spoke for it."""
     if not inputs:
         raise ValueError('expected at least one text, like "What a dull film.", or a file of them')
     config = run.config
@@ -314,18 +315,21 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     def logits(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
         return class_logits(model, {"tokens": tokens[:, : config.max_length], "tokens_lengths": lengths})
 
-    for number, text in enumerate([text for given in inputs for text in texts_of(config, given)]):
-        whole = tokenizer.encode(text)
-        tokens = whole[-config.max_length :]
-        found = occlusion(logits, tokens, blank=blank)
-        said = int(np.argmax(found.log_probabilities))
-        answer = f"{classes[said]} ({np.exp(found.log_probabilities[said]):.1%})"
+    texts = [text for given in inputs for text in texts_of(config, given)]
+    encoded = [tokenizer.encode(text) for text in texts]
+    read = [whole[-config.max_length :] for whole in encoded]
+    unmarked = log_probabilities_of(logits, read[MARKED:])
+    for number, (text, whole, tokens) in enumerate(zip(texts, encoded, read, strict=True)):
+        found = occlusion(logits, tokens, blank=blank) if number < MARKED else None
+        log_probabilities = next(unmarked) if found is None else found.log_probabilities
+        said = int(np.argmax(log_probabilities))
+        answer = f"{classes[said]} ({np.exp(log_probabilities[said]):.1%})"
         print(f"{answer}: {text}")
         if len(whole) > len(tokens):
             print(f"  only the last {len(tokens)} of its {len(whole)} symbols are read")
         if config.symbols == "characters" and (unknown := int((tokens == UNKNOWN).sum())):
             print(f"  {unknown} of its symbols are unknown")
-        if not len(tokens):
+        if found is None or not len(tokens):
             continue
         shown = [
             (symbol, float(found.worth[start:end, said].sum()))
@@ -333,10 +337,24 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         ]
         words = sorted(by_words(shown), key=lambda word: -abs(word[1]))[:6]
         print("  most of it: " + ", ".join(f"{word} {value:+.2f}" for word, value in words))
-        if number < DRAWN:
-            label = f"nats for {classes[said]}"
-            figure = plots.marked_text(*zip(*shown, strict=True), title=answer, label=label)
-            print(f"  drawn in {run.figure(figure_name(text), figure)}")
+        figure = plots.marked_text(*zip(*shown, strict=True), title=answer, label=f"nats for {classes[said]}")
+        print(f"  drawn in {run.figure(figure_name(text), figure)}")
+    if len(texts) > MARKED:
+        print(f"Which symbols mattered is told of the first {MARKED} of the {len(texts)} texts alone.")
+
+
+def log_probabilities_of(
+    logits: Callable[[jax.Array, jax.Array], jax.Array], texts: Sequence[np.ndarray], batch_size: int = 32
+) -> Iterator[np.ndarray]:
+    """[classes] of each text, an array of symbols; padded to a power of two, so that few shapes are compiled."""
+    for begin in range(0, len(texts), batch_size):
+        batch = texts[begin : begin + batch_size]
+        lengths = np.zeros(batch_size, np.int32)
+        lengths[: len(batch)] = [len(tokens) for tokens in batch]
+        rows = np.zeros((batch_size, max(16, 1 << (int(lengths.max()) - 1).bit_length())), np.int32)
+        for row, tokens in zip(rows, batch, strict=False):
+            row[: len(tokens)] = tokens
+        yield from np.asarray(jax.nn.log_softmax(logits(jnp.asarray(rows), jnp.asarray(lengths))))[: len(batch)]
 
 
 def texts_of(config: Config, given: str) -> list[str]:

@@ -99,6 +99,27 @@ def test_a_run_from_training_to_prediction(tmp_path, capsys):
             call("predict", "-", "--runs-dir", tmp_path)
 
 
+def test_of_a_long_file_all_classes_are_told_and_the_symbols_of_ten_texts(tmp_path, capsys):
+    """Those of the others are the classes that each has alone, whatever stands beside it."""
+    call(*SMALL, "--features", "5", "--runs-dir", tmp_path)
+    texts = [f"{'so ' * number}dull a film, number {number}." for number in range(text_classification.MARKED + 35)]
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(texts) + "\n")
+    capsys.readouterr()
+    call("predict", path, "--runs-dir", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    answers = [line for line in lines if line.startswith(("positive", "negative"))]
+    assert [line.split(": ")[1] for line in answers] == texts
+    assert sum("most of it: " in line for line in lines) == sum("drawn in " in line for line in lines) == 10
+    assert lines[-1] == f"Which symbols mattered is told of the first 10 of the {len(texts)} texts alone."
+    call("predict", *(texts[number] for number in (-1, 10, 17)), "--runs-dir", tmp_path)
+    alone = capsys.readouterr().out
+    assert [line for line in alone.splitlines() if line.startswith(("positive", "negative"))] == [
+        answers[number] for number in (-1, 10, 17)
+    ]
+    assert "alone." not in alone
+
+
 @pytest.mark.parametrize(
     "flags",
     [
