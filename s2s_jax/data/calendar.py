@@ -1,12 +1,13 @@
 """Steps of time: what step a list of dates goes by, the dates that follow, and the features of a date that a network reads."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 MINUTE, HOUR, DAY, WEEK = 60, 3_600, 86_400, 604_800  # seconds
+_MOST = 0.75  # of the dates: where more stand at one place of a month, the step is in months, and the others are wrong
 
 
 class Step(NamedTuple):
@@ -34,7 +35,7 @@ class Step(NamedTuple):
 
 
 def step_of(dates: np.ndarray) -> Step:
-    """The step that most neighbours of rising dates [T] are apart, in months where all stand at the same place of one.
+    """The step that most neighbours of rising dates [T] are apart, in months where nearly all stand at the same place of one.
 
     Raises:
       ValueError: fewer than two dates, or dates that do not rise.
@@ -45,12 +46,12 @@ def step_of(dates: np.ndarray) -> Step:
     apart = np.diff(seconds).astype(np.int64)
     if (apart <= 0).any():
         raise ValueError("dates: expected them to rise")
-    months = _most_frequent(np.diff(seconds.astype("datetime64[M]")).astype(np.int64))
-    for from_end in (False, True):
-        within = _within_month(seconds, from_end)
-        if (within == within[0]).all():
-            return Step(months, months=True, from_end=from_end)
-    return Step(_most_frequent(apart), months=False)
+    months = int(_most_frequent(np.diff(seconds.astype("datetime64[M]")).astype(np.int64)))
+    shares = {from_end: _on_grid(_within_month(seconds, from_end)).mean() for from_end in (False, True)}
+    from_end = shares[True] > shares[False]
+    if months and shares[from_end] > _MOST:
+        return Step(months, months=True, from_end=from_end)
+    return Step(int(_most_frequent(apart)), months=False)
 
 
 def _within_month(seconds: np.ndarray, from_end: bool) -> np.ndarray:
@@ -58,23 +59,25 @@ def _within_month(seconds: np.ndarray, from_end: bool) -> np.ndarray:
     return seconds - (seconds.astype("datetime64[M]") + np.timedelta64(int(from_end), "M")).astype("datetime64[s]")
 
 
-def _most_frequent(numbers: Int[np.ndarray, " N"]) -> int:
+def _on_grid(places: np.ndarray) -> Bool[np.ndarray, " T"]:
+    """Which dates stand where most of them do."""
+    return places == _most_frequent(places)
+
+
+def _most_frequent(numbers: np.ndarray) -> Any:
     values, counts = np.unique(numbers, return_counts=True)
-    return int(values[counts.argmax()])
+    return values[counts.argmax()]
 
 
 def places(dates: np.ndarray, step: Step) -> Int[np.ndarray, " T"]:
-    """How many steps each date is behind the first; -1 where it is none of these."""
+    """How many steps each of rising dates is behind the first of those that are whole steps apart, as most are; -1 of the
+    others.
+    """
     seconds = dates.astype("datetime64[s]")
-    if step.months:
-        months = seconds.astype("datetime64[M]")
-        apart = (months - months[0]).astype(np.int64)
-        within = _within_month(seconds, step.from_end)
-        on_grid = (apart % step.amount == 0) & (within == within[0])
-    else:
-        apart = (seconds - seconds[0]).astype(np.int64)
-        on_grid = apart % step.amount == 0
-    return np.where(on_grid, apart // step.amount, -1)
+    number = seconds.astype("datetime64[M]" if step.months else "datetime64[s]").astype(np.int64)
+    on_grid = _on_grid(_within_month(seconds, step.from_end)) if step.months else np.ones(len(dates), bool)
+    on_grid[on_grid] = _on_grid(number[on_grid] % step.amount)
+    return np.where(on_grid, (number - number[on_grid.argmax()]) // step.amount, -1)
 
 
 def dates_from(first: np.datetime64, step: Step, count: int) -> np.ndarray:

@@ -69,8 +69,9 @@ def read_series(
 
     Raises:
       ValueError: what is wrong, by line; with "repair" only what cannot be mended: a header without the columns, a row of
-        another number of columns, a text that is no date, a date that does not lie on the step, a column without a number, or
-        one of which more than a tenth is texts; more than a tenth of rows with a date that stands there already.
+        another number of columns, a text that is no date, a date that does not lie on the step or is far from all others, a
+        column without a number, or one of which more than a tenth is texts; more than a tenth of rows with a date that stands
+        there already.
     """
     path = Path(path)
     notes: list[str] = []
@@ -99,10 +100,10 @@ def read_series(
     step = step_of(ordered)
     place = places(ordered, step)
     if (off := np.flatnonzero(place < 0)).size:
-        line = lines[kept[off[0]]]
-        raise ValueError(
-            f"{path}:{line}: expected a date that is whole steps of {step} behind {ordered[0]}, got {ordered[off[0]]}"
-        )
+        line, others = lines[kept[off[0]]], ordered[place.argmax()]
+        raise ValueError(f"{path}:{line}: expected a date that is whole steps of {step} from {others}, got {ordered[off[0]]}")
+    if place[-1] >= _MOST_MISSING * len(ordered):
+        raise ValueError(_alone(path, ordered, place, step, [lines[row] for row in kept]))
     for gap in np.flatnonzero(np.diff(place) > 1):
         findings.append((lines[kept[gap + 1]], f"{place[gap + 1] - place[gap] - 1} steps of {step} are missing before"))
     findings.sort()
@@ -110,8 +111,6 @@ def read_series(
         told = "".join(f"\n{path}:{line}: {what}" for line, what in findings[:_TOLD])
         more = f"\nand {len(findings) - _TOLD} more" if len(findings) > _TOLD else ""
         raise ValueError(f"bad_rows: expected none, got {len(findings)}; repair mends them, and says so:{told}{more}")
-    if place[-1] >= _MOST_MISSING * len(ordered):
-        raise ValueError(f"{path}: expected steps of {step} with fewer gaps, got {len(ordered)} rows of {place[-1] + 1} steps")
     read = np.full((place[-1] + 1, len(columns)), np.nan)
     read[place] = values[kept]
     observed = ~np.isnan(read)
@@ -235,6 +234,15 @@ def _in_order(
         values[first] = np.where(np.isnan(values[first]), values[row], values[first])
         findings.append((lines[row], f"{dates[row]} stands in line {lines[order[number - 1]]} too"))
     return dates[kept], kept
+
+
+def _alone(path: Path, dates: np.ndarray, place: np.ndarray, step: Step, lines: list[int]) -> str:
+    """What is said of a file that is nearly all gaps: the fewer rows beside the longest of them must be the wrong ones."""
+    gap = int(np.diff(place).argmax())
+    row = gap if 2 * (gap + 1) <= len(place) else gap + 1
+    missing = f"{'behind' if row == gap else 'before'} which {place[gap + 1] - place[gap] - 1} steps are missing"
+    told = f"{dates[row]}, {missing}; {len(dates)} rows of {place[-1] + 1} steps"
+    return f"{path}:{lines[row]}: expected steps of {step} with fewer gaps, got {told}"
 
 
 def seasonal_series(days: int = 400, seed: int = 0) -> Series:

@@ -25,6 +25,7 @@ def moments(*texts):
         (moments("2015-12-15T12:00", "2016-03-15T12:00"), Step(3, True), "3 months", 4),
         (moments("2015", "2016", "2017"), Step(12, True), "1 year", 1),
         (moments("2016-01-31", "2016-02-29", "2016-03-31", "2016-05-31"), Step(1, True, from_end=True), "1 month", 12),
+        (moments("2016-02-29", "2016-03-31", "2016-04-30", "2016-05-30", "2016-06-30"), Step(1, True, True), "1 month", 12),
         (moments("2015-12-31T12:00", "2016-03-31T12:00", "2016-06-30T12:00"), Step(3, True, from_end=True), "3 months", 4),
     ],
 )
@@ -47,6 +48,8 @@ def test_dates_and_places_are_each_others_inverse():
     np.testing.assert_array_equal(places(ends[[0, 2, 4]], Step(1, True, from_end=True)), [0, 2, 4])
     dates = moments("2016-01-01T00:00", "2016-01-01T01:30", "2016-01-01T03:00")
     np.testing.assert_array_equal(places(dates, Step(3600, False)), [0, -1, 3])
+    dates = moments("2016-01-01T00:07", "2016-01-01T01:00", "2016-01-01T02:00", "2016-01-01T04:00")
+    np.testing.assert_array_equal(places(dates, Step(3600, False)), [-1, 0, 1, 3])
     np.testing.assert_array_equal(places(moments("2016-01-01", "2016-02-02", "2016-03-01"), Step(2, True)), [0, -1, 1])
 
 

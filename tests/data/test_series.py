@@ -154,11 +154,32 @@ def test_years_alone_are_dates(tmp_path):
             "date,a\n" + "".join(f"20{n:02},{'x' if n in (3, 4, 5) else n}\n" for n in range(29)),
             ":5: expected numbers in the column a, got 3",
         ),
-        ("date,a\n2016-01-01,1\n2016-01-02,1\n2916-01-03,1\n", ": expected steps of 1 day with fewer gaps, got 3 rows of"),
+        (
+            "date,a\n2016-01-01,1\n2016-01-02,1\n2916-01-03,1\n",
+            ":4: expected steps of 1 day with fewer gaps, got 2916-01-03T00:00:00, before which 328718 steps are missing; "
+            "3 rows of 328721 steps",
+        ),
+        (
+            "date,a\n" + "".join(f"2020-01-{day:02},1\n" for day in range(1, 13)) + "1920-01-01,1\n2020-01-13,1\n",
+            ":14: expected steps of 1 day with fewer gaps, got 1920-01-01T00:00:00, behind which 36524 steps are missing; "
+            "14 rows of 36538 steps",
+        ),
+        (
+            "date,a\n2020-01-01 00:07,1\n" + "".join(f"2020-01-01 {hour:02}:00,1\n" for hour in range(1, 9)),
+            ":2: expected a date that is whole steps of 1 hour from 2020-01-01T08:00:00, got 2020-01-01T00:07:00",
+        ),
+        (
+            "date,a\n2020-01-02,1\n" + "".join(f"2020-{month:02}-01,1\n" for month in range(2, 9)),
+            ":2: expected a date that is whole steps of 1 month from 2020-08-01T00:00:00, got 2020-01-02T00:00:00",
+        ),
+        (
+            "date,a\n" + "".join(f"2020-{end},1\n" for end in ("01-31", "02-28", "03-31", "04-30", "05-31", "06-30")),
+            ":3: expected a date that is whole steps of 1 month from 2020-06-30T00:00:00, got 2020-02-28T00:00:00",
+        ),
         ("date,a\n2016-01-01,x\n2016-01-02,\n", ": expected numbers in the column a, got none"),
         (
             "date,a\n2016-01-01 00:00,1\n2016-01-01 01:00,1\n2016-01-01 02:00,1\n2016-01-01 02:20,1\n",
-            ":5: expected a date that is whole steps of 1 hour behind 2016-01-01T00:00:00, got 2016-01-01T02:20:00",
+            ":5: expected a date that is whole steps of 1 hour from 2016-01-01T02:00:00, got 2016-01-01T02:20:00",
         ),
     ],
 )
@@ -166,6 +187,12 @@ def test_what_cannot_be_mended_is_an_error(tmp_path, text, message):
     path = written(tmp_path, text)
     with pytest.raises(ValueError, match=re.escape(message)):
         read_series(path, columns=["a"] if "date,b" in text else [], bad_rows="repair")
+
+
+def test_a_wrong_date_is_told_before_what_can_be_mended(tmp_path):
+    path = written(tmp_path, "date,a\n1920-01-01,1\n" + "".join(f"2020-01-{day},?\n" for day in range(10, 30)))
+    with pytest.raises(ValueError, match=r":2: expected steps of 1 day with fewer gaps, got 1920-01-01T00:00:00"):
+        read_series(path)
 
 
 def test_the_dates_alone_are_no_series(tmp_path):
