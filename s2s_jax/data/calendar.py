@@ -47,7 +47,7 @@ def step_of(dates: np.ndarray) -> Step:
     if (apart <= 0).any():
         raise ValueError("dates: expected them to rise")
     months = int(_most_frequent(np.diff(seconds.astype("datetime64[M]")).astype(np.int64)))
-    shares = {from_end: _on_grid(_within_month(seconds, from_end)).mean() for from_end in (False, True)}
+    shares = {from_end: float(_on_grid(_within_month(seconds, from_end)).mean()) for from_end in (False, True)}
     from_end = shares[True] > shares[False]
     if months and shares[from_end] > _MOST:
         return Step(months, months=True, from_end=from_end)

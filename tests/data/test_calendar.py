@@ -1,6 +1,7 @@
 """Steps, dates and their features, beside the calendar of Python."""
 
 import datetime
+import json
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ def moments(*texts):
 def test_the_step_is_that_of_most_neighbours(dates, step, told, season):
     found = step_of(dates)
     assert (found, str(found), found.season) == (step, told, season)
+    assert json.loads(json.dumps(found)) == list(step)  # as a run keeps it
 
 
 def test_dates_and_places_are_each_others_inverse():
