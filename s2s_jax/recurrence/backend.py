@@ -81,10 +81,12 @@ class Stack(NamedTuple):
       run: of cells, directions, lengths and options; gives outputs of the last layer, directions side by side,
         [T, B, directions * H], and states[layer][direction]. Of `directions` above the first layer `xs` is not read.
       why_not: the reason why `run` does not apply to these arguments, or None.
+      features: of a cell and its parameters, how wide its outputs are; None for a cell that `run` does not know.
     """
 
     run: Callable[[Sequence[Cell], Sequence[Sequence[Direction]], Array | None, Options], tuple[Array, Any]]
     why_not: Callable[[Sequence[Cell], Sequence[Sequence[Direction]], Array | None, Options], str | None]
+    features: Callable[[Cell, Params], int | None]
 
 
 class Backend(NamedTuple):

@@ -76,7 +76,7 @@ def how(backend: str, options: Options) -> How:
     remat = options.remat
     if remat is not None and (not isinstance(remat, int) or remat < 1):
         raise ValueError(f"remat: expected a positive number of steps, got {remat!r}")
-    return How(backend, forced(), options)
+    return How(backend, forced() if backend == AUTO else None, options)
 
 
 def run_layer(cell: Cell, directions: Sequence[Direction], lengths: Array | None, how: How) -> list[TimeMajor]:

@@ -65,18 +65,27 @@ def _why_not_here() -> str | None:
     return f"it needs an NVIDIA GPU, and the default device is of platform {platform!r}"
 
 
+def features(cell: Cell, params: LSTMParams) -> int | None:
+    """How wide the outputs of a cell are; None for one that it does not have."""
+    return params.u.shape[0] if _why_not_cell(cell) is None else None
+
+
+def _why_not_cell(cell: Cell) -> str | None:
+    spec = cell.spec
+    if not isinstance(spec, LSTMSpec):
+        return "it has the LSTM only"
+    for option in ("projection", "peepholes", "layer_norm"):
+        if getattr(spec, option):
+            return f"it has the plain LSTM only, without {option}"
+    if spec.recurrence != "dense":
+        return f"it has the dense LSTM only, not a {spec.recurrence} one"
+    return None if spec.activation == "tanh" else f'it has the activation "tanh" only, not {spec.activation!r}'
+
+
 def why_not_these(cells: Sequence[Cell], directions: Sequence[Sequence[Direction]], options: Options) -> str | None:
     """The reason that is in the arguments, whatever the device is."""
-    for spec in (cell.spec for cell in cells):
-        if not isinstance(spec, LSTMSpec):
-            return "it has the LSTM only"
-        for option in ("projection", "peepholes", "layer_norm"):
-            if getattr(spec, option):
-                return f"it has the plain LSTM only, without {option}"
-        if spec.recurrence != "dense":
-            return f"it has the dense LSTM only, not a {spec.recurrence} one"
-        if spec.activation != "tanh":
-            return f'it has the activation "tanh" only, not {spec.activation!r}'
+    if reason := next((reason for cell in cells if (reason := _why_not_cell(cell))), None):
+        return reason
     every = [direction for of_layer in directions for direction in of_layer]
     if len({direction.params.u.shape for direction in every}) > 1:
         return "it needs all layers and directions of one size"
@@ -253,4 +262,4 @@ def _scanned(
     return StackTimeMajor(xs, tuple(last))
 
 
-BACKEND = Backend(run, why_not, Stack(run_stack, why_not_stack))
+BACKEND = Backend(run, why_not, Stack(run_stack, why_not_stack, features))

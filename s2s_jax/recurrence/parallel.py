@@ -6,7 +6,8 @@ at all steps at once, and the affine recurrence that they make is solved for a b
 
     s_t^{k+1} = f_t(s_{t-1}^k) + J_t (s_{t-1}^{k+1} - s_{t-1}^k)
 
-and where that is beyond all numbers, as it may be far from what is sought, a plain step, `s_t^{k+1} = f_t(s_{t-1}^k)`, is made.
+Where that is beyond all numbers, as it may be far from what is sought, a plain step is made, `s_t^{k+1} = f_t(s_{t-1}^k)`; that
+is for the few, so that if they do not become half as many with each iteration, it ends.
 
 J is whole for small states, else what it has within each unit (h and c of an LSTM's unit, say): all of it for a cell with a
 diagonal recurrence, whose iteration is then Newton's own, and a part for a dense one, whose iteration converges as fast as
@@ -88,11 +89,6 @@ class Solved(NamedTuple):
     converged: Bool[Array, ""]
 
 
-def _nothing_to_solve() -> Solved:
-    """Of a sequence of at most one step."""
-    return Solved(jnp.int32(0), jnp.float32(0), jnp.bool_(True))
-
-
 def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
     leaves = jax.tree.leaves([direction.state for direction in directions])
     if not leaves:
@@ -126,20 +122,21 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
 
     def along(how: fused.How, args: fused.Args) -> fused.Carry:
         of_emitted = (lambda emitted: blocks(how, args, emitted[-1])) if by_hand else None
-        return functools.partial(parallel_scan, newton=newton, blocks=of_emitted)
+        return functools.partial(parallel_scan, newton=newton, valid=fused.valid_steps(args), blocks=of_emitted)
 
     def back(how: fused.How, args: fused.Args, kept: Any) -> fused.Carry:
         transposed = (lambda _: jnp.swapaxes(blocks(how, args, kept), -1, -2)) if by_hand else None
 
         def told(*given: Any, **options: Any) -> tuple[State, Any, Solved]:
-            *done, report = parallel_scan(*given, **options, newton=newton, blocks=transposed)
+            *done, report = parallel_scan(*given, **options, newton=newton, valid=fused.valid_steps(args), blocks=transposed)
             if newton.on_gradient is not None:
                 jax.debug.callback(newton.on_gradient, report)
             return *done, report
 
         return told
 
-    loops = fused.Loops(along, back, reads_kept=by_hand, report_of_scan=_nothing_to_solve())
+    nothing_to_solve = Solved(jnp.int32(0), jnp.float32(0), jnp.bool_(True))  # in a sequence of at most one step
+    loops = fused.Loops(along, back, reads_kept=by_hand, report_of_scan=nothing_to_solve)
     return fused.carried(cell, direction, lengths, options, loops)
 
 
@@ -150,6 +147,7 @@ def parallel_scan(
     *,
     newton: Newton,
     reverse: bool,
+    valid: Bool[Array, "T B"] | None = None,
     blocks: Callable[[Any], Float[Array, "T B M L L"]] | None = None,
 ) -> tuple[State, Any, Solved]:
     """`jax.lax.scan(f, init, xs, reverse=reverse)`, and how it was solved; rows of the batch must not mix in `f`.
@@ -157,6 +155,7 @@ def parallel_scan(
     Args:
       f, init, xs, reverse: as of `jax.lax.scan`; leaves of `init` are [B, ...], and floating.
       newton: its tolerance is a number.
+      valid: which steps do more than hand the state on, and so make errors of their own; None for all.
       blocks: from what `f` returned besides the states, for all steps, the blocks of its Jacobian; None to find them.
     """
     init = varying_as(init, xs)
@@ -188,24 +187,28 @@ def parallel_scan(
         return _greatest(relative(layout.cut(after) - layout.cut(states), sizes))
 
     def improved(carry: Any) -> Any:
-        count, states, after, a, least, since = carry
+        count, states, after, a, least, since, beyond, _ = carry
         b = layout.cut(after) - times(a, layout.cut(before(states, init, reverse)))
-        better = layout.joined(solve(a, b, layout.cut(init), reverse))
-        # Far from what is sought the affine steps may grow beyond all numbers: there only a step is made, from what is before.
-        states = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(new), new, old), better, after)
+        better = solve(a, b, layout.cut(init), reverse)
+        # Far from what is sought the affine steps may grow beyond all numbers: there only a plain step is made.
+        finite = jnp.abs(better) < math.sqrt(jnp.finfo(better.dtype).max)
+        states = layout.joined(jnp.where(finite, better, layout.cut(after)))
+        before_it, beyond = beyond, jnp.sum(~finite, dtype=jnp.int32)
         after, a = linearized(states)
         error = residual(states, after, a)
         # A minimum hands NaN on, and so ends the loop.
-        return count + 1, states, after, a, jnp.minimum(error, least), jnp.where(error < least, 0, since + 1)
+        since = jnp.where(error < least, 0, since + 1)
+        return count + 1, states, after, a, jnp.minimum(error, least), since, beyond, beyond > before_it // 2
 
     def unfinished(carry: Any) -> Array:
-        count, *_, least, since = carry
+        count, *_, least, since, _, hopeless = carry
         stuck = (least < _NEARLY) & (since >= _PATIENCE)
-        return (count < min(bound, time // 2 + 4)) & (least > tolerance) & jnp.isfinite(least) & ~stuck
+        return (count < min(bound, time // 2 + 4)) & (least > tolerance) & jnp.isfinite(least) & ~stuck & ~hopeless
 
     states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (time, *leaf.shape)), init)
     after, a = linearized(states)
-    begun = jnp.int32(0), states, after, a, residual(states, after, a), varying_as(jnp.int32(0), xs)
+    nothing, most = varying_as((jnp.int32(0), jnp.int32(2**31 - 1)), xs)
+    begun = jnp.int32(0), states, after, a, residual(states, after, a), nothing, most, nothing > 0
     count, _, states, a, *_ = jax.lax.while_loop(unfinished, improved, begun)
 
     befores = before(states, init, reverse)
@@ -215,6 +218,7 @@ def parallel_scan(
     sizes = _near(jnp.maximum(terms(after, a, befores), jnp.abs(layout.cut(moved))))
     error = _greatest(relative(layout.cut(after) - layout.cut(states), sizes))
     noise = sizes * signs
+    noise = noise if valid is None else where_valid(valid, noise, jnp.zeros((), noise.dtype))
     errors = solve(a, noise, jnp.zeros_like(noise[0]), reverse)
     growth = _greatest(relative(errors, jax.lax.cummax(sizes, reverse=reverse)))
     converged = (error <= tolerance) & (growth <= _GROWTH)  # of NaN neither holds

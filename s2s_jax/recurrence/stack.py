@@ -159,13 +159,17 @@ def _run_at_once(
 ) -> Unrolled | None:
     """All layers in one call of a backend, or None where it has no such call, or not for these."""
     checked = [layers[0].checked([xs] * len(directions), directions, 0)]
-    if BACKENDS[choose(layers[0].cell, checked[0], lengths, how)].stack is None:
+    stack = BACKENDS[choose(layers[0].cell, checked[0], lengths, how)].stack
+    if stack is None:
+        return None
+    known = [stack.features(layer.cell, layer.params[0]) for layer in layers]
+    widths = [features for features in known if features is not None]
+    if len(widths) < len(layers):
         return None
     for k, layer in enumerate(layers[1:], start=1):
-        below = functools.partial(run_layer, layers[k - 1].cell, checked[-1], lengths, how)
-        features = sum(done.outputs.shape[-1] for done in jax.eval_shape(below))
         # In the place of what the layer below gives: only its type is looked at.
-        read = jnp.broadcast_to(xs[..., :1], (*xs.shape[:2], features))
+        read = jnp.sum(xs, axis=-1, keepdims=True, dtype=xs.dtype)
+        read = jnp.broadcast_to(read, (*xs.shape[:2], len(directions) * widths[k - 1]))
         checked.append(layer.checked([read] * len(directions), directions, k))
     done = run_stack([layer.cell for layer in layers], checked, lengths, how)
     return None if done is None else Unrolled(swap_batch_and_time(done[0]), done[1])

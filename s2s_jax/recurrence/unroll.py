@@ -155,7 +155,7 @@ def explain_backend(
     asked = how(backend, Options(remat, history))
 
     def chosen(params: Params, xs: Inputs, state: State, lengths: Array | None, context: Context) -> None:
-        direction = checked_direction(cell, params, swap_batch_and_time(xs), state, context, reverse, where="")
+        direction = checked_direction(cell, params, swap_batch_and_time(xs), state, context, bool(reverse), where="")
         found.append(explain(cell, [direction], lengths, asked))
 
     found: list[Choice] = []
@@ -168,7 +168,7 @@ def _unroll(
 ) -> tuple[UnrolledHistory, Any]:
     """All that is known of it, and what the backend reports."""
     check_cell(cell)
-    return _run(cell, params, xs, state, checked_lengths(xs, lengths), context, reverse=reverse, how=how)
+    return _run(cell, params, xs, state, checked_lengths(xs, lengths), context, reverse=bool(reverse), how=how)
 
 
 # What a call outside of any `jit` compiles, once per shape.

@@ -18,6 +18,7 @@ from s2s_jax import cells
 from s2s_jax.recurrence import cudnn
 from s2s_jax.recurrence.backend import Backend, Direction, Options, Stack
 from s2s_jax.recurrence.choice import BACKENDS
+from s2s_jax.types import Cell
 from tests.samples import (
     CELLS,
     TOLERANCE,
@@ -46,7 +47,7 @@ def in_place_of_cudnn(kernel):
     def why_not_stack(cells, directions, lengths, options):
         return cudnn.why_not_order(directions) or cudnn.why_not_these(cells, directions, options)
 
-    stack = Stack(functools.partial(cudnn.run_stack, kernel=kernel), why_not_stack)
+    stack = Stack(functools.partial(cudnn.run_stack, kernel=kernel), why_not_stack, cudnn.features)
     return Backend(functools.partial(cudnn.run, kernel=kernel), why_not, stack)
 
 
@@ -152,7 +153,7 @@ def test_a_stack_in_one_call_equals_layer_by_layer(directions, dropout, counted)
 
     got, want = both(name), both("scan")
     assert_close(got, want, TOLERANCE["float32"])
-    assert set(calls[-1:]) == {2}
+    assert set(calls) == {2}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,22 @@ def test_a_stack_that_does_not_go_in_one_call_goes_layer_by_layer(options, hidde
 
     assert_close(run(name), run("scan"), TOLERANCE["float32"])
     assert (2 in calls) == in_one
+
+
+def test_a_stack_above_which_stand_cells_of_a_user_goes_layer_by_layer(counted, monkeypatch):
+    name, calls = counted
+    monkeypatch.setenv("S2S_JAX_BACKEND", name)
+    params, xs, _, lengths = stack_sample(("forward",))
+    pair = cells.rnn._replace(spec=None, step=lambda p, h, z, context: (h, {"a": z, "b": z}))
+    last = Cell(cells.rnn.init, cells.rnn.initial_state, lambda p, x: x["a"] @ p.w, lambda p, h, z, context: (h + z, h), None)
+    of_rnn = [(random_params(cells.rnn, H, H, seed),) for seed in range(2)]
+
+    def run(backend):
+        stack = cells.lstm, pair, last
+        return s2s_jax.unroll_stack(stack, [params[0], *of_rnn], xs, lengths=lengths, backend=backend)
+
+    assert_close(run("auto"), run("scan"), TOLERANCE["float32"])
+    assert calls == [1]
 
 
 def test_a_stack_checks_the_layers_above_the_first(counted):

@@ -230,21 +230,24 @@ TRANSFORMED = {
 }
 
 
-MAPPED = {  # the axes of xs, state and lengths over which is mapped
-    "all": (2, 1, 1),
-    "inputs": (0, None, None),
-    "states": (None, 1, None),
-    "lengths": (None, None, 0),
+MAPPED = {  # the axes of xs, state and lengths over which is mapped, and whether that is one call
+    "all": ((2, 1, 1), True),
+    "inputs": ((0, None, None), True),
+    "states": ((None, 1, None), False),
+    "lengths": ((None, None, 0), False),
 }
 
 
 @pytest.mark.parametrize("over", MAPPED)
 @pytest.mark.parametrize("batch_size", [4, 0])
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
-def test_vmap_with_shared_parameters_is_one_call(name, over, batch_size):
-    """Both directions, ragged lengths; values, gradients of a loss over the mapped axis, and of each by itself."""
+def test_vmap_over_sequences_is_one_call(name, over, batch_size):
+    """Both directions, ragged lengths; values, gradients of a loss over the mapped axis, and of each by itself.
+
+    Sequences that are shared are not copied for it.
+    """
     given = sample(name, max(batch_size, 1), 7, 3, 10)
-    axes = MAPPED[over]
+    axes, in_one = MAPPED[over]
 
     def many(leaf, axis, seed):
         leaf = np.asarray(leaf)[:batch_size]
@@ -282,10 +285,32 @@ def test_vmap_with_shared_parameters_is_one_call(name, over, batch_size):
         )
     )
     compiled = total.lower(given.params, xs).compile().as_text()
-    assert "while" not in compiled
-    calls = 1 if batch_size else 0  # XLA takes out what has no elements
+    assert ("while" not in compiled) == in_one
     assert compiled.count('custom_call_target="s2s_backward"') == 1
-    assert compiled.count('custom_call_target="s2s_forward"') == calls
+
+
+@pytest.mark.parametrize("batch_size", [0, 2])
+def test_vmap_over_nothing_keeps_the_shape(batch_size):
+    given = sample("lstm", max(batch_size, 1), 7, 3, 10)
+    xs = np.zeros((0, batch_size, 7, 3), np.float32)
+    shapes = [
+        jax.tree.map(jnp.shape, jax.vmap(lambda x: tuple(s2s_jax.unroll(given.cell, given.params, x, backend=b)))(xs))  # noqa: B023
+        for b in ("native", "scan")
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_jacobian_does_not_copy_what_its_rows_share():
+    given = sample("lstm", 2, 50, 3, 10)
+
+    def last(params, backend):
+        return s2s_jax.unroll(given.cell, params, given.xs, backend=backend).state.h.ravel()
+
+    jacobian = jax.jit(jax.jacrev(last), static_argnums=1)
+    assert_close(jacobian(given.params, "native"), jacobian(given.params, "scan"), TOLERANCE["float32"])
+    memory = [jacobian.lower(given.params, b).compile().memory_analysis().temp_size_in_bytes for b in ("native", "scan")]
+    saved = 50 * 2 * 5 * 10 * 4
+    assert memory[0] < memory[1] + 4 * saved  # and not 20 times `saved`, once for each row
 
 
 def _vjp_out_of_vmap(f, params, xs):

@@ -191,6 +191,14 @@ def test_permuting_the_batch_permutes_the_results(name):
     assert_equal(run(moved), want)
 
 
+@pytest.mark.parametrize("yes", [np.True_, np.array(True), 1], ids=["scalar", "array", "number"])
+def test_reverse_may_be_a_boolean_of_numpy(yes):
+    given = sample("gru")
+    want = s2s_jax.unroll(*given[:4], lengths=given.lengths, reverse=True)
+    assert_close(s2s_jax.unroll(*given[:4], lengths=given.lengths, reverse=yes), want, 0.0)
+    assert s2s_jax.explain_backend(*given[:4], reverse=yes).backend
+
+
 @every_cell
 def test_reverse_is_forward_over_the_turned_valid_part(name):
     given, done, _ = ran(name, reverse=True)

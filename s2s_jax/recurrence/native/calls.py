@@ -1,7 +1,8 @@
 """The native layer as JAX primitives: forward, its tangent, and its gradient.
 
-The gradient of `forward` is one native call. Under `vmap` with shared parameters the mapped axis becomes more rows of one call;
-parameters that differ, or whose gradients are kept apart, take one call after the other. Whatever else may be asked for
+The gradient of `forward` is one native call. Where `vmap` goes over the sequences and not over the parameters, the mapped axis
+becomes more rows of one call; all else takes one call after the other: parameters that differ, or whose gradients are kept
+apart, and sequences that are shared, which would have to be copied. Whatever else may be asked for
 (derivatives of the gradient, forward mode, another platform than the CPU) is that of the backend `scan`, which computes the
 same function.
 """
@@ -46,11 +47,15 @@ class Call(NamedTuple):
     arguments: Any
 
 
-class Rows(NamedTuple):
-    """Of the operands and the results of a primitive, which axis is that of the rows of the batch; None where none is."""
+class _Rows(NamedTuple):
+    """Of the operands and the results of a primitive, which axis is that of the rows of the batch; None where none is.
+
+    `sequences` are the numbers of the operands that are input sequences.
+    """
 
     operands: Sequence[int | None]
     results: Sequence[int | None]
+    sequences: Sequence[int]
 
 
 class _Kind(NamedTuple):
@@ -226,21 +231,22 @@ def _results(call: Call, leaves: Sequence[Any]) -> Results:
     return jax.tree.unflatten(structure, list(leaves)[: structure.num_leaves])
 
 
-def _has_rows(call: Call) -> list[bool]:
-    """Of each flat argument, whether its first axis is that of the rows, which parameters do not have."""
+def _rows_of_arguments(call: Call) -> tuple[list[int | None], Sequence[int]]:
+    """Of the flat arguments, and which of them are sequences."""
     arguments, lengths = jax.tree.unflatten(call.arguments, range(call.arguments.num_leaves))
-    parts = (arguments.params, False), ((arguments.xs, arguments.states, lengths), True)
-    return [has for part, has in parts for _ in jax.tree.leaves(part)]
+    parts = (arguments.params, None), ((arguments.xs, arguments.states, lengths), 0)
+    return [row for part, row in parts for _ in jax.tree.leaves(part)], arguments.xs
 
 
-def _rows_of_forward(call: Call, saving: bool) -> Rows:
-    given = [0 if has else None for has in _has_rows(call)]
-    return Rows(given, _rows_of_results(call, saving))
+def _rows_of_forward(call: Call, saving: bool) -> _Rows:
+    arguments, sequences = _rows_of_arguments(call)
+    return _Rows(arguments, _rows_of_results(call, saving), sequences)
 
 
-def _rows_of_gradient(call: Call, wrt: tuple[int, ...], given: tuple[bool, ...]) -> Rows:
-    arguments = [0 if has else None for has in _has_rows(call)]
-    return Rows([*arguments, *_rows_of_results(call, True), *[0] * sum(given)], [arguments[i] for i in wrt])
+def _rows_of_gradient(call: Call, wrt: tuple[int, ...], given: tuple[bool, ...]) -> _Rows:
+    arguments, sequences = _rows_of_arguments(call)
+    operands = [*arguments, *_rows_of_results(call, True), *[0] * sum(given)]
+    return _Rows(operands, [arguments[i] for i in wrt], sequences)
 
 
 def _rows_of_results(call: Call, saving: bool) -> list[int]:
@@ -260,10 +266,9 @@ def _split(operands: Sequence[Array], call: Call, last: int) -> tuple[list[Array
 def _primitive(
     name: str,
     by_scan: Callable[..., list[Array]],
-    natively: Callable[..., list[Array]] | None = None,
-    rows: Callable[..., Rows] | None = None,
+    on_cpu: tuple[Callable[..., list[Array]], Callable[..., _Rows]] | None = None,
 ) -> Primitive:
-    """A primitive that is `natively` on a CPU; elsewhere, and where it is differentiated, it is `by_scan`."""
+    """A primitive that is by the first of `on_cpu` on a CPU; elsewhere, and where it is differentiated, it is `by_scan`."""
     primitive = Primitive(name)
     primitive.multiple_results = True
 
@@ -281,16 +286,16 @@ def _primitive(
         return [jax.core.ShapedArray(out.shape, out.dtype) for out in outs]
 
     def batched(operands: Sequence[Array], axes: Sequence[Any], **static: Any) -> tuple[list[Array], Sequence[Any]]:
-        if natively is None or rows is None:
+        if on_cpu is None:
             outs = jax.vmap(functools.partial(by_scan, **static), in_axes=list(axes))(*operands)
             return outs, [0] * len(outs)
-        own, made = rows(**static)
-        if None not in made and all(row is not None or axis is None for row, axis in zip(own, axes, strict=True)):
+        own, made, sequences = on_cpu[1](**static)
+        shared = all(axis is None for row, axis in zip(own, axes, strict=True) if row is None)
+        if shared and None not in made and all(axes[k] is not None for k in sequences):
             size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
             folded = [_folded(x, axis, row, size) for x, axis, row in zip(operands, axes, own, strict=True)]
-            (count,) = {x.shape[row] for x, row in zip(folded, own, strict=True) if row is not None}
             outs = primitive.bind(*folded, **static)
-            apart = size, count // max(size, 1)
+            apart = size, np.delete(operands[sequences[0]].shape, axes[sequences[0]])[0]
             return [
                 out.reshape(*out.shape[:row], *apart, *out.shape[row + 1 :]) for out, row in zip(outs, made, strict=True)
             ], made
@@ -322,8 +327,8 @@ def _primitive(
     batching.primitive_batchers[primitive] = batched
     ad.primitive_jvps[primitive] = differentiated
     mlir.register_lowering(primitive, mlir.lower_fun(by_scan, multiple_results=True))
-    if natively is not None:
-        mlir.register_lowering(primitive, mlir.lower_fun(natively, multiple_results=True), platform="cpu")
+    if on_cpu is not None:
+        mlir.register_lowering(primitive, mlir.lower_fun(on_cpu[0], multiple_results=True), platform="cpu")
     return primitive
 
 
@@ -335,9 +340,9 @@ def _folded(x: Array, axis: int | None, row: int | None, size: int) -> Array:
     return apart.reshape(*apart.shape[:row], size * apart.shape[row + 1], *apart.shape[row + 2 :])
 
 
-_forward_p = _primitive("native_recurrence", _forward_by_scan, _forward_natively, _rows_of_forward)
+_forward_p = _primitive("native_recurrence", _forward_by_scan, (_forward_natively, _rows_of_forward))
 _tangent_p = _primitive("native_recurrence_tangent", _tangent_by_scan)
-_gradient_p = _primitive("native_recurrence_gradient", _gradient_by_scan, _gradient_natively, _rows_of_gradient)
+_gradient_p = _primitive("native_recurrence_gradient", _gradient_by_scan, (_gradient_natively, _rows_of_gradient))
 
 
 def _forward_jvp(primals: Sequence[Array], tangents: Sequence[Any], *, call: Call, saving: bool) -> tuple[Any, Any]:
