@@ -12,8 +12,8 @@ it. Zhang et al. read 70 characters; `--symbols characters --vocabulary-size 74 
 Of a text longer than `--max-length` its last symbols are read. Where there is no validation split, 1,000 training texts, a
 tenth at most, are for that. Accuracy: share of all texts of the split whose most probable class is right; without duplicates:
 of the test texts that neither training nor validation holds. `predict` reads of a table the columns that the run learnt from,
-and of any other file each line. It tells the class of every text and, of the first ten, by how much the log probability of
-the class falls where parts of the text are hidden, in words and as a picture.
+and of any other file each line. It tells the class of every text and, of the first ten, by how much the log odds of
+the class fall where parts of the text are hidden, in words and as a picture.
 """
 
 import dataclasses
@@ -337,7 +337,7 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         ]
         words = sorted(by_words(shown), key=lambda word: -abs(word[1]))[:6]
         print("  most of it: " + ", ".join(f"{word} {value:+.2f}" for word, value in words))
-        figure = plots.marked_text(*zip(*shown, strict=True), title=answer, label=f"nats for {classes[said]}")
+        figure = plots.marked_text(*zip(*shown, strict=True), title=answer, label="log odds, nats")
         print(f"  drawn in {run.figure(figure_name(text), figure)}")
     if len(texts) > MARKED:
         print(f"Which symbols mattered is told of the first {MARKED} of the {len(texts)} texts alone.")

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -12,7 +11,12 @@ Logits = Callable[[Int[Array, "B T"], Int[Array, " B"]], Float[Array, "B classes
 
 
 class Occlusion(NamedTuple):
-    """What a classifier says of a text: `log_probabilities` [classes], and what each symbol is worth of them [T, classes]."""
+    """What a classifier says of a text.
+
+    Attributes:
+      log_probabilities: of the classes.
+      worth: of each symbol to each class, in nats of its log odds.
+    """
 
     log_probabilities: Float[np.ndarray, " classes"]
     worth: Float[np.ndarray, "T classes"]
@@ -21,10 +25,11 @@ class Occlusion(NamedTuple):
 def occlusion(
     logits: Logits, tokens: Int[np.ndarray, " T"], *, blank: int, window: int = 8, stride: int = 2, batch_size: int = 32
 ) -> Occlusion:
-    """How much of each class's log probability each symbol is worth (Zeiler & Fergus, arXiv 1311.2901, section 4.2).
+    """How much of each class's log odds, log p / (1 - p), each symbol is worth (Zeiler & Fergus, arXiv 1311.2901, section 4.2).
 
-    Some symbols side by side are replaced by `blank`, and what the log probability falls by is shared among them; the worth of
-    a symbol is its mean share over all windows that hold it. Above 0 speaks for the class. Any model will do: it is only asked.
+    Some symbols side by side are replaced by `blank`, and what the log odds fall by is shared among them; the worth of a symbol
+    is its mean share over all windows that hold it. Above 0 speaks for the class. Any model will do: it is only asked. (Of a
+    probability near 1 hardly anything is lost, whatever is hidden; of its odds much is.)
 
     Args:
       logits: `(tokens [B, T], lengths [B]) -> [B, classes]`, whom padding must not matter to: texts are padded to a power of
@@ -52,10 +57,9 @@ def occlusion(
     missing, behind = -len(rows) % batch_size, max(16, 1 << (length - 1).bit_length()) - length
     batches = np.pad(np.pad(rows, ((0, missing), (0, 0)), mode="edge"), ((0, 0), (0, behind)))
     lengths = jnp.full(batch_size, length, jnp.int32)
-    said = [
-        np.asarray(jax.nn.log_softmax(logits(jnp.asarray(batch), lengths)))
-        for batch in batches.reshape(-1, batch_size, length + behind)
-    ]
-    whole, *others = np.concatenate(said).astype(np.float64)[: len(rows)]
-    lost = (whole - np.array(others).reshape(-1, len(whole))) / max(window, 1)  # [windows, classes]
-    return Occlusion(whole, hidden.T @ lost / hidden.sum(0)[:, None])
+    said = [np.asarray(logits(jnp.asarray(batch), lengths)) for batch in batches.reshape(-1, batch_size, length + behind)]
+    scores = np.concatenate(said).astype(np.float64)[: len(rows)]
+    others = [np.logaddexp.reduce(np.delete(scores, number, axis=1), axis=1) for number in range(scores.shape[1])]
+    whole, *less = scores - np.stack(others, axis=1)  # log odds
+    lost = (whole - np.array(less).reshape(-1, len(whole))) / max(window, 1)  # [windows, classes]
+    return Occlusion(scores[0] - np.logaddexp.reduce(scores[0]), hidden.T @ lost / hidden.sum(0)[:, None])

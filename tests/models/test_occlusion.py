@@ -18,14 +18,31 @@ def added_up(tokens, lengths):
     return jnp.sum(jnp.where(mask[..., None], WORTH[tokens], 0), 1)
 
 
+def log_odds(scores):
+    p = jax.nn.softmax(np.asarray(scores, np.float64))
+    return np.asarray(jnp.log(p / (1 - p)))
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_one_symbol_at_a_time_is_by_hand(batch_size):
     said, got = occlusion(added_up, TOKENS, blank=0, window=1, stride=1, batch_size=batch_size)
-    whole = jax.nn.log_softmax(WORTH[TOKENS].sum(0))
-    assert_close(said, np.asarray(whole), 1e-5)
+    whole = log_odds(WORTH[TOKENS].sum(0))
+    assert_close(said, np.asarray(jax.nn.log_softmax(WORTH[TOKENS].sum(0))), 1e-5)
     for place in range(len(TOKENS)):
         changed = np.where(np.arange(len(TOKENS)) == place, 0, TOKENS)
-        assert_close(got[place], np.asarray(whole - jax.nn.log_softmax(WORTH[changed].sum(0))), 1e-5)
+        assert_close(got[place], whole - log_odds(WORTH[changed].sum(0)), 1e-5)
+
+
+def test_a_sure_answer_still_tells_what_it_goes_by():
+    """Of two classes log odds are a difference of logits, so that where those are sums each symbol has its own worth back."""
+
+    def sure(tokens, lengths):
+        return 100 * added_up(tokens, lengths)[:, :2]
+
+    said, got = occlusion(sure, TOKENS, blank=0, window=1, stride=1)
+    assert np.exp(said.max()) == 1
+    worth = 100 * (WORTH[TOKENS] - WORTH[0])[:, :2]
+    assert_close(got[:, 0], worth[:, 0] - worth[:, 1], 1e-4)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(4, 1), (4, 3), (3, 3), (20, 5)])
@@ -37,7 +54,7 @@ def test_windows_share_what_is_lost_evenly(window, stride):
     for start in starts:
         changed = TOKENS.copy()
         changed[start : start + width] = 0
-        lost = jax.nn.log_softmax(WORTH[TOKENS].sum(0)) - jax.nn.log_softmax(WORTH[changed].sum(0))
+        lost = log_odds(WORTH[TOKENS].sum(0)) - log_odds(WORTH[changed].sum(0))
         for place in range(start, start + width):
             shares[place].append(np.asarray(lost) / width)
     assert_close(got, np.array([np.mean(of_place, 0) for of_place in shares]), 1e-5)
