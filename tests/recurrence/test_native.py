@@ -238,9 +238,10 @@ MAPPED = {  # the axes of xs, state and lengths over which is mapped, and whethe
 }
 
 
-@pytest.mark.parametrize("over", MAPPED)
-@pytest.mark.parametrize("batch_size", [4, 0])
-@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize(
+    ("name", "over", "batch_size"),
+    [*(("lstm", over, 4) for over in MAPPED), ("gru", "all", 4), ("rnn", "all", 4), ("lstm", "all", 0)],
+)
 def test_vmap_over_sequences_is_one_call(name, over, batch_size):
     """Both directions, ragged lengths; values, gradients of a loss over the mapped axis, and of each by itself.
 
