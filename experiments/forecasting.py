@@ -39,7 +39,17 @@ from s2s_jax import cells, plots
 from s2s_jax.data.calendar import Step, dates_from
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.series import Series
-from s2s_jax.data.series_sets import Parts, SeriesFlags, fingerprint, load_series, parts_of, read_own, table_of, targets_of
+from s2s_jax.data.series_sets import (
+    Parts,
+    RowFlags,
+    SeriesFlags,
+    fingerprint,
+    load_series,
+    parts_of,
+    read_own,
+    table_of,
+    targets_of,
+)
 from s2s_jax.data.windows import Scaler, Scaling, Table
 from s2s_jax.distributions import DISTRIBUTIONS, Distribution
 from s2s_jax.metrics import Mean
@@ -133,7 +143,7 @@ class Config(Drawing, SeriesFlags, TrainingConfig):
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {
         "train": (ScoredSplit,),
         "evaluate": (Scored,),
-        "predict": (Drawing,),
+        "predict": (Drawing, RowFlags),
     }
     taken_by: ClassVar[Mapping[str, tuple[str, ...]]] = TAKEN_BY
     validated: ClassVar[tuple[str, ...]] = ("loss",)
@@ -218,7 +228,7 @@ def train(run: Run[Config]) -> None:
 
 def mended(series: Series, most: int = 5) -> str:
     """What was wrong with the rows, for people."""
-    told = "".join(f"{series.name}, {finding}\n" for finding in series.findings[:most])
+    told = "".join(f"Mended: {series.name}, {finding}\n" for finding in series.findings[:most])
     return told + (f"and {len(series.findings) - most} more\n" if len(series.findings) > most else "")
 
 
@@ -361,7 +371,7 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
 def extended(run: Run[Config], name: str) -> tuple[Series, Table, Scaler, int]:
     """The series of a file with room for the steps ahead, its table, the scaler of its targets, and the first step ahead."""
     config, kept = run.config, json.loads((run.folder / "series.json").read_text())
-    series = read_own(dataclasses.replace(config, bad_rows="repair"), Path(name), kept["columns"])
+    series = read_own(config, Path(name), kept["columns"])
     print(mended(series), end="")
     if list(series.step) != kept["step"]:
         raise ValueError(f"{name}: expected steps of {Step(*kept['step'])}, as in the training, got steps of {series.step}")

@@ -336,8 +336,8 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
             for symbol, start, end in characters_of(tokenizer, tokens.tolist())
         ]
         words = sorted(by_words(shown), key=lambda word: -abs(word[1]))[:6]
-        print("  most of it: " + ", ".join(f"{word} {value:+.2f}" for word, value in words))
-        figure = plots.marked_text(*zip(*shown, strict=True), title=answer, label="log odds, nats")
+        print(f"  for {classes[said]}, below 0 against it: " + ", ".join(f"{word} {value:+.2f}" for word, value in words))
+        figure = plots.marked_text(*zip(*shown, strict=True), title=answer, label=f"for {classes[said]}\n(log odds, nats)")
         print(f"  drawn in {run.figure(figure_name(text), figure)}")
     if len(texts) > MARKED:
         print(f"Which symbols mattered is told of the first {MARKED} of the {len(texts)} texts alone.")

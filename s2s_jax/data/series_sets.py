@@ -21,7 +21,15 @@ SEASONS = {"daily-min-temperatures": 365, "monthly-sunspots": 132}  # a year, an
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SeriesFlags:
+class RowFlags:
+    """What is done about a file's rows."""
+
+    bad_rows: BadRows = "error"
+    """Rows that are missing, double, out of order or not numbers: stop, or mend and tell them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeriesFlags(RowFlags):
     """Flags of an experiment on series of numbers."""
 
     dataset: str = "seasonal"
@@ -39,8 +47,6 @@ class SeriesFlags:
     """Columns that are read, and known ahead."""
     static_csv: Path | None = None
     """A file with a header and a row for each target: its name, then numbers that describe it."""
-    bad_rows: BadRows = "error"
-    """Rows that are missing, double, out of order or not numbers: stop, or mend and tell them."""
     calendar: bool = True
     """Whether time of hour, day, week, month and year are read, those that the training part holds twice."""
     look_back: int = 96

@@ -78,8 +78,8 @@ def test_a_run_from_training_to_prediction(tmp_path, capsys):
     shown = [line for line in lines[1:] if not line.startswith("  ")]
     assert [line.split(": ", 1)[1] for line in shown] == ["Schöne dull film.", "", "What a dull film.", "so " * 20]
     assert all(line.split(" ")[0] in ("positive", "negative") for line in shown)
-    assert sum("most of it: " in line for line in lines) == 3
-    assert "Schöne " in next(line for line in lines if "most of it" in line)
+    assert sum(", below 0 against it: " in line for line in lines) == 3
+    assert "Schöne " in next(line for line in lines if "below 0 against it" in line)
     figures = sorted(file.name for file in (folder / "figures").glob("read_*"))
     assert [name[:-13] for name in figures] == [
         "read_Schöne_dull_film",
@@ -110,7 +110,7 @@ def test_of_a_long_file_all_classes_are_told_and_the_symbols_of_ten_texts(tmp_pa
     lines = capsys.readouterr().out.splitlines()
     answers = [line for line in lines if line.startswith(("positive", "negative"))]
     assert [line.split(": ")[1] for line in answers] == texts
-    assert sum("most of it: " in line for line in lines) == sum("drawn in " in line for line in lines) == 10
+    assert sum(", below 0 against it: " in line for line in lines) == sum("drawn in " in line for line in lines) == 10
     assert lines[-1] == f"Which symbols mattered is told of the first 10 of the {len(texts)} texts alone."
     call("predict", *(texts[number] for number in (-1, 10, 17)), "--runs-dir", tmp_path)
     alone = capsys.readouterr().out
