@@ -211,7 +211,7 @@ def test_what_is_known_ahead_is_read_beyond_the_targets(tmp_path, capsys):
     ahead = own_csv(tmp_path / "ahead.csv", 5, missing=6)
     rows = ahead.read_text().splitlines()
     ahead.write_text("\n".join([*rows[:50], rows[50].replace(rows[50].split(",")[1], "?"), *rows[51:]]) + "\n")
-    with pytest.raises(SystemExit, match="ahead.csv:51: no number in north"):  # as in the training
+    with pytest.raises(SystemExit, match=r"ahead\.csv:51: no number in north"):  # as in the training
         call("predict", ahead, "--runs-dir", tmp_path)
     capsys.readouterr()
     call("predict", ahead, "--runs-dir", tmp_path, "--bad-rows", "repair")
