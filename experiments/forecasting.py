@@ -228,7 +228,7 @@ def train(run: Run[Config]) -> None:
 
 def mended(series: Series, most: int = 5) -> str:
     """What was wrong with the rows, for people."""
-    told = "".join(f"Mended: {series.name}, {finding}\n" for finding in series.findings[:most])
+    told = "".join(f"Found: {series.name}, {finding}\n" for finding in series.findings[:most])
     return told + (f"and {len(series.findings) - most} more\n" if len(series.findings) > most else "")
 
 

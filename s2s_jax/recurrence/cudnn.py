@@ -66,8 +66,9 @@ def _why_not_here() -> str | None:
 
 
 def features(cell: Cell, params: LSTMParams) -> int | None:
-    """How wide the outputs of a cell are; None for one that it does not have."""
-    return params.u.shape[0] if _why_not_cell(cell) is None else None
+    """How wide the outputs of a cell are; None for one that it does not have, and for parameters of another."""
+    known = _why_not_cell(cell) is None and isinstance(params, LSTMParams)
+    return params.u.shape[0] if known else None
 
 
 def _why_not_cell(cell: Cell) -> str | None:

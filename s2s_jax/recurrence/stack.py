@@ -162,14 +162,13 @@ def _run_at_once(
     stack = BACKENDS[choose(layers[0].cell, checked[0], lengths, how)].stack
     if stack is None:
         return None
-    known = [stack.features(layer.cell, layer.params[0]) for layer in layers]
-    widths = [features for features in known if features is not None]
-    if len(widths) < len(layers):
+    widths = [[stack.features(layer.cell, params) for params in layer.params] for layer in layers]
+    if any(features is None for of_layer in widths for features in of_layer):
         return None
     for k, layer in enumerate(layers[1:], start=1):
         # In the place of what the layer below gives: only its type is looked at.
         read = jnp.sum(xs, axis=-1, keepdims=True, dtype=xs.dtype)
-        read = jnp.broadcast_to(read, (*xs.shape[:2], len(directions) * widths[k - 1]))
+        read = jnp.broadcast_to(read, (*xs.shape[:2], sum(features or 0 for features in widths[k - 1])))
         checked.append(layer.checked([read] * len(directions), directions, k))
     done = run_stack([layer.cell for layer in layers], checked, lengths, how)
     return None if done is None else Unrolled(swap_batch_and_time(done[0]), done[1])

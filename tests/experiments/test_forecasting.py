@@ -216,7 +216,7 @@ def test_what_is_known_ahead_is_read_beyond_the_targets(tmp_path, capsys):
     capsys.readouterr()
     call("predict", ahead, "--runs-dir", tmp_path, "--bad-rows", "repair")
     printed = capsys.readouterr().out
-    assert printed.startswith("Mended: ahead, line 51: no number in north\n")
+    assert printed.startswith("Found: ahead, line 51: no number in north\n")
     assert printed.count("no number") == 1  # what is to be forecast is not missed
     rows = list(csv.DictReader((tmp_path / "forecasting/default/forecast_ahead.csv").read_text().splitlines()))
     assert rows[0]["date"] == "2020-01-05 18:00:00"

@@ -202,6 +202,8 @@ def test_a_stack_above_which_stand_cells_of_a_user_goes_layer_by_layer(counted, 
 def test_a_stack_checks_the_layers_above_the_first(counted):
     params, xs, states, lengths = stack_sample(("forward",))
     wrong = (params[0], (random_params(cells.lstm, H + 2, H),))
+    with pytest.raises(ValueError, match=r"params\[1\]\[0\]: expected"):
+        s2s_jax.unroll_stack(cells.lstm, (params[0], ({"w": 1},)), xs, states, lengths=lengths, backend=counted[0])
     with pytest.raises(ValueError, match=r"expected 6 features \(the rows of params\[1\]\[0\].w\), got 4"):
         s2s_jax.unroll_stack(cells.lstm, wrong, xs, states, lengths=lengths, backend=counted[0])
 

@@ -440,6 +440,15 @@ def test_affine_steps_beyond_all_numbers_are_not_the_end_of_it(seed):
     np.testing.assert_allclose(done.outputs, unroll(cells.rnn, params, xs, backend="scan").outputs, atol=1e-4)
 
 
+def test_great_states_are_solved():
+    cell = growing(lambda h: h / 2)
+    params = cell.init(jax.random.key(0), 2, 20)._replace(w=jnp.full((2, 20), 1e25))
+    xs = jax.random.normal(jax.random.key(1), (1, 100, 2))
+    done = unroll_in_parallel(cell, params, xs)
+    assert bool(done.solved.converged)
+    np.testing.assert_allclose(done.state, unroll(cell, params, xs, backend="scan").state, rtol=1e-5)
+
+
 def test_a_hopeless_iteration_ends_soon():
     params = cells.rnn.init(jax.random.key(0), 1, 4)
     params = params._replace(u=2 * params.u)
