@@ -86,18 +86,6 @@ def run_layer(cell: Cell, directions: Sequence[Direction], lengths: Array | None
         return BACKENDS[name].run(cell, directions, lengths, how.options)
 
 
-def run_stack(
-    cells: Sequence[Cell], directions: Sequence[Sequence[Direction]], lengths: Array | None, how: How
-) -> tuple[Array, Any] | None:
-    """Carries layers at once as in `backend.Stack`, by the first layer's backend; None where that does not apply."""
-    name = choose(cells[0], directions[0], lengths, how)
-    stack = BACKENDS[name].stack
-    if stack is None or stack.why_not(cells, directions, lengths, how.options) is not None:
-        return None
-    with scope(name):
-        return stack.run(cells, directions, lengths, how.options)
-
-
 def choose(cell: Cell, directions: Sequence[Direction], lengths: Array | None, how: How) -> str:
     """The backend for one layer: the one that is wanted, else the one that the environment forces, else the first of `_order`.
 

@@ -1,6 +1,7 @@
 """Layers and directions of cells along time: `unroll_stack`."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from s2s_jax.cells import LSTMSpec
 from s2s_jax.masks import where_valid
 from s2s_jax.recurrence.backend import Direction, Options, swap_batch_and_time
 from s2s_jax.recurrence.checks import check_cell, checked_direction, checked_lengths
-from s2s_jax.recurrence.choice import BACKENDS, How, choose, how, run_layer, run_stack
+from s2s_jax.recurrence.choice import BACKENDS, How, choose, how, run_layer, scope
 from s2s_jax.types import Cell, Context, Inputs, Params, State, Unrolled
 
 DIRECTIONS = ("forward", "backward")
@@ -159,19 +160,23 @@ def _run_at_once(
 ) -> Unrolled | None:
     """All layers in one call of a backend, or None where it has no such call, or not for these."""
     checked = [layers[0].checked([xs] * len(directions), directions, 0)]
-    stack = BACKENDS[choose(layers[0].cell, checked[0], lengths, how)].stack
+    name = choose(layers[0].cell, checked[0], lengths, how)
+    stack = BACKENDS[name].stack
     if stack is None:
         return None
-    widths = [[stack.features(layer.cell, params) for params in layer.params] for layer in layers]
-    if any(features is None for of_layer in widths for features in of_layer):
-        return None
-    for k, layer in enumerate(layers[1:], start=1):
+    for below, layer in itertools.pairwise(layers):
+        widths = [features for params in below.params if (features := stack.features(below.cell, params)) is not None]
+        if len(widths) < len(directions):
+            return None
         # In the place of what the layer below gives: only its type is looked at.
-        read = jnp.sum(xs, axis=-1, keepdims=True, dtype=xs.dtype)
-        read = jnp.broadcast_to(read, (*xs.shape[:2], sum(features or 0 for features in widths[k - 1])))
-        checked.append(layer.checked([read] * len(directions), directions, k))
-    done = run_stack([layer.cell for layer in layers], checked, lengths, how)
-    return None if done is None else Unrolled(swap_batch_and_time(done[0]), done[1])
+        read = jnp.broadcast_to(jnp.sum(xs, axis=-1, keepdims=True, dtype=xs.dtype), (*xs.shape[:2], sum(widths)))
+        checked.append(layer.checked([read] * len(directions), directions, len(checked)))
+    given = [layer.cell for layer in layers], checked, lengths, how.options
+    if stack.why_not(*given) is not None:
+        return None
+    with scope(name):
+        outputs, states = stack.run(*given)
+    return Unrolled(swap_batch_and_time(outputs), states)
 
 
 def _with_residual(y: Any, x: Any, layer: int) -> Any:
