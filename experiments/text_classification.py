@@ -31,6 +31,7 @@ import numpy as np
 from flax import nnx
 
 from s2s_jax import cells, plots
+from s2s_jax.data.buckets import power_of_two
 from s2s_jax.data.datasets.text_files import texts_named
 from s2s_jax.data.labelled_texts import (
     PATHS,
@@ -325,6 +326,8 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         said = int(np.argmax(log_probabilities))
         answer = f"{classes[said]} ({np.exp(log_probabilities[said]):.1%})"
         print(f"{answer}: {text}")
+        if not len(tokens):
+            print("  it has no symbols: that is what the classifier says of any empty text")
         if len(whole) > len(tokens):
             print(f"  only the last {len(tokens)} of its {len(whole)} symbols are read")
         if config.symbols == "characters" and (unknown := int((tokens == UNKNOWN).sum())):
@@ -351,7 +354,7 @@ def log_probabilities_of(
         batch = texts[begin : begin + batch_size]
         lengths = np.zeros(batch_size, np.int32)
         lengths[: len(batch)] = [len(tokens) for tokens in batch]
-        rows = np.zeros((batch_size, max(16, 1 << (int(lengths.max()) - 1).bit_length())), np.int32)
+        rows = np.zeros((batch_size, power_of_two(int(lengths.max()))), np.int32)
         for row, tokens in zip(rows, batch, strict=False):
             row[: len(tokens)] = tokens
         yield from np.asarray(jax.nn.log_softmax(logits(jnp.asarray(rows), jnp.asarray(lengths))))[: len(batch)]

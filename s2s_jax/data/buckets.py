@@ -17,6 +17,11 @@ def field_lengths(
     return dict(zip(fields, np.array(measured, np.int32).reshape(-1, len(fields)).T, strict=True))
 
 
+def power_of_two(length: int, least: int = 16) -> int:
+    """To pad a length to that nothing is known of: a power of two, so that a jitted function is compiled a few times."""
+    return max(least, 1 << max(length - 1, 0).bit_length())
+
+
 def length_buckets(lengths: Any, count: int) -> list[int]:
     """The `count` lengths to pad the `lengths` [N] to that need the least padding; fewer where fewer differ.
 

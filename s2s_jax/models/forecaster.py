@@ -31,7 +31,12 @@ class Sizes(NamedTuple):
 
     def check(self, window: Window) -> None:
         """Raises a ValueError where a window is of other sizes."""
+        if window.past.ndim != 3:
+            raise ValueError(f"past: expected [batch, steps, {self.series}], got {list(window.past.shape)}")
         batch_size, length = window.past.shape[:2]
+        if window.past_covariates.ndim == 3 and window.past_covariates.shape[1] != length:  # no size says which is right
+            steps = f"{length} and {window.past_covariates.shape[1]}"
+            raise ValueError(f"past, past_covariates: expected the same number of steps, got {steps}")
         wanted = (
             (batch_size, length, self.series),
             (batch_size, length, self.past_covariates),

@@ -28,6 +28,14 @@ def _checked(raw: Float[Array, "... P"], head: Distribution) -> Float[Array, "..
     return raw
 
 
+def _check(truth: Truth, window: Window, horizon: int) -> None:
+    """Raises a ValueError where what came after is not of the windows: it might be broadcast without a word."""
+    batch_size, length, series = window.past.shape
+    for name, leaf, steps in zip(Truth._fields, truth, (horizon, horizon, length), strict=True):
+        if leaf.shape != (batch_size, steps, series):
+            raise ValueError(f"truth.{name}: expected {[batch_size, steps, series]}, got {list(leaf.shape)}")
+
+
 class Forecast(NamedTuple):
     """Mean, quantiles of the levels that were asked for, and samples, none where they were not needed."""
 
@@ -56,12 +64,14 @@ def loss_of(
     the one of the training. "none" leaves windows as they are.
 
     Raises:
-      ValueError: a window of other sizes than the model's, or a head of other raw numbers.
+      ValueError: a window or truth of other sizes than the model's, or a head of other raw numbers.
     """
     loc, scale = scaling_of(window.past, window_scaling)
-    inner, horizon = _scaled(model, window, loc, scale), truth.future.shape[1]
+    inner = _scaled(model, window, loc, scale)
     if isinstance(model, AutoregressiveForecaster):
         model.sizes.check(window)
+        horizon = model.sizes.horizon
+        _check(truth, window, horizon)
         future = jnp.where(jnp.isnan(truth.future), loc, truth.future)
         raw = model(inner, ((future - loc) / scale).astype(inner.past.dtype), training=training, key=key)
         values = jnp.concatenate([window.past, truth.future], axis=1)[:, 1:]
@@ -70,6 +80,7 @@ def loss_of(
             raw, values, observed = (leaf[:, -horizon:] for leaf in (raw, values, observed))
     else:
         raw, values, observed = model(inner, training=training, key=key), truth.future, truth.observed
+        _check(truth, window, raw.shape[1])
     values = jnp.where(observed, values, loc)
     return mean_over(head.loss(_checked(raw, head).astype(loc.dtype), values, loc, scale), observed)
 

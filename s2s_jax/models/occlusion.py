@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from s2s_jax.data.buckets import power_of_two
+
 Logits = Callable[[Int[Array, "B T"], Int[Array, " B"]], Float[Array, "B classes"]]
 
 
@@ -54,7 +56,7 @@ def occlusion(
     places = np.arange(length)
     hidden = (places >= starts[:, None]) & (places < starts[:, None] + window)
     rows = np.concatenate([np.asarray(tokens)[None], np.where(hidden, blank, tokens)]).astype(np.int32)
-    missing, behind = -len(rows) % batch_size, max(16, 1 << (length - 1).bit_length()) - length
+    missing, behind = -len(rows) % batch_size, power_of_two(length) - length
     batches = np.pad(np.pad(rows, ((0, missing), (0, 0)), mode="edge"), ((0, 0), (0, behind)))
     lengths = jnp.full(batch_size, length, jnp.int32)
     said = [np.asarray(logits(jnp.asarray(batch), lengths)) for batch in batches.reshape(-1, batch_size, length + behind)]

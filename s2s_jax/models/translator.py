@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from s2s_jax.data.buckets import power_of_two
 from s2s_jax.data.tokenizers import Tokenizers
 from s2s_jax.data.vocabulary import END, PAD, START
 from s2s_jax.decoding.beam import beam_search
@@ -177,7 +178,7 @@ class Translator:
         found: list[list[Translation]] = [[] for _ in texts]
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
-            rows = min(batch_size, 1 << (len(numbers) - 1).bit_length())
+            rows = min(batch_size, power_of_two(len(numbers), 1))
             longest = max(len(encoded[number]) for number in numbers)
             source = np.full((rows, -(-longest // PADDED_TO) * PADDED_TO), PAD, np.int32)
             lengths, limits = np.zeros((2, rows), np.int32)  # rows that fill up the batch are left out

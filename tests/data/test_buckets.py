@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from s2s_jax.data.buckets import field_buckets, field_lengths, length_buckets, with_room_for
+from s2s_jax.data.buckets import field_buckets, field_lengths, length_buckets, power_of_two, with_room_for
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 20])
@@ -96,3 +96,9 @@ def test_room_is_made_for_what_is_longer_than_in_training():
     assert with_room_for(buckets, {"x": [5, 1], "y": [6, 0]}) == buckets
     assert with_room_for(buckets, {"x": [9, 1], "y": [2, 0]}) == [*buckets, {"x": 9, "y": 6}]
     assert with_room_for(buckets, {"x": [], "y": []}) == buckets
+
+
+def test_a_power_of_two_is_the_least_that_holds_a_length():
+    for length in range(200):
+        for least in (1, 16):
+            assert power_of_two(length, least) == min(2**n for n in range(9) if 2**n >= max(length, least))

@@ -78,6 +78,8 @@ def test_a_run_from_training_to_prediction(tmp_path, capsys):
     shown = [line for line in lines[1:] if not line.startswith("  ")]
     assert [line.split(": ", 1)[1] for line in shown] == ["Schöne dull film.", "", "What a dull film.", "so " * 20]
     assert all(line.split(" ")[0] in ("positive", "negative") for line in shown)
+    assert lines[lines.index(f"{shown[1]}") + 1] == "  it has no symbols: that is what the classifier says of any empty text"
+    assert sum(line.startswith("  it has no symbols") for line in lines) == 1
     assert sum(", below 0 against it: " in line for line in lines) == 3
     assert "Schöne " in next(line for line in lines if "below 0 against it" in line)
     figures = sorted(file.name for file in (folder / "figures").glob("read_*"))

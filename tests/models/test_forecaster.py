@@ -275,6 +275,14 @@ def test_paths_go_on_from_what_was_drawn():
             lambda: MODELS["attention"](SIZES)(window()._replace(static=jnp.ones((B, 2)))),
             r"static: expected \[3, 1\], got \[3, 2\]",
         ),
+        (
+            lambda: MODELS["attention"](SIZES)(window()._replace(past=jnp.ones((B, L + 1, C)))),
+            rf"past, past_covariates: expected the same number of steps, got {L + 1} and {L}",
+        ),
+        (
+            lambda: MODELS["attention"](SIZES)(window()._replace(past=jnp.ones((B, L)))),
+            rf"past: expected \[batch, steps, {C}\], got \[{B}, {L}\]",
+        ),
     ],
 )
 def test_errors_name_the_argument(make, message):

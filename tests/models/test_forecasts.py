@@ -173,3 +173,14 @@ def test_other_heads_and_windows_are_errors(make):
         loss_of(model, gaussian, other, truth)
     with pytest.raises(ValueError, match=r"past: expected \[3, 8, 2\], got \[3, 8, 3\]"):
         forecast(model, gaussian, other, jax.random.key(0))
+
+
+@pytest.mark.parametrize("make", [attention, autoregressive], ids=["direct", "autoregressive"])
+def test_a_truth_of_other_sizes_is_an_error(make):
+    """One step ahead would be broadcast to all."""
+    model, given = make(), window() if make is attention else window(AR_SIZES)
+    truth = Truth(FUTURE, jnp.asarray(OBSERVED), jnp.asarray(PAST_OBSERVED))
+    for name, leaf in truth._asdict().items():
+        wanted, got = (rf"\[{B}, {steps}, {C}\]" for steps in (leaf.shape[1], 1))
+        with pytest.raises(ValueError, match=f"truth.{name}: expected {wanted}, got {got}"):
+            loss_of(model, gaussian, given, truth._replace(**{name: leaf[:, :1]}))
