@@ -30,7 +30,8 @@ from tests.samples import sample as wild_sample
 NATIVE = ("rnn", "rnn_relu", "rnn_no_bias", "lstm", "lstm_no_bias", "gru", "gru_no_bias", "gru_before", "gru_before_no_bias")
 FOUR = ("rnn", "lstm", "gru", "gru_before")
 # Batch, time, features, hidden: one row that the threads share by units, several groups of rows, units that fill no vector.
-SIZES = [(1, 1, 1, 1), (2, 9, 3, 33), (5, 7, 2, 17), (40, 6, 1, 48), (3, 150, 35, 70)]
+# The last of them reads its weights in place.
+SIZES = [(1, 1, 1, 1), (2, 9, 3, 33), (5, 7, 2, 17), (40, 6, 1, 48), (3, 150, 35, 70), (3, 1, 6, 64)]
 forward_and_reverse = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
 
@@ -461,6 +462,16 @@ def test_code_is_not_loaded_from_where_others_may_write(tmp_path):
 def test_a_few_steps_are_left_to_scan(tmp_path):
     out, err = _run(tmp_path, STEPS="2", S2S_JAX_NATIVE="own").communicate(timeout=300)
     assert "scan there are fewer than 3 steps" in out, err
+
+
+@pytest.mark.parametrize(
+    ("batch", "time", "hidden", "backend"),
+    [(1, 1, 64, "native"), (4, 1, 32, "native"), (5, 1, 64, "scan"), (1, 1, 40, "scan"), (1, 2, 64, "scan"), (5, 3, 40, "native")],
+)
+def test_one_step_is_native_where_its_weights_stay_in_place(batch, time, hidden, backend, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    params = cells.gru.init(jax.random.key(0), 3, hidden)
+    assert s2s_jax.explain_backend(cells.gru, params, jnp.ones((batch, time, 3))).backend == backend
 
 
 def test_portable_code_gives_the_same(tmp_path):

@@ -59,6 +59,12 @@ def why_not_these(cell: Cell, directions: Sequence[Direction], options: Options)
     return None
 
 
+def arranges_weights(directions: Sequence[Direction]) -> bool:
+    """Whether a call arranges the weights before it uses them, on any CPU; forward.h says when it reads them in place."""
+    time, batch_size = directions[0].xs.shape[:2]
+    return time > 1 or batch_size > 4 or directions[0].params.u.shape[0] % 32 != 0
+
+
 def on_a_mesh(directions: Sequence[Direction], lengths: Array | None) -> bool:
     """Whether the types of the arrays name axes of a mesh, inside `shard_map` or where splits are explicit."""
     types = [jax.typeof(leaf) for leaf in jax.tree.leaves(([d[:-1] for d in directions], lengths))]  # all but `reverse`

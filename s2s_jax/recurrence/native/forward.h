@@ -1,7 +1,8 @@
 // The forward pass of a layer.
 //
 // With enough rows each thread carries rows of its own through all of time and never waits. With few rows the threads share the
-// units of each step and meet once a step; the input product of many steps is then formed at once beforehand.
+// units of each step and meet once a step; the input product of many steps is then formed at once beforehand. Of a step or two of
+// few rows, as in streaming, arranging the weights would take longer than the products: there they are read in place.
 #pragma once
 
 #include "layer.h"
@@ -12,9 +13,10 @@ namespace s2s {
 class Forward {
  public:
   Forward(const Sizes& sizes, std::vector<Direction> directions, const int32_t* lengths, int threads)
-      : n_(sizes), directions_(std::move(directions)), threads_(threads), groups_(row_groups(sizes, directions_.size(), threads)),
-        rows_(sizes, lengths, groups_), by_rows_(by_rows(groups_, directions_.size(), threads)) {
-    chunk_ = by_rows_ ? 0 : std::max<long>(1, kChunkRows / std::max<long>(1, n_.batch));
+      : n_(sizes), directions_(std::move(directions)), threads_(threads), in_place_(in_place(sizes)),
+        groups_(in_place_ ? 1 : row_groups(sizes, directions_.size(), threads)), rows_(sizes, lengths, groups_),
+        by_rows_(by_rows(groups_, directions_.size(), threads)), inputs_inside_(by_rows_ || in_place_) {
+    chunk_ = inputs_inside_ ? 0 : std::max<long>(1, kChunkRows / std::max<long>(1, n_.batch));
     plan();
   }
 
@@ -25,6 +27,11 @@ class Forward {
     const long count = static_cast<long>(directions);
     const long wanted = (threads + count - 1) / count;
     return static_cast<int>(std::clamp<long>(sizes.batch / (fit ? 2 : 16), 1, wanted));
+  }
+
+  // Whether the weights are read where they are: blocks must be whole, as what lies behind the last unit is another gate's.
+  static bool in_place(const Sizes& sizes) {
+    return sizes.time <= kInPlaceSteps && sizes.batch <= kInPlaceRows && sizes.hidden % kWidth == 0;
   }
 
   // Whether each thread carries rows, or directions, of its own.
@@ -41,12 +48,16 @@ class Forward {
     Scratch scratch(measured.used());
     Pieces pieces(scratch.floats());
     divide(pieces);
+    if (in_place_) {
+      for (size_t d = 0; d < directions_.size(); ++d) begin(static_cast<int>(d), 0, n_.batch);
+    }
     run_phases(counts_, threads_ - 1, [this](int64_t p, int item) { work(phases_[p], item); }, schedule);
   }
 
  private:
   static constexpr long kChunkRows = 384;
   static constexpr long kOwnCache = 512 << 10;
+  static constexpr long kInPlaceSteps = 1;
   enum class Kind { kPack, kRows, kInputs, kStep, kCandidate };
   struct Phase {
     Kind kind;
@@ -61,11 +72,11 @@ class Forward {
   void plan() {
     const int count = static_cast<int>(directions_.size());
     const int parts = static_cast<int>(std::min<long>(threads_, n_.blocks()));
-    add(Kind::kPack, 0, 0, threads_ * count);
+    if (!in_place_) add(Kind::kPack, 0, 0, threads_ * count);
     if (by_rows_) return add(Kind::kRows, 0, 0, groups_ * count);
     for (int d = 0; d < count; ++d) {
       for (long s = 0; s < rows_.steps(); ++s) {
-        if (s % chunk_ == 0) add(Kind::kInputs, d, s, parts);
+        if (!inputs_inside_ && s % chunk_ == 0) add(Kind::kInputs, d, s, parts);
         add(Kind::kStep, d, s, parts);
         if (n_.cell == Cell::kGruBefore) add(Kind::kCandidate, d, s, parts);
       }
@@ -82,10 +93,10 @@ class Forward {
     const bool all_blocks = n_.cell == Cell::kGruBefore;
     const long scratch_rows = n_.batch;
     for (Buffers& at : buffers_) {
-      at.w = pieces.take(n_.blocks() * n_.gates() * n_.in * kWidth);
-      at.u = pieces.take(n_.blocks() * n_.gates() * n_.hidden * kWidth);
-      at.bias = pieces.take(n_.gates() * n_.padded());
-      at.bias_n = pieces.take(n_.padded());
+      at.w = pieces.take(in_place_ ? 0 : n_.blocks() * n_.gates() * n_.in * kWidth);
+      at.u = pieces.take(in_place_ ? 0 : n_.blocks() * n_.gates() * n_.hidden * kWidth);
+      at.bias = pieces.take(in_place_ ? 0 : n_.gates() * n_.padded());
+      at.bias_n = pieces.take(in_place_ ? 0 : n_.padded());
       at.zeros = pieces.take(kWidth);
       for (float*& h : at.h) h = pieces.take(n_.batch * n_.padded());
       at.c = pieces.take(n_.lstm() ? n_.batch * n_.padded() : 0);
@@ -93,7 +104,7 @@ class Forward {
       // Sums live from a product to the gate functions: one block of units at a time, for each row, or for each thread.
       const long places = all_blocks ? n_.blocks() : by_rows_ ? 1 : std::min<long>(threads_, n_.blocks());
       at.sums = pieces.take(places * n_.sums() * scratch_rows * kWidth);
-      at.inputs = pieces.take(by_rows_ ? 0 : n_.blocks() * n_.gates() * std::min(chunk_, rows_.steps()) * n_.batch * kWidth);
+      at.inputs = pieces.take(inputs_inside_ ? 0 : n_.blocks() * n_.gates() * std::min(chunk_, rows_.steps()) * n_.batch * kWidth);
     }
   }
 
@@ -144,12 +155,41 @@ class Forward {
       }
     }
     const auto [first, last] = share(n_.batch, threads_, part);
+    begin(direction, first, last);
+  }
+
+  // What the first step of rows [first, last) starts from.
+  void begin(int direction, long first, long last) {
+    const Direction& d = directions_[direction];
+    const Buffers& at = buffers_[direction];
     for (long i = first; i < last; ++i) {
       const long b = rows_.batch_row(i);
       copy_padded(d.h0 + b * n_.hidden, n_.hidden, at.h[0] + i * n_.padded(), n_.padded());
       if (n_.lstm()) copy_padded(d.c0 + b * n_.hidden, n_.hidden, at.c + i * n_.padded(), n_.padded());
     }
-    if (part == 0) std::fill_n(at.zeros, kWidth, 0.0f);
+    if (first == 0 && last > 0) std::fill_n(at.zeros, kWidth, 0.0f);
+  }
+
+  // Block j of the g-th gate, counted from `first_sum`, of a matrix [depth, gates * hidden].
+  const float* weights(const float* matrix, const float* packed, long depth, int first_sum, long j, int g) const {
+    if (in_place_) return matrix + column_of_gate(n_, first_sum + g) * n_.hidden + j * kWidth;
+    return packed + (j * n_.gates() + g) * depth * kWidth;
+  }
+
+  const float* bias(const Direction& d, const Buffers& at, long j, int g) const {
+    if (!in_place_) return at.bias + (j * n_.gates() + g) * kWidth;
+    return d.b == nullptr ? at.zeros : d.b + column_of_gate(n_, g) * n_.hidden + j * kWidth;
+  }
+
+  const float* inner_bias(const Direction& d, const Buffers& at, long j) const {
+    if (!in_place_) return at.bias_n + j * kWidth;
+    return d.b_n == nullptr ? at.zeros : d.b_n + j * kWidth;
+  }
+
+  void product(long running, const float* const* rows, long depth, const Panel* panels, int count, long beyond = 0) const {
+    const Left left{1, 0, depth};
+    if (in_place_) return multiply_in_place(static_cast<int>(running), rows, left, panels, count, n_.gates() * n_.hidden);
+    multiply(running, rows, left, panels, count, beyond);
   }
 
   // A group of rows, by one thread, from the first step to the last.
@@ -202,7 +242,7 @@ class Forward {
       xs[i] = d.x + (rows_.batch_row(begin + i) * n_.time + position) * n_.in;
       hs[i] = at.h[s & 1] + (begin + i) * n_.padded();
     }
-    const long offset = by_rows_ ? 0 : rows_.before(0, s) - rows_.before(0, s / chunk_ * chunk_);  // in the input products
+    const long offset = offset_in_chunk(s);
     const int first = first_recurrent_sum(n_);
     // With the reset gate before the product the candidate's part from the state comes later.
     const int skipped = n_.cell == Cell::kGruBefore ? 1 : 0;
@@ -214,20 +254,19 @@ class Forward {
       const long j = backwards ? to - 1 - (n - from) : n;
       float* sums = sums_of(direction, group, n_.cell == Cell::kGruBefore ? j : place);
       for (int g = 0; g < n_.gates(); ++g) {
-        const long index = j * n_.gates() + g;
-        panels[g] = {at.w + index * n_.in * kWidth, at.bias + index * kWidth, 0, sums + g * gate};
+        panels[g] = {weights(d.w, at.w, n_.in, 0, j, g), bias(d, at, j, g), 0, sums + g * gate};
       }
-      if (by_rows_) multiply(running, xs.data(), {1, 0, n_.in}, panels, n_.gates(), back * n_.in);
+      if (inputs_inside_) product(running, xs.data(), n_.in, panels, n_.gates(), back * n_.in);
       for (int g = 0; g < n_.gates(); ++g) {
         const int sum = first + g;
         float* out = sums + sum * gate;
-        const float* start = by_rows_ ? out : sum < n_.gates() ? inputs(direction, j, sum) + offset * kWidth : nullptr;
-        panels[g] = {at.u + (j * n_.gates() + g) * n_.hidden * kWidth, start, kWidth, out};
-        if (sum == 3 && n_.gru()) panels[g].start = at.bias_n + j * kWidth, panels[g].start_stride = 0;
+        const float* start = inputs_inside_ ? out : sum < n_.gates() ? inputs(direction, j, sum) + offset * kWidth : nullptr;
+        panels[g] = {weights(d.u, at.u, n_.hidden, first, j, g), start, kWidth, out};
+        if (sum == 3 && n_.gru()) panels[g].start = inner_bias(d, at, j), panels[g].start_stride = 0;
       }
-      multiply(running, hs.data(), {1, 0, n_.hidden}, panels + skipped, n_.gates() - skipped, back * n_.hidden);
+      product(running, hs.data(), n_.hidden, panels + skipped, n_.gates() - skipped, back * n_.hidden);
       const float* candidate = sums;  // its part from the input
-      if (!by_rows_ && n_.gru()) candidate = inputs(direction, j, 0) + offset * kWidth;
+      if (!inputs_inside_ && n_.gru()) candidate = inputs(direction, j, 0) + offset * kWidth;
       switch (n_.cell) {
         case Cell::kTanh:
         case Cell::kRelu:
@@ -262,15 +301,18 @@ class Forward {
       rs[i] = at.reset + (begin + i) * n_.padded();
       places[i] = row_at(d, at, begin + i, s);
     }
-    const long offset = by_rows_ ? 0 : rows_.before(0, s) - rows_.before(0, s / chunk_ * chunk_);
+    const long offset = offset_in_chunk(s);
     for (long j = from; j < to; ++j) {
       float* sums = sums_of(direction, group, j);
-      const float* start = by_rows_ ? sums : inputs(direction, j, 0) + offset * kWidth;
-      const Panel panel{at.u + j * n_.gates() * n_.hidden * kWidth, start, kWidth, sums};
-      multiply(running, rs.data(), {1, 0, n_.hidden}, &panel, 1);
+      const float* start = inputs_inside_ ? sums : inputs(direction, j, 0) + offset * kWidth;
+      const Panel panel{weights(d.u, at.u, n_.hidden, 0, j, 0), start, kWidth, sums};
+      product(running, rs.data(), n_.hidden, &panel, 1);
       gru_before(places, j, sums, gate);
     }
   }
+
+  // Of the rows of step s, in the input products of its chunk.
+  long offset_in_chunk(long s) const { return inputs_inside_ ? 0 : rows_.before(0, s) - rows_.before(0, s / chunk_ * chunk_); }
 
   float* sums_of(int direction, int group, long place) const {
     const long rows = by_rows_ ? rows_.start(group) * (n_.cell == Cell::kGruBefore ? n_.blocks() : 1) : 0;
@@ -402,9 +444,11 @@ class Forward {
   Sizes n_;
   std::vector<Direction> directions_;
   int threads_;
+  bool in_place_;
   int groups_;
   Rows rows_;
   bool by_rows_;
+  bool inputs_inside_;  // the input product is formed step by step
   long chunk_;
   std::vector<Phase> phases_;
   std::vector<int> counts_;

@@ -1,6 +1,7 @@
 // Matrix products, tile by tile in registers: rows of activations by panels of weights.
 //
-// A panel is [K][kWidth], contiguous. A tile of up to kAccumulators vectors stays in registers while K runs.
+// A panel is [K][kWidth], contiguous, or kWidth columns of a matrix in place. A tile of up to kAccumulators vectors stays in
+// registers while K runs.
 #pragma once
 
 #include <algorithm>
@@ -25,9 +26,11 @@ struct Panel {
 };
 
 // `ahead` is where the next panels are that this tile has to fetch, `pace` floats at each k: weights that only the last level of
-// the cache holds would otherwise hold up the first tile of each panel.
-template <int M, int N>
-__attribute__((noinline)) void tile(const float* const* rows, Left left, const Panel* panels, long row, long ahead, long pace) {
+// the cache holds would otherwise hold up the first tile of each panel. In place, rows of weights are `pitch` apart instead.
+template <int M, int N, bool kInPlace>
+__attribute__((noinline)) void tile(const float* const* rows, Left left, const Panel* panels, long row, long ahead, long pace,
+                                    long pitch) {
+  const long apart = kInPlace ? pitch : kWidth;
   Vector sums[M][N][2];
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
@@ -51,9 +54,9 @@ __attribute__((noinline)) void tile(const float* const* rows, Left left, const P
     for (long k = 0; k < left.inner; ++k) {
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
-        const Vector b0 = load(b[n] + k * kWidth);
-        const Vector b1 = load(b[n] + k * kWidth + kLanes);
-        __builtin_prefetch(next[n] + k * pace, 0, 2);
+        const Vector b0 = load(b[n] + k * apart);
+        const Vector b1 = load(b[n] + k * apart + kLanes);
+        if constexpr (!kInPlace) __builtin_prefetch(next[n] + k * pace, 0, 2);
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) {
           const Vector value = splat(a[m][k]);
@@ -65,7 +68,7 @@ __attribute__((noinline)) void tile(const float* const* rows, Left left, const P
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) a[m] += left.outer_stride;
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) b[n] += left.inner * kWidth, next[n] += left.inner * pace;
+    for (int n = 0; n < N; ++n) b[n] += left.inner * apart, next[n] += left.inner * pace;
   }
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
@@ -78,25 +81,26 @@ __attribute__((noinline)) void tile(const float* const* rows, Left left, const P
 }
 
 constexpr int kTileRows = kAccumulators / 2;
+constexpr int kInPlaceRows = 4;  // at most: weights that are used for more of them are better arranged
 
-template <int M, int N>
-void tile_of(const float* const* rows, Left left, const Panel* panels, long row, int count, int panel_count, long ahead, long pace) {
+// How many panels a tile of so many rows takes at once: few rows alone would wait for the latency of the additions.
+constexpr int panels_at_once(int rows) { return std::clamp(kTileRows / rows, 1, 4); }
+
+template <int M, int N, bool kInPlace>
+void tile_of(const float* const* rows, Left left, const Panel* panels, long row, int count, int panel_count, long ahead, long pace,
+             long pitch) {
   if constexpr (M > 0) {
     if (count == M) {
       if constexpr (N > 1) {
-        if (panel_count < N) return tile_of<M, N - 1>(rows, left, panels, row, count, panel_count, ahead, pace);
+        if (panel_count < N) {
+          return tile_of<M, N - 1, kInPlace>(rows, left, panels, row, count, panel_count, ahead, pace, pitch);
+        }
       }
-      return tile<M, N>(rows, left, panels, row, ahead, pace);
+      return tile<M, N, kInPlace>(rows, left, panels, row, ahead, pace, pitch);
     }
-    constexpr int fewer = M - 1 > 0 ? kTileRows / (M - 1) : 1;
-    tile_of<M - 1, (fewer > 4 ? 4 : fewer < 1 ? 1 : fewer)>(rows, left, panels, row, count, panel_count, ahead, pace);
+    constexpr int fewer = M > 1 ? panels_at_once(M - 1) : 1;
+    tile_of<M - 1, fewer, kInPlace>(rows, left, panels, row, count, panel_count, ahead, pace, pitch);
   }
-}
-
-// How many panels a tile of so many rows takes at once: few rows alone would wait for the latency of the additions.
-inline int panels_at_once(int rows) {
-  const int n = kTileRows / rows;
-  return n > 4 ? 4 : n;
 }
 
 // out = start + left * weights for every panel. `beyond`: how many floats further than right behind these panels the next ones are
@@ -113,9 +117,19 @@ inline void multiply(long row_count, const float* const* rows, Left left, const 
     const long ahead = at_once * size + (p + at_once < panel_count ? 0 : beyond);
     for (long t = 0, row = 0; t < tiles; ++t) {
       const int count = static_cast<int>(row_count / tiles + (t < row_count % tiles ? 1 : 0));
-      tile_of<kTileRows, 1>(rows, left, panels + p, row, count, at_once, ahead + size * t / tiles, pace);
+      tile_of<kTileRows, 1, false>(rows, left, panels + p, row, count, at_once, ahead + size * t / tiles, pace, 0);
       row += count;
     }
+    p += at_once;
+  }
+}
+
+// The same, of at most kInPlaceRows rows, with weights in place: from one row of them to the next it is `pitch` floats.
+inline void multiply_in_place(int row_count, const float* const* rows, Left left, const Panel* panels, int panel_count, long pitch) {
+  if (row_count <= 0) return;
+  for (int p = 0; p < panel_count;) {
+    const int at_once = std::min(panels_at_once(row_count), panel_count - p);
+    tile_of<kInPlaceRows, panels_at_once(kInPlaceRows), true>(rows, left, panels + p, 0, row_count, at_once, 0, 0, pitch);
     p += at_once;
   }
 }
