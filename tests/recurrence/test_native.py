@@ -466,7 +466,14 @@ def test_a_few_steps_are_left_to_scan(tmp_path):
 
 @pytest.mark.parametrize(
     ("batch", "time", "hidden", "backend"),
-    [(1, 1, 64, "native"), (4, 1, 32, "native"), (5, 1, 64, "scan"), (1, 1, 40, "scan"), (1, 2, 64, "scan"), (5, 3, 40, "native")],
+    [
+        (1, 1, 64, "native"),
+        (4, 1, 32, "native"),
+        (5, 1, 64, "scan"),
+        (1, 1, 40, "scan"),
+        (1, 2, 64, "scan"),
+        (5, 3, 40, "native"),
+    ],
 )
 def test_one_step_is_native_where_its_weights_stay_in_place(batch, time, hidden, backend, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
