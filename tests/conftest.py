@@ -1,13 +1,22 @@
 """Settings of the whole test run: eight virtual CPU devices, Keras on JAX, float64 on request, what may be skipped."""
 
+import importlib.metadata
 import os
 import tempfile
 
 # Before the first import of jax or keras; both read them once.
-# A quarter of the suite's time is compiling; nothing here runs long enough for optimised code to pay.
+# Most of the suite's time would be compiling; nothing here runs long enough for optimised code, or code in parts, to pay.
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
 ).strip()
+# Without the MLIR emitters compiling takes a third of the time. Later versions have no others, and abort on an unknown flag.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["KERAS_BACKEND"] = "jax"
 # What one worker, or a process that a test starts, has compiled the others need not: they inherit the folder of the first.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

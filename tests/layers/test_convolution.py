@@ -128,7 +128,7 @@ def test_in_training_too_padding_reaches_no_output_statistic_or_gradient(residua
             maps = model(x, widths, training=True)
             return jnp.sum(jnp.sin(maps.features)), nnx.state(model, nnx.BatchStat)
 
-        (value, statistics), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(params, x)
+        (value, statistics), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, x)
         return value, statistics, gradients[0], gradients[1]
 
     want = run(np.where(mask, x, 0), WIDTHS)

@@ -923,7 +923,7 @@ SMALL = ["--digits", "2", "--hidden-features", "8", "--embedding-features", "4",
 SMALL += ["--steps", "1500", "--evaluate-every", "100000", "--checkpoint-every", "100000"]
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bits(tmp_path):
+def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bits(tmp_path, capsys):
     def command(folder):
         return [*SMALL, "--runs-dir", str(folder)]
 
@@ -943,10 +943,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bits(tmp_path):
     stopped = int(output.split("Stopped at step ")[1].split()[0])
     assert 0 < stopped < 1500
 
-    again = subprocess.run(interrupted, cwd=root, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr
-    assert f"Goes on from the checkpoint of step {stopped}." in again.stdout
     functions = {"train": addition.train, "evaluate": addition.evaluate, "predict": addition.predict}
+    main("addition", addition.Config, **functions, arguments=command(tmp_path / "a"))
+    assert f"Goes on from the checkpoint of step {stopped}." in capsys.readouterr().out
     main("addition", addition.Config, **functions, arguments=command(tmp_path / "b"))
     whole = tmp_path / "b" / "addition" / "default"
     assert (folder / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()

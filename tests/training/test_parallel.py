@@ -1,6 +1,7 @@
 """Data-parallel training against one device: eight virtual CPU devices, and two processes on loopback."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -95,16 +96,18 @@ print("bias", float(trained.model.output.bias[...][0]))
 
 # Each process has an evaluation of its own: by that of process 1 training would end at once. Its numbers need all bits.
 STOPPED = """
-asked = [0]
+asked, run = [0], run_in(folder)
+pause = 0 if run.has_checkpoints() else 0.05  # time for the signal, in the first sitting
+
 def slow(step):
     asked.append(step)
-    time.sleep(0.05)
+    time.sleep(pause)
     return BATCHES(step)
 
 evaluate = lambda model: {"score": 0.1 + asked[-1] if process == 0 else -asked[-1]}
 
 options = dict(goal=Goal("score", greater=True, patience=2, keep=3), evaluate=evaluate, evaluate_every=4)
-options |= dict(run=run_in(folder), log_every=10, mesh=mesh, checkpoint_every=50)
+options |= dict(run=run, log_every=10, mesh=mesh, checkpoint_every=50)
 fit_small(small_model(), batches=OwnRows(slow, process, 2), steps=100, **options)
 """
 
@@ -113,7 +116,8 @@ def two_processes(program, folder):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {"PATH": "/usr/bin:/bin", "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"  # the last one counts
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     return [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM + program, str(k), str(port), str(folder)],
