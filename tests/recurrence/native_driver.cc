@@ -111,7 +111,7 @@ int main() {
   double worst = 0;
   unsigned seed = 0;
   const long sizes[][4] = {{0, 3, 2, 5}, {3, 0, 2, 5}, {1, 1, 1, 1}, {2, 9, 3, 33}, {1, 500, 5, 40}, {40, 7, 1, 17}, {19, 30, 34, 65},
-                            {200, 6, 3, 80}};
+                            {200, 6, 3, 80}, {1, 1, 7, 64}, {3, 1, 5, 32}};
   for (int cell = 0; cell < 5; ++cell) {
     for (const auto& s : sizes) {
       for (int count = 1; count <= 2; ++count) {
