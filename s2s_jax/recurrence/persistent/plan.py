@@ -1,0 +1,108 @@
+"""How a layer is divided among the multiprocessors of a GPU; see layer.cuh for what teams, blocks and tiles are."""
+
+import functools
+from typing import NamedTuple
+
+WARPS = 8
+MULTIPLE = 16  # rows of weights that the tensor cores take at once
+BATCH_MULTIPLE = 8  # rows of the batch that they take at once
+ROW_TILES = {"forward": (1, 2, 3, 4), "backward": (1, 2)}  # there are kernels for these
+BATCH_TILES = (1, 2, 4)
+CHUNK_BYTES = 64
+
+# Cycles, to choose between splits: derived from what the machine is said to do, not measured.
+_EXCHANGE = 1200  # until what a block writes has been seen and read by another
+_PRODUCT = 7 / 4  # of one tile of weights by one of the batch; four units do them
+_SHARED = 128  # bytes of shared memory
+_FAR = 64  # bytes from the L2 cache
+
+
+class Device(NamedTuple):
+    """Multiprocessors, and the most bytes of shared memory of a block."""
+
+    multiprocessors: int
+    shared_bytes: int
+
+
+class Layer(NamedTuple):
+    """What decides how a layer is divided; `element_bytes` are those of a number of its weights."""
+
+    gates: int
+    hidden: int
+    batch: int
+    directions: int
+    element_bytes: int
+
+
+class Split(NamedTuple):
+    """Hidden units of a block, and tiles of 16 rows of its weights and of 8 rows of a team's batch."""
+
+    units: int
+    row_tiles: int
+    batch_tiles: int
+
+
+def splits(layer: Layer, way: str, device: Device) -> list[Split]:
+    """All splits that fit, the one first that should take least time; `way` is "forward" or "backward"."""
+    found: dict[Split, float] = {}
+    for batch_tiles in BATCH_TILES:
+        for units in range(1, layer.hidden + 1):
+            rows = units * layer.gates if way == "forward" else units
+            row_tiles = -(-rows // MULTIPLE)
+            if row_tiles not in ROW_TILES[way]:
+                break
+            split = Split(units, row_tiles, batch_tiles)
+            at_once = device.multiprocessors // (blocks(layer, split) * layer.directions)
+            if at_once >= 1 and shared_bytes(layer, way, split) <= device.shared_bytes:
+                found[split] = -(-_tiles(layer, split) // at_once) * _cycles(layer, way, split)
+    return sorted(found, key=lambda split: found[split])
+
+
+@functools.lru_cache(1024)
+def best(layer: Layer, way: str, device: Device) -> Split | None:
+    """The first of `splits`, None where there is none."""
+    return next(iter(splits(layer, way, device)), None)
+
+
+def blocks(layer: Layer, split: Split) -> int:
+    """Blocks of a team."""
+    return -(-layer.hidden // split.units)
+
+
+def scratch_bytes(layer: Layer, way: str, split: Split, device: Device) -> int:
+    """Of the memory through which the blocks of one launch exchange what they make, and its flags."""
+    of_team = 2 * _chunks(layer, way) * BATCH_MULTIPLE * split.batch_tiles * CHUNK_BYTES + 4 * blocks(layer, split)
+    at_once = device.multiprocessors // (blocks(layer, split) * layer.directions)
+    return max(1, min(_tiles(layer, split), at_once)) * layer.directions * of_team
+
+
+def shared_bytes(layer: Layer, way: str, split: Split) -> int:
+    """Of shared memory that a block takes: `Product::shared_bytes`."""
+    sums = WARPS * BATCH_MULTIPLE * split.batch_tiles * (MULTIPLE * split.row_tiles + 4) * 4
+    beyond = max(0, -(-_chunks(layer, way) // WARPS) - _held(split))
+    return sums + WARPS * beyond * split.row_tiles * MULTIPLE * CHUNK_BYTES
+
+
+def _held(split: Split) -> int:
+    """Chunks whose weights a warp keeps in registers: `Product::kHeld`."""
+    each, sums = 8 * split.row_tiles + 4 * split.batch_tiles, 4 * split.row_tiles * split.batch_tiles
+    return min(-(-12 // split.row_tiles), (170 - sums) // each)
+
+
+def _chunks(layer: Layer, way: str) -> int:
+    of_units = -(-layer.hidden * layer.element_bytes // CHUNK_BYTES)
+    return of_units if way == "forward" else of_units * layer.gates
+
+
+def _tiles(layer: Layer, split: Split) -> int:
+    return -(-layer.batch // (BATCH_MULTIPLE * split.batch_tiles))
+
+
+def _cycles(layer: Layer, way: str, split: Split) -> float:
+    """Of one step."""
+    chunks, rows = _chunks(layer, way), BATCH_MULTIPLE * split.batch_tiles
+    sums = 2 * WARPS * rows * MULTIPLE * split.row_tiles * 4 / _SHARED
+    read = chunks * rows * CHUNK_BYTES / _FAR
+    weights = (shared_bytes(layer, way, split) - sums * _SHARED / 2) / _SHARED
+    products = 2 * chunks * split.row_tiles * split.batch_tiles * _PRODUCT
+    return _EXCHANGE + max(read, weights, products) + sums
