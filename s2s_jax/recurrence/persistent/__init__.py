@@ -1,4 +1,4 @@
-"""Backend `persistent`: a layer's whole sequence in one launch on an NVIDIA Hopper GPU, whose weights stay on its multiprocessors.
+"""Backend `persistent`: one launch for a layer's whole sequence on an NVIDIA Hopper GPU, on which the weights stay in place.
 
 Each block of threads owns some hidden units and keeps their recurrent weights in registers and shared memory. In each step it
 reads the state of all units, which the blocks exchange through the L2 cache, multiplies on the tensor cores, applies the

@@ -73,11 +73,17 @@ __device__ inline Made<GRU> step_back(GRU, const Read<GRU>& in, int relu, float&
   return {{dr, d_update, dn}, {dr, d_update, dn * r}};
 }
 
+// Numbers of the state in a thread, and a product that leaves registers for them.
+template <int kRowTiles, int kBatchTiles>
+constexpr int kBackwardMost = ceil_div(16 * kRowTiles * 8 * kBatchTiles, kThreads);
+template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
+using BackwardProduct = Product<Element, kRowTiles, kBatchTiles, 194 - 24 * kBackwardMost<kRowTiles, kBatchTiles>>;
+
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
 __global__ void __launch_bounds__(kThreads, 1) backward(const BackwardArguments<Element> a) {
-  using Step = Product<Element, kRowTiles, kBatchTiles>;
+  using Step = BackwardProduct<Cell, Element, kRowTiles, kBatchTiles>;
   constexpr int kGates = Cell::kGates, kSaved = Cell::kSaved;
-  constexpr int kMost = ceil_div(Step::kRows * Step::kBatch, kThreads);
+  constexpr int kMost = kBackwardMost<kRowTiles, kBatchTiles>;
   const Sizes& n = a.sizes;
   const BackwardDirection<Element>& d = a.directions[blockIdx.z];
   const int first_unit = int(blockIdx.x) * n.units;

@@ -56,11 +56,18 @@ __device__ inline void step(GRU, const Gates<GRU>& in, float b_n, int relu, floa
   saved[0] = r, saved[1] = update, saved[2] = n, saved[3] = inner;
 }
 
+// Numbers of the state in a thread, and a product that leaves registers for them.
+template <typename Cell, int kRowTiles, int kBatchTiles>
+constexpr int kForwardMost = ceil_div(16 * kRowTiles / Cell::kGates * 8 * kBatchTiles, kThreads);
+template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
+using ForwardProduct = Product<Element, kRowTiles, kBatchTiles,
+                               186 - (8 + 2 * Cell::kGates) * kForwardMost<Cell, kRowTiles, kBatchTiles>>;
+
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
 __global__ void __launch_bounds__(kThreads, 1) forward(const ForwardArguments<Element> a) {
-  using Step = Product<Element, kRowTiles, kBatchTiles>;
+  using Step = ForwardProduct<Cell, Element, kRowTiles, kBatchTiles>;
   constexpr int kGates = Cell::kGates, kSaved = Cell::kSaved;
-  constexpr int kMost = ceil_div(Step::kRows / kGates * Step::kBatch, kThreads);  // numbers of the state in a thread
+  constexpr int kMost = kForwardMost<Cell, kRowTiles, kBatchTiles>;
   const Sizes& n = a.sizes;
   const ForwardDirection<Element>& d = a.directions[blockIdx.z];
   const int first_unit = int(blockIdx.x) * n.units;

@@ -20,13 +20,16 @@ struct Kernel {
   size_t (*shared_bytes)(int chunks);
 };
 
-#define S2S_KERNEL(pass, rows, batch) \
-  { rows, batch, pass<Cell, Element, rows, batch>, Product<Element, rows, batch>::shared_bytes }
-#define S2S_KERNELS(pass, rows) S2S_KERNEL(pass, rows, 1), S2S_KERNEL(pass, rows, 2), S2S_KERNEL(pass, rows, 4)
+#define S2S_KERNEL(pass, Step, rows, batch) \
+  { rows, batch, pass<Cell, Element, rows, batch>, Step<Cell, Element, rows, batch>::shared_bytes }
+#define S2S_KERNELS(pass, Step, rows) \
+  S2S_KERNEL(pass, Step, rows, 1), S2S_KERNEL(pass, Step, rows, 2), S2S_KERNEL(pass, Step, rows, 4)
 
-constexpr Kernel<ForwardArguments<Element>> kForward[] = {S2S_KERNELS(forward, 1), S2S_KERNELS(forward, 2),
-                                                          S2S_KERNELS(forward, 3), S2S_KERNELS(forward, 4)};
-constexpr Kernel<BackwardArguments<Element>> kBackward[] = {S2S_KERNELS(backward, 1), S2S_KERNELS(backward, 2)};
+constexpr Kernel<ForwardArguments<Element>> kForward[] = {
+    S2S_KERNELS(forward, ForwardProduct, 1), S2S_KERNELS(forward, ForwardProduct, 2), S2S_KERNELS(forward, ForwardProduct, 3),
+    S2S_KERNELS(forward, ForwardProduct, 4)};
+constexpr Kernel<BackwardArguments<Element>> kBackward[] = {S2S_KERNELS(backward, BackwardProduct, 1),
+                                                            S2S_KERNELS(backward, BackwardProduct, 2)};
 
 std::string named(const char* what, cudaError_t error) { return std::string(what) + ": " + cudaGetErrorString(error); }
 

@@ -29,6 +29,9 @@ constexpr int kChunk = kChunkBytes / int(sizeof(Element));  // elements
 
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+__host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
+__host__ __device__ constexpr int most(int a, int b) { return a < b ? b : a; }
+
 struct RNN {
   static constexpr int kGates = 1;
   static constexpr int kSaved = 0;  // the output says all
@@ -97,16 +100,15 @@ __device__ Element* place(unsigned char* buffer, int rows, int gates, int gate, 
 //
 // Each warp takes some chunks of the vector. Of their weights it keeps the first ones in registers, the others in shared memory,
 // both in the order in which the tensor cores read them. What the warps make is added up by whoever calls `sum`.
-template <typename Element, int kRowTiles, int kBatchTiles>
+// `kRegisters` are those that weights, vector and sums may take of a thread's 255; with more of them the compiler spills.
+template <typename Element, int kRowTiles, int kBatchTiles, int kRegisters>
 class Product {
  public:
   static constexpr int kRows = 16 * kRowTiles;
   static constexpr int kBatch = 8 * kBatchTiles;
-  // In registers: weights of a chunk (8 for each tile), what they are multiplied by (4) and the sums (4). More of them spill.
-  static constexpr int kRegisters = 170;
-  static constexpr int kHeld = ceil_div(12, kRowTiles) * (8 * kRowTiles + 4 * kBatchTiles) + 4 * kRowTiles * kBatchTiles <= kRegisters
-                                   ? ceil_div(12, kRowTiles)
-                                   : (kRegisters - 4 * kRowTiles * kBatchTiles) / (8 * kRowTiles + 4 * kBatchTiles);
+  // Chunks in registers: of each 8 for a tile of weights and 4 for what they are multiplied by; a tile of sums has 4.
+  static constexpr int kSums = 4 * kRowTiles * kBatchTiles, kOfChunk = 8 * kRowTiles + 4 * kBatchTiles;
+  static constexpr int kHeld = most(1, least(ceil_div(12, kRowTiles), (kRegisters - kSums) / kOfChunk));
   static constexpr int kAhead = kBatchTiles < 4 ? 4 / kBatchTiles : 1;  // of the others so many are asked for at once
   static constexpr int kStride = kRows + 4;  // so that the lanes that write sums do not meet in one bank
 

@@ -79,14 +79,19 @@ def scratch_bytes(layer: Layer, way: str, split: Split, device: Device) -> int:
 def shared_bytes(layer: Layer, way: str, split: Split) -> int:
     """Of shared memory that a block takes: `Product::shared_bytes`."""
     sums = WARPS * BATCH_MULTIPLE * split.batch_tiles * (MULTIPLE * split.row_tiles + 4) * 4
-    beyond = max(0, -(-_chunks(layer, way) // WARPS) - _held(split))
+    beyond = max(0, -(-_chunks(layer, way) // WARPS) - _held(layer, way, split))
     return sums + WARPS * beyond * split.row_tiles * MULTIPLE * CHUNK_BYTES
 
 
-def _held(split: Split) -> int:
+def _held(layer: Layer, way: str, split: Split) -> int:
     """Chunks whose weights a warp keeps in registers: `Product::kHeld`."""
-    each, sums = 8 * split.row_tiles + 4 * split.batch_tiles, 4 * split.row_tiles * split.batch_tiles
-    return min(-(-12 // split.row_tiles), (170 - sums) // each)
+    rows, batch = MULTIPLE * split.row_tiles, BATCH_MULTIPLE * split.batch_tiles
+    if way == "forward":
+        registers = 186 - (8 + 2 * layer.gates) * -(-(rows // layer.gates * batch) // (32 * WARPS))
+    else:
+        registers = 194 - 24 * -(-rows * batch // (32 * WARPS))
+    of_chunk, sums = 8 * split.row_tiles + 4 * split.batch_tiles, 4 * split.row_tiles * split.batch_tiles
+    return max(1, min(-(-12 // split.row_tiles), (registers - sums) // of_chunk))
 
 
 def _chunks(layer: Layer, way: str) -> int:

@@ -1,4 +1,4 @@
-"""The kernels of the backend `persistent` on a CPU: their source compiled with the headers of this folder in the place of CUDA's."""
+"""The kernels of the backend `persistent` on a CPU: their source, compiled with the headers here in the place of CUDA's."""
 
 import ctypes
 import functools

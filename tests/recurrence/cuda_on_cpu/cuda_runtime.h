@@ -44,6 +44,7 @@ namespace cuda_on_cpu {
 // What the device is said to be; set by tests.
 inline int multiprocessors = 132, shared_bytes = 232448;
 inline bool exact = true;  // float32 enters products as it is, not as TF32
+inline int asked[2];       // bytes of shared memory, of the last launch and the one before it
 
 constexpr int kLanes = 32;
 
@@ -217,6 +218,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
+  cuda_on_cpu::asked[1] = cuda_on_cpu::asked[0], cuda_on_cpu::asked[0] = bytes;
   return bytes <= cuda_on_cpu::shared_bytes ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
@@ -246,6 +248,8 @@ extern "C" __attribute__((weak)) void cuda_on_cpu_device(int multiprocessors, in
   cuda_on_cpu::shared_bytes = shared_bytes;
   cuda_on_cpu::exact = exact;
 }
+
+extern "C" __attribute__((weak)) int cuda_on_cpu_asked(int ago) { return cuda_on_cpu::asked[ago]; }
 
 // XLA has no stream on a CPU.
 #ifdef XLA_FFI_API_FFI_H_
