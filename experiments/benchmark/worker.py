@@ -21,6 +21,7 @@ from experiments.benchmark.program import Program, backends_of
 
 # Whose `peers` a part of the benchmark measures; imported when it is, as another part needs not what it needs.
 _PEERS = {"recurrence": "experiments.benchmark.peers", "decoding": "experiments.benchmark.decoding"}
+_PEERS["persistent"] = "experiments.benchmark.persistent"
 
 
 class Worker:

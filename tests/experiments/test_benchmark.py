@@ -377,7 +377,7 @@ def test_a_peer_that_decodes_something_else_is_not_timed(beam_size):
         ),
         (["decoding", "--dtype", "bfloat16"], "dtype: expected it with recurrence only, got it with decoding"),
         (["decoding", "--backend", "scan"], "backend: expected it with recurrence and training-step only"),
-        (["encoding"], "expected recurrence, training-step or decoding first"),
+        (["encoding"], "expected recurrence, training-step, decoding, persistent first"),
         (["--shapes", "2,3,4,8", "--cells", "gru", "--peers", "scan", "--backend", "cudnn"], "nothing was measured"),
     ],
 )

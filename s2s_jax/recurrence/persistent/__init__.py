@@ -119,8 +119,8 @@ def _why_not_here(directions: Sequence[Direction]) -> str | None:
     needed = "it needs an NVIDIA GPU of compute capability 9.0 (Hopper)"
     if platform not in ("gpu", "cuda"):
         return f"{needed}, and the default device is of platform {platform!r}"
-    found = getattr(jax.devices()[0], "compute_capability", None)
-    if found != "9.0":
+    found = getattr(jax.devices()[0], "compute_capability", None)  # what does not say will be asked by the kernels
+    if found not in (None, "9.0"):
         return f"{needed}, and the device's is {found}"
     config: Any = jax.config
     precision = config.jax_default_matmul_precision

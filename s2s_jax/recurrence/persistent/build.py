@@ -23,7 +23,7 @@ from s2s_jax.recurrence.persistent.plan import Device
 
 _log = logging.getLogger("s2s_jax")
 _lock = threading.Lock()
-_FLAGS = ("-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-shared", "-Xcompiler", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-shared", "-Xcompiler", "-fPIC")
 ELEMENTS = {"float32": "float", "bfloat16": "__nv_bfloat16", "float16": "__half"}
 CELLS = ("RNN", "LSTM", "GRU")
 PASSES = ("forward", "backward")
@@ -70,11 +70,11 @@ def device(found: ctypes.CDLL) -> Device:
     """What a library says of the current device.
 
     Raises:
-      RuntimeError: there is none.
+      RuntimeError: there is none, or of another kind than the kernels are for.
     """
     multiprocessors, shared_bytes = ctypes.c_int(), ctypes.c_int()
     if found.s2s_persistent_limits(ctypes.byref(multiprocessors), ctypes.byref(shared_bytes)) != 0:
-        raise RuntimeError("CUDA finds no device")
+        raise RuntimeError("CUDA finds no device of compute capability 9.0")
     return Device(multiprocessors.value, shared_bytes.value)
 
 
@@ -86,7 +86,7 @@ def build(cell: str, dtype: str, folder: Path | None = None) -> Path:
       OSError: the folder cannot be written, or others than this user may write there.
     """
     here, include = Path(__file__).parent, Path(jax.ffi.include_dir())
-    return library.compiled(recipe(nvcc(), _FLAGS, cell, dtype, [here, include]), folder or cache.folder() / "persistent", cell)
+    return library.compiled(recipe(nvcc(), FLAGS, cell, dtype, [here, include]), folder or cache.folder() / "persistent", cell)
 
 
 def recipe(compiler: list[str], flags: tuple[str, ...], cell: str, dtype: str, folders: list[Path]) -> library.Recipe:

@@ -77,7 +77,7 @@ ffi::Error call_backward(cudaStream_t stream, Arguments args, Results rets, int6
 S2S_HANDLER(s2s_persistent_forward, s2s::call_forward);
 S2S_HANDLER(s2s_persistent_backward, s2s::call_backward);
 
-// For Python, by ctypes: 0, or 1 where there is no such device.
+// For Python, by ctypes: 0, or 1 where the device is of no use.
 extern "C" int s2s_persistent_limits(int* multiprocessors, int* shared_bytes) {
   return s2s::limits(multiprocessors, shared_bytes).empty() ? 0 : 1;
 }

@@ -110,7 +110,10 @@ std::string backward(const Split& split, const Layer& layer, cudaStream_t stream
 
 std::string limits(int* multiprocessors, int* shared_bytes) {
   int device = 0;
+  int major = 0;
   S2S_TRY(cudaGetDevice(&device));
+  S2S_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  if (major != 9) return "the kernels are for compute capability 9.0";
   S2S_TRY(cudaDeviceGetAttribute(multiprocessors, cudaDevAttrMultiProcessorCount, device));
   S2S_TRY(cudaDeviceGetAttribute(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   return "";

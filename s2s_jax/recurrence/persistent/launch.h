@@ -36,7 +36,7 @@ struct Layer {
 std::string forward(const Split& split, const Layer& layer, cudaStream_t stream);
 std::string backward(const Split& split, const Layer& layer, cudaStream_t stream);
 
-// Multiprocessors of the current device, and bytes of shared memory that a block may have there.
+// Multiprocessors of the current device, and bytes of shared memory that a block may have there; or why it is of no use.
 std::string limits(int* multiprocessors, int* shared_bytes);
 
 }  // namespace s2s

@@ -43,8 +43,12 @@ class Split(NamedTuple):
 
 
 def splits(layer: Layer, way: str, device: Device) -> list[Split]:
-    """All splits that fit, the one first that should take least time; `way` is "forward" or "backward"."""
-    found: dict[Split, float] = {}
+    """For each number of tiles the best split that fits, the one first that should take least time.
+
+    Of splits that should take the same time the one with the fewest blocks: they have fewer others to wait for. `way` is
+    "forward" or "backward".
+    """
+    found: dict[tuple[int, int], tuple[float, int, Split]] = {}
     for batch_tiles in BATCH_TILES:
         for units in range(1, layer.hidden + 1):
             rows = units * layer.gates if way == "forward" else units
@@ -52,10 +56,11 @@ def splits(layer: Layer, way: str, device: Device) -> list[Split]:
             if row_tiles not in ROW_TILES[way]:
                 break
             split = Split(units, row_tiles, batch_tiles)
-            at_once = device.multiprocessors // (blocks(layer, split) * layer.directions)
-            if at_once >= 1 and shared_bytes(layer, way, split) <= device.shared_bytes:
-                found[split] = -(-_tiles(layer, split) // at_once) * _cycles(layer, way, split)
-    return sorted(found, key=lambda split: found[split])
+            if _at_once(layer, split, device) >= 1 and shared_bytes(layer, way, split) <= device.shared_bytes:
+                launches = -(-tiles(layer, split) // _at_once(layer, split, device))
+                one = launches * _cycles(layer, way, split), blocks(layer, split), split
+                found[row_tiles, batch_tiles] = min(one, found.get((row_tiles, batch_tiles), one))
+    return [split for *_, split in sorted(found.values())]
 
 
 @functools.lru_cache(1024)
@@ -71,15 +76,30 @@ def blocks(layer: Layer, split: Split) -> int:
 
 def scratch_bytes(layer: Layer, way: str, split: Split, device: Device) -> int:
     """Of the memory through which the blocks of one launch exchange what they make, and its flags."""
-    of_team = 2 * _chunks(layer, way) * BATCH_MULTIPLE * split.batch_tiles * CHUNK_BYTES + 4 * blocks(layer, split)
-    at_once = device.multiprocessors // (blocks(layer, split) * layer.directions)
-    return max(1, min(_tiles(layer, split), at_once)) * layer.directions * of_team
+    of_team = 2 * chunks(layer, way) * BATCH_MULTIPLE * split.batch_tiles * CHUNK_BYTES + 4 * blocks(layer, split)
+    return teams(layer, split, device) * of_team
+
+
+def teams(layer: Layer, split: Split, device: Device) -> int:
+    """Teams of one launch, of all directions together."""
+    return max(1, min(tiles(layer, split), _at_once(layer, split, device))) * layer.directions
+
+
+def tiles(layer: Layer, split: Split) -> int:
+    """Tiles of the batch; one team takes one."""
+    return -(-layer.batch // (BATCH_MULTIPLE * split.batch_tiles))
+
+
+def chunks(layer: Layer, way: str) -> int:
+    """Of 64 bytes for each row of the batch, in what the blocks exchange."""
+    of_units = -(-layer.hidden * layer.element_bytes // CHUNK_BYTES)
+    return of_units if way == "forward" else of_units * layer.gates
 
 
 def shared_bytes(layer: Layer, way: str, split: Split) -> int:
     """Of shared memory that a block takes: `Product::shared_bytes`."""
     sums = WARPS * BATCH_MULTIPLE * split.batch_tiles * (MULTIPLE * split.row_tiles + 4) * 4
-    beyond = max(0, -(-_chunks(layer, way) // WARPS) - _held(layer, way, split))
+    beyond = max(0, -(-chunks(layer, way) // WARPS) - _held(layer, way, split))
     return sums + WARPS * beyond * split.row_tiles * MULTIPLE * CHUNK_BYTES
 
 
@@ -94,20 +114,16 @@ def _held(layer: Layer, way: str, split: Split) -> int:
     return max(1, min(-(-12 // split.row_tiles), (registers - sums) // of_chunk))
 
 
-def _chunks(layer: Layer, way: str) -> int:
-    of_units = -(-layer.hidden * layer.element_bytes // CHUNK_BYTES)
-    return of_units if way == "forward" else of_units * layer.gates
-
-
-def _tiles(layer: Layer, split: Split) -> int:
-    return -(-layer.batch // (BATCH_MULTIPLE * split.batch_tiles))
+def _at_once(layer: Layer, split: Split, device: Device) -> int:
+    """Tiles that have a multiprocessor for every block."""
+    return device.multiprocessors // (blocks(layer, split) * layer.directions)
 
 
 def _cycles(layer: Layer, way: str, split: Split) -> float:
     """Of one step."""
-    chunks, rows = _chunks(layer, way), BATCH_MULTIPLE * split.batch_tiles
+    pieces, rows = chunks(layer, way), BATCH_MULTIPLE * split.batch_tiles
     sums = 2 * WARPS * rows * MULTIPLE * split.row_tiles * 4 / _SHARED
-    read = chunks * rows * CHUNK_BYTES / _FAR
+    read = pieces * rows * CHUNK_BYTES / _FAR
     weights = (shared_bytes(layer, way, split) - sums * _SHARED / 2) / _SHARED
-    products = 2 * chunks * split.row_tiles * split.batch_tiles * _PRODUCT
+    products = 2 * pieces * split.row_tiles * split.batch_tiles * _PRODUCT
     return _EXCHANGE + max(read, weights, products) + sums

@@ -193,6 +193,7 @@ inline void __syncwarp() { cuda_on_cpu::meet(cuda_on_cpu::warp().barrier, cuda_o
 
 enum cudaError_t { cudaSuccess, cudaErrorLaunchFailure, cudaErrorCooperativeLaunchTooLarge };
 enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrCooperativeLaunch,
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerBlockOptin
@@ -210,9 +211,10 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrCooperativeLaunch     ? 1
-           : attribute == cudaDevAttrMultiProcessorCount ? cuda_on_cpu::multiprocessors
-                                                         : cuda_on_cpu::shared_bytes;
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9
+           : attribute == cudaDevAttrCooperativeLaunch    ? 1
+           : attribute == cudaDevAttrMultiProcessorCount  ? cuda_on_cpu::multiprocessors
+                                                          : cuda_on_cpu::shared_bytes;
   return cudaSuccess;
 }
 
