@@ -5,6 +5,7 @@ divisions of each layer among the multiprocessors are measured, the one first th
 """
 
 import concurrent.futures
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,7 +136,7 @@ def _built(kinds: set[tuple[str, str]], report: Report) -> Path | None:
     def one(make: Any, *arguments: str) -> Any:
         try:
             return make(*arguments)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"{' '.join(arguments) or 'exchange'} is not built: {error}", flush=True)
             return None
 

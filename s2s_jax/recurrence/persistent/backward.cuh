@@ -92,8 +92,8 @@ __global__ void __launch_bounds__(kThreads, 1) backward(const BackwardArguments<
   Step product(ceil_div(n.hidden, kChunk<Element>) * kGates, kGates, n.units);
   product.load([&](int row, int chunk, int element) {
     const int gate = chunk % kGates, unit = first_unit + row, by = chunk / kGates * kChunk<Element> + element;
-    const bool there = row < n.units && unit < n.hidden && by < n.hidden;
-    return there ? to_float(d.u[size_t(unit) * kGates * n.hidden + size_t(gate) * n.hidden + by]) : 0.0f;
+    const bool there = (row < n.units) & (unit < n.hidden) & (by < n.hidden);
+    return only_if(there, d.u + size_t(unit) * kGates * n.hidden + size_t(gate) * n.hidden + by);
   });
 
   const int steps = longest(n, a.lengths, Step::kBatch);

@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(kThreads, 1) forward(const ForwardArguments<El
   Step product(ceil_div(n.hidden, kChunk<Element>), 1, n.units);
   product.load([&](int row, int chunk, int element) {
     const int gate = row / n.units, unit = first_unit + row % n.units, from = chunk * kChunk<Element> + element;
-    const bool there = gate < kGates && unit < n.hidden && from < n.hidden;
-    return there ? to_float(d.u[size_t(from) * kGates * n.hidden + size_t(gate) * n.hidden + unit]) : 0.0f;
+    const bool there = (gate < kGates) & (unit < n.hidden) & (from < n.hidden);
+    return only_if(there, d.u + size_t(from) * kGates * n.hidden + size_t(gate) * n.hidden + unit);
   });
 
   const int steps = longest(n, a.lengths, Step::kBatch);

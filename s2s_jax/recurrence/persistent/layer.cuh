@@ -107,7 +107,9 @@ class Product {
   static constexpr int kRows = 16 * kRowTiles;
   static constexpr int kBatch = 8 * kBatchTiles;
   // Chunks in registers: of each 8 for a tile of weights and 4 for what they are multiplied by; a tile of sums has 4.
-  static constexpr int kSums = 4 * kRowTiles * kBatchTiles, kOfChunk = 8 * kRowTiles + 4 * kBatchTiles;
+  // A product waits for the sums of the one before it: with few tiles several sums are made of each, in turns.
+  static constexpr int kTurns = kRowTiles * kBatchTiles == 1 ? 4 : kRowTiles * kBatchTiles < 4 ? 2 : 1;
+  static constexpr int kSums = 4 * kRowTiles * kBatchTiles * kTurns, kOfChunk = 8 * kRowTiles + 4 * kBatchTiles;
   static constexpr int kHeld = most(1, least(ceil_div(12, kRowTiles), (kRegisters - kSums) / kOfChunk));
   static constexpr int kAhead = kBatchTiles < 4 ? 4 / kBatchTiles : 1;  // of the others so many are asked for at once
   static constexpr int kStride = kRows + 4;  // so that the lanes that write sums do not meet in one bank
@@ -124,7 +126,7 @@ class Product {
     last_block_ = count_ == 0 ? first_block_ - 1 : min(int(gridDim.x), ceil_div((last / gates + 1) * kChunk<Element>, units)) - 1;
   }
 
-  // weight(row, chunk, element) as a float; zero beyond the layer.
+  // weight(row, chunk, element) is where it stands; null beyond the layer.
   template <typename Weight>
   __device__ void load(const Weight& weight) {
     const int lane = threadIdx.x % 32;
@@ -151,7 +153,7 @@ class Product {
   __device__ void run(const Exchange& exchange, int step) {
     exchange.await(step, first_block_, last_block_);
     const uint4* vector = reinterpret_cast<const uint4*>(exchange.buffer(step)) + size_t(first_) * kBatch * 4 + threadIdx.x % 32;
-    float sums[kRowTiles][kBatchTiles][4] = {};
+    Sums sums[kTurns] = {};
     uint4 parts[kHeld][kBatchTiles];  // all on their way before the first is needed
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
@@ -159,7 +161,7 @@ class Product {
     }
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
-      if (j < count_) add(held_[j], parts[j], sums);
+      if (j < count_) add(held_[j], parts[j], sums, 2 * j);
     }
     for (int j = kHeld; j < count_; j += kAhead) {
       uint4 part[kAhead][kBatchTiles];
@@ -179,7 +181,7 @@ class Product {
               a[m][k][0] = v.x, a[m][k][1] = v.y, a[m][k][2] = v.z, a[m][k][3] = v.w;
             }
           }
-          add(a, part[i], sums);
+          add(a, part[i], sums, 2 * i);
         }
       }
     }
@@ -191,7 +193,10 @@ class Product {
       for (int n = 0; n < kBatchTiles; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          to[(8 * n + 2 * within + i % 2) * kStride + 16 * m + group + i / 2 * 8] = sums[m][n][i];
+          float sum = sums[0].of[m][n][i];
+#pragma unroll
+          for (int turn = 1; turn < kTurns; ++turn) sum += sums[turn].of[m][n][i];
+          to[(8 * n + 2 * within + i % 2) * kStride + 16 * m + group + i / 2 * 8] = sum;
         }
       }
     }
@@ -213,6 +218,10 @@ class Product {
  private:
   static constexpr int kUint4s = kRowTiles * 2 * 32;  // of the weights of a chunk
 
+  struct Sums {
+    float of[kRowTiles][kBatchTiles][4];
+  };
+
   // Weights of this lane for chunk j of the warp, tile m of rows and the k-th of the chunk's two products.
   template <typename Weight>
   __device__ void fragment(const Weight& weight, int j, int m, int k, uint32_t (&a)[4]) const {
@@ -222,12 +231,10 @@ class Product {
     for (int i = 0; i < 4; ++i) {
       const int row = 16 * m + lane / 4 + i % 2 * 8;
       const int element = kPacked * (lane % 4 * 4 + 2 * k + i / 2);
-      Element values[kPacked];
+      const Element* from[kPacked];
 #pragma unroll
-      for (int e = 0; e < kPacked; ++e) {
-        values[e] = operand<Element>(j < count_ ? weight(row, first_ + j, element + e) : 0.0f);
-      }
-      memcpy(&a[i], values, 4);
+      for (int e = 0; e < kPacked; ++e) from[e] = weight(row, first_ + j, element + e);
+      a[i] = packed(from);
     }
   }
 
@@ -236,15 +243,15 @@ class Product {
     for (int n = 0; n < kBatchTiles; ++n) part[n] = load_shared_by_all(vector + (size_t(j) * kBatchTiles + n) * 32);
   }
 
-  __device__ void add(const uint32_t (&a)[kRowTiles][2][4], const uint4 (&part)[kBatchTiles],
-                      float (&sums)[kRowTiles][kBatchTiles][4]) const {
+  __device__ __forceinline__ void add(const uint32_t (&a)[kRowTiles][2][4], const uint4 (&part)[kBatchTiles],
+                                      Sums (&sums)[kTurns], int turn) const {
 #pragma unroll
     for (int n = 0; n < kBatchTiles; ++n) {
       const uint32_t b[2][2] = {{part[n].x, part[n].y}, {part[n].z, part[n].w}};
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
 #pragma unroll
-        for (int m = 0; m < kRowTiles; ++m) multiply_add<Element>(sums[m][n], a[m][k], b[k]);
+        for (int m = 0; m < kRowTiles; ++m) multiply_add<Element>(sums[(turn + k) % kTurns].of[m][n], a[m][k], b[k]);
       }
     }
   }

@@ -13,6 +13,7 @@ CHUNK_BYTES = 64
 # Cycles, to choose between splits: derived from what the machine is said to do, not measured.
 _EXCHANGE = 1200  # until what a block writes has been seen and read by another
 _PRODUCT = 7 / 4  # of one tile of weights by one of the batch; four units do them
+_AFTER_ANOTHER = 33  # until a product's sums can be added to
 _SHARED = 128  # bytes of shared memory
 _FAR = 64  # bytes from the L2 cache
 
@@ -110,8 +111,14 @@ def _held(layer: Layer, way: str, split: Split) -> int:
         registers = 186 - (8 + 2 * layer.gates) * -(-(rows // layer.gates * batch) // (32 * WARPS))
     else:
         registers = 194 - 24 * -(-rows * batch // (32 * WARPS))
-    of_chunk, sums = 8 * split.row_tiles + 4 * split.batch_tiles, 4 * split.row_tiles * split.batch_tiles
+    of_chunk, sums = 8 * split.row_tiles + 4 * split.batch_tiles, 4 * split.row_tiles * split.batch_tiles * _turns(split)
     return max(1, min(-(-12 // split.row_tiles), (registers - sums) // of_chunk))
+
+
+def _turns(split: Split) -> int:
+    """Sums that are made of each tile: `Product::kTurns`."""
+    both = split.row_tiles * split.batch_tiles
+    return 4 if both == 1 else 2 if both < 4 else 1
 
 
 def _at_once(layer: Layer, split: Split, device: Device) -> int:
@@ -126,4 +133,5 @@ def _cycles(layer: Layer, way: str, split: Split) -> float:
     read = pieces * rows * CHUNK_BYTES / _FAR
     weights = (shared_bytes(layer, way, split) - sums * _SHARED / 2) / _SHARED
     products = 2 * pieces * split.row_tiles * split.batch_tiles * _PRODUCT
-    return _EXCHANGE + max(read, weights, products) + sums
+    waited = 2 * -(-pieces // WARPS) / _turns(split) * _AFTER_ANOTHER
+    return _EXCHANGE + max(read, weights, products, waited) + sums

@@ -67,6 +67,30 @@ __device__ __forceinline__ uint4 load_shared_by_all(const uint4* from) {
   return v;
 }
 
+// A register of weights as they enter a product, from where they stand; null for a zero. Predicates and not branches, so that many
+// are on their way at a time.
+template <typename Narrow>
+__device__ __forceinline__ uint32_t packed(const Narrow* const (&from)[2]) {
+  uint32_t both;
+  asm volatile(
+      "{ .reg .b16 low, high;\n .reg .pred p, q;\n mov.b16 low, 0;\n mov.b16 high, 0;\n"
+      " setp.ne.u64 p, %1, 0;\n setp.ne.u64 q, %2, 0;\n"
+      " @p ld.global.nc.b16 low, [%1];\n @q ld.global.nc.b16 high, [%2];\n mov.b32 %0, {low, high}; }"
+      : "=r"(both)
+      : "l"(from[0]), "l"(from[1]));
+  return both;
+}
+
+__device__ __forceinline__ uint32_t packed(const float* const (&from)[1]) {
+  uint32_t rounded;
+  asm volatile(
+      "{ .reg .f32 x;\n .reg .pred p;\n mov.f32 x, 0f00000000;\n setp.ne.u64 p, %1, 0;\n"
+      " @p ld.global.nc.f32 x, [%1];\n cvt.rna.tf32.f32 %0, x; }"
+      : "=r"(rounded)
+      : "l"(from[0]));
+  return rounded;
+}
+
 __device__ __forceinline__ unsigned char* shared_memory() {
   extern __shared__ uint4 s2s_shared_memory[];
   return reinterpret_cast<unsigned char*>(s2s_shared_memory);
@@ -80,6 +104,12 @@ __device__ __forceinline__ float rounded_to_tf32(float x) {
 }
 
 #endif
+
+// The place, or null; by arithmetic, where a condition might become a branch around whatever reads there.
+template <typename Element>
+__device__ __forceinline__ const Element* only_if(bool there, const Element* place) {
+  return reinterpret_cast<const Element*>(reinterpret_cast<uintptr_t>(place) & (uintptr_t(0) - uintptr_t(there)));
+}
 
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }

@@ -108,6 +108,24 @@ inline void store_release(uint32_t* to, uint32_t value) {
 
 inline uint4 load_shared_by_all(const uint4* from) { return *from; }
 
+template <typename Narrow>
+uint32_t packed(const Narrow* const (&from)[2]) {
+  uint16_t halves[2] = {0, 0};
+  for (int i = 0; i < 2; ++i) {
+    if (from[i] != nullptr) std::memcpy(&halves[i], from[i], 2);
+  }
+  return halves[0] | uint32_t(halves[1]) << 16;
+}
+
+inline float rounded_to_tf32(float x);
+
+inline uint32_t packed(const float* const (&from)[1]) {
+  const float x = rounded_to_tf32(from[0] == nullptr ? 0.0f : *from[0]);
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
 inline unsigned char* shared_memory() {
   return reinterpret_cast<unsigned char*>(cuda_on_cpu::current().block->shared.data());
 }
