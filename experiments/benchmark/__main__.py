@@ -27,8 +27,12 @@ BRIEFLY, BRIEF = ("flax nnx", "keras"), (32, 64, 32, 64)
 
 # Flags that a part of the benchmark has no use for. Decoding is in float32 alone: with less, other symbols come out.
 _OF_LAYERS = ("cells", "shapes", "kinds", "peers", "dtype", "steady", "memory")
-_NOT_OF = {"recurrence": (), "training-step": (*_OF_LAYERS, "seconds"), "decoding": (*_OF_LAYERS, "backend")}
-_NOT_OF["persistent"] = (*_OF_LAYERS, "backend", "grid")
+_NOT_OF: dict[str, tuple[str, ...]] = {
+    "recurrence": (),
+    "training-step": (*_OF_LAYERS, "seconds"),
+    "decoding": (*_OF_LAYERS, "backend"),
+    "persistent": (*_OF_LAYERS, "backend", "grid"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,8 @@ class Args(NamedTuple):
 
 def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> list[TimeMajor]:
     """A layer in one launch a pass, both directions at once; derivatives but the first in reverse mode are `scan`'s."""
-    args = Args(*(tuple(d[field] for d in directions) for field in range(3)), lengths)
+    params, xs, states = (tuple(getattr(d, name) for d in directions) for name in ("params", "xs", "state"))
+    args = Args(params, xs, states, lengths)
     reversed = tuple(d.reverse for d in directions)
     known = _kind(cell)
     device = build.load(known.cell, args.xs[0].dtype.name).device if known is not None else None
@@ -79,7 +80,8 @@ def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, opti
         return [TimeMajor(each.outputs, each.state) for each in done], done
 
     def backward(args: Args, done: list[calls.Forward], cotangents: list[TimeMajor]) -> Args:
-        return Args(*pulled(args, done, [(each.outputs, each.state) for each in cotangents]), None)
+        d_params, d_xs, d_states = pulled(args, done, [(each.outputs, each.state) for each in cotangents])
+        return Args(d_params, d_xs, d_states, None)
 
     return call_with_adjoint(args, reference, forward, backward)
 

@@ -1,6 +1,5 @@
 """How a layer is divided among the multiprocessors of a GPU; see layer.cuh for what teams, blocks and tiles are."""
 
-import functools
 from typing import NamedTuple
 
 WARPS = 8
@@ -64,7 +63,6 @@ def splits(layer: Layer, way: str, device: Device) -> list[Split]:
     return [split for *_, split in sorted(found.values())]
 
 
-@functools.lru_cache(1024)
 def best(layer: Layer, way: str, device: Device) -> Split | None:
     """The first of `splits`, None where there is none."""
     return next(iter(splits(layer, way, device)), None)
