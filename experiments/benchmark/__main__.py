@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import experiments.benchmark
-from experiments.benchmark import chart, decoding, machine, training_step
+from experiments.benchmark import chart, decoding, machine, persistent, training_step
 from experiments.benchmark.case import SMALL, Case, grid
 from experiments.benchmark.peers import peers
 from experiments.benchmark.pool import Failed, Pool
@@ -27,7 +27,12 @@ BRIEFLY, BRIEF = ("flax nnx", "keras"), (32, 64, 32, 64)
 
 # Flags that a part of the benchmark has no use for. Decoding is in float32 alone: with less, other symbols come out.
 _OF_LAYERS = ("cells", "shapes", "kinds", "peers", "dtype", "steady", "memory")
-_NOT_OF = {"recurrence": (), "training-step": (*_OF_LAYERS, "seconds"), "decoding": (*_OF_LAYERS, "backend")}
+_NOT_OF: dict[str, tuple[str, ...]] = {
+    "recurrence": (),
+    "training-step": (*_OF_LAYERS, "seconds"),
+    "decoding": (*_OF_LAYERS, "backend"),
+    "persistent": (*_OF_LAYERS, "backend", "grid"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,12 +47,12 @@ class Config:
     """Whole sequences, two layers in two directions over ragged ones, one step a call; full grid: all, else: layer."""
     peers: tuple[str, ...] = ()
     """Only these, by the beginnings of their names: torch, flax, keras, scan, native, fused, cudnn,
-    associative, parallel."""
+    persistent, associative, parallel."""
     platform: Literal["cpu", "gpu"] | None = None
     """What to measure on; what JAX finds if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and inputs."""
-    backend: Literal["auto", "scan", "native", "fused", "cudnn", "associative", "parallel"] = "auto"
+    backend: Literal["auto", "scan", "native", "fused", "cudnn", "persistent", "associative", "parallel"] = "auto"
     """Which of our backends is ours."""
     seconds: float | None = None
     """A row has two to forty rounds, and no third or later one begins after so many
@@ -144,21 +149,28 @@ def _shape(text: str) -> tuple[int, int, int, int]:
     return batch, length, features, hidden
 
 
+_PARTS = {
+    "recurrence": recurrence,
+    "training-step": training_step.run,
+    "decoding": decoding.run,
+    "persistent": persistent.run,
+}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """`[recurrence|training-step|decoding] [--flags]`; recurrence if nothing is said."""
+    """`[recurrence|training-step|decoding|persistent] [--flags]`; recurrence if nothing is said."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     import tyro
 
     part = "recurrence" if not arguments or arguments[0].startswith("-") else arguments.pop(0)
     program = "python -m experiments.benchmark"
-    about = f"{program} [recurrence|training-step|decoding] [--flags]: {experiments.benchmark.__doc__}"
+    about = f"{program} [{'|'.join(_PARTS)}] [--flags]: {experiments.benchmark.__doc__}"
     config = tyro.cli(Config, args=arguments, prog=f"{program} {part}", description=about)
-    parts = {"recurrence": recurrence, "training-step": training_step.run, "decoding": decoding.run}
-    if part not in parts:
-        raise ValueError(f"expected recurrence, training-step or decoding first, or flags only, got {part!r}")
+    if part not in _PARTS:
+        raise ValueError(f"expected {', '.join(_PARTS)} first, or flags only, got {part!r}")
     for name in _NOT_OF[part]:
         if getattr(config, name) != getattr(Config(), name):
-            others = " and ".join(other for other in parts if name not in _NOT_OF[other])
+            others = " and ".join(other for other in _PARTS if name not in _NOT_OF[other])
             raise ValueError(f"{name}: expected it with {others} only, got it with {part}")
     if config.seconds is not None and not config.seconds > 0:
         raise ValueError(f"seconds: expected a positive number, got {config.seconds}")
@@ -173,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise ValueError(f"JAX finds no {config.platform or os.environ.get('JAX_PLATFORMS')} here: {error}") from error
     path = config.json or Path("runs/benchmark") / f"{part}.json"
     start = time.perf_counter()
-    parts[part](config, platform, path)
+    _PARTS[part](config, platform, path)
     print(f"{time.perf_counter() - start:.0f} s in all.")
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,13 +28,28 @@ STACK = (32, 200, 256, 256)
 STREAM = (1, 200, 256, 256)  # so many steps, one in each call
 
 
+class Kind(NamedTuple):
+    """How many layers, whether in both directions, whether over sequences whose mean length is half of T; and in words."""
+
+    layers: int = 1
+    both: bool = False
+    ragged: bool = False
+    words: str = ""
+
+
+KINDS = {
+    "layer": Kind(),
+    "stack": Kind(2, True, True, ", 2 layers, 2 directions, lengths T to 1"),
+    "streaming": Kind(words=", streaming"),  # T calls of one step each, the state handed on from one to the next
+    "both": Kind(both=True, words=", 2 directions"),
+    "ragged": Kind(ragged=True, words=", lengths T to 1"),
+    "deep": Kind(4, words=", 4 layers"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One cell at one shape (B, T, D, H).
-
-    `kind` is "layer", one layer over whole sequences; "stack", two layers in two directions over sequences whose mean length
-    is half of T; or "streaming", T calls of one step each, the state handed on from one to the next.
-    """
+    """One cell at one shape (B, T, D, H); `kind` is one of `KINDS`."""
 
     cell: str
     shape: tuple[int, int, int, int]
@@ -51,17 +66,17 @@ class Case:
 
     @property
     def layers(self) -> int:
-        return 2 if self.kind == "stack" else 1
+        return KINDS[self.kind].layers
 
     @property
     def directions(self) -> tuple[str, ...]:
-        return ("forward", "backward") if self.kind == "stack" else ("forward",)
+        return ("forward", "backward") if KINDS[self.kind].both else ("forward",)
 
     @property
     def lengths(self) -> np.ndarray | None:
         """Longest first, which is how PyTorch packs them without sorting."""
         batch, time, _, _ = self.shape
-        return np.linspace(time, 1, batch).round().astype(np.int32) if self.kind == "stack" else None
+        return np.linspace(time, 1, batch).round().astype(np.int32) if KINDS[self.kind].ragged else None
 
     @property
     def prepared(self) -> int:

@@ -18,6 +18,7 @@ _LOOKS = {
     "native": {"marker": "+", "color": "0.35"},
     "fused": {"marker": "*", "color": "#E69F00"},
     "cudnn": {"marker": "<", "color": "#785EF0"},
+    "persistent": {"marker": "p", "color": "#117733"},
     "associative": {"marker": ">", "color": "#DC267F"},
     "parallel": {"marker": "h", "color": "#332288"},
 }

@@ -154,7 +154,7 @@ def _torch(case: Case, platform: str) -> Program:
     device = "cuda" if platform == "gpu" else "cpu"
     threads = 1 if case.kind == "streaming" else cores()  # one row and one step: a second thread only waits
     kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.cell]
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[case.dtype]
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[case.dtype]
     options = {"num_layers": case.layers, "bidirectional": len(case.directions) == 2, "device": device, "dtype": dtype}
     module = kind(features, hidden, **options)
     weights = dict(module.named_parameters())

@@ -17,9 +17,10 @@ class Failed(Exception):
 
 
 class Process:
-    """A peer's process; `ask` calls a method of its `Worker` and waits for what it returns."""
+    """A peer's process; `ask` calls a method of its `Worker` and waits for what it returns, `patience` seconds at most."""
 
-    def __init__(self, name: str, peer: Peer, platform: str, backend: str, part: str):
+    def __init__(self, name: str, peer: Peer, platform: str, backend: str, part: str, patience: float | None = None):
+        self.patience = patience
         self.connection, child = multiprocessing.Pipe()
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -33,6 +34,9 @@ class Process:
     def ask(self, method: str, *arguments: Any) -> Any:
         try:
             self.connection.send((method, arguments))
+            if not self.connection.poll(self.patience):
+                self.process.kill()
+                raise Failed(f"no answer in {self.patience:.0f} s, and its process was ended")
             good, value = self.connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise Failed(f"its process ended ({self.process.wait(10)})") from error
@@ -52,8 +56,17 @@ class Process:
 class Pool:
     """One process for each peer of a part of the benchmark; closed at the end of a `with` block."""
 
-    def __init__(self, peers: Mapping[str, Peer], platform: str, backend: str, part: str = "recurrence"):
-        self.workers: dict[str, Any] = {name: Process(name, peer, platform, backend, part) for name, peer in peers.items()}
+    def __init__(
+        self,
+        peers: Mapping[str, Peer],
+        platform: str,
+        backend: str,
+        part: str = "recurrence",
+        patience: float | None = None,
+    ):
+        self.workers: dict[str, Any] = {
+            name: Process(name, peer, platform, backend, part, patience) for name, peer in peers.items()
+        }
 
     def __enter__(self) -> Self:
         return self

@@ -114,7 +114,7 @@ def on_jax(
 
 
 def ours(backend: str, case: Case) -> Program:
-    """`unroll`, `unroll_stack` for a stack, and one call a step for streaming."""
+    """`unroll` for a layer, one call a step for streaming, and `unroll_stack` for the other kinds."""
     if case.kind == "streaming":
         return _ours_streaming(CELLS[case.cell], backend, case)
     return on_jax(case, _apply(backend, case), lambda p: p, lambda p: p, jax.tree.leaves)
@@ -130,8 +130,9 @@ def backends_of(backend: str, case: Case) -> list[str]:
 
 def _apply(backend: str, case: Case) -> Apply:
     cell: Any = CELLS[case.cell]
-    if case.kind == "stack":
-        options: dict[str, Any] = {"lengths": jnp.asarray(case.lengths), "directions": case.directions, "backend": backend}
+    if case.kind not in ("layer", "streaming"):
+        lengths = None if case.lengths is None else jnp.asarray(case.lengths)
+        options: dict[str, Any] = {"lengths": lengths, "directions": case.directions, "backend": backend}
         return lambda params, xs: tuple(unroll_stack(cell, params, xs, **options))
     return lambda params, xs: tuple(unroll(cell, params[0][0], xs, backend=backend))
 

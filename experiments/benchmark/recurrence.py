@@ -20,6 +20,7 @@ TOLERANCE = {
     ("gpu", "float32"): 2e-2,
     ("cpu", "bfloat16"): 6e-2,
     ("gpu", "bfloat16"): 6e-2,
+    ("gpu", "float16"): 2e-2,
 }
 TOGETHER = 30_000_000  # numbers of all the outputs that are compiled and compared before any of them is timed
 

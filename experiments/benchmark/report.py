@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark.case import Case
+from experiments.benchmark.case import KINDS, Case
 from experiments.benchmark.program import Peer
 from experiments.benchmark.timing import summary
 
@@ -91,8 +91,7 @@ def peak_line(case: Case, part: str, peaks: Mapping[str, int | None]) -> str:
 
 
 def _named(cell: str, shape: Sequence[int], kind: str) -> str:
-    what = {"layer": "", "stack": ", 2 layers, 2 directions, lengths T to 1", "streaming": ", streaming"}[kind]
-    return f"{cell.upper()} B {shape[0]}, T {shape[1]}, D {shape[2]}, H {shape[3]}{what}"
+    return f"{cell.upper()} B {shape[0]}, T {shape[1]}, D {shape[2]}, H {shape[3]}{KINDS[kind].words}"
 
 
 def _ms(value: float) -> str:

@@ -20,7 +20,11 @@ from experiments.benchmark.case import Case
 from experiments.benchmark.program import Program, backends_of
 
 # Whose `peers` a part of the benchmark measures; imported when it is, as another part needs not what it needs.
-_PEERS = {"recurrence": "experiments.benchmark.peers", "decoding": "experiments.benchmark.decoding"}
+_PEERS = {
+    "recurrence": "experiments.benchmark.peers",
+    "decoding": "experiments.benchmark.decoding",
+    "persistent": "experiments.benchmark.persistent",
+}
 
 
 class Worker:

@@ -85,6 +85,17 @@ def total(dz: Array) -> Array:
     return jnp.sum(dz, axis=(0, 1), dtype=_accumulator(dz))
 
 
+def gathered(
+    rules: Rules, params: Any, xs: Array, befores: Any, saved: Any, mask: Array | None, dzs: Array
+) -> tuple[Any, Array, Array | None]:
+    """Gradients of parameters, inputs and mask from those of z, all steps at once; all but parameters and mask [T, B, ...]."""
+    d_params, d_mask = rules.weights(params, befores, saved, mask, dzs)
+    d_params = d_params._replace(w=outer(xs, dzs, params.w))
+    if params.b is not None:
+        d_params = d_params._replace(b=total(dzs))
+    return d_params, times_transposed(dzs, params.w), d_mask
+
+
 def _accumulator(x: Array) -> Any:
     return jnp.promote_types(x.dtype, jnp.float32)
 

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array
 
 from s2s_jax.cells import MinGRUSpec, MinLSTMSpec
-from s2s_jax.recurrence import associative, cudnn, fused, native, parallel, scan
+from s2s_jax.recurrence import associative, cudnn, fused, native, parallel, persistent, scan
 from s2s_jax.recurrence.backend import Direction, Options, TimeMajor, default_platform
 from s2s_jax.types import Cell
 
@@ -20,6 +20,7 @@ BACKENDS = {
     "native": native.BACKEND,
     "fused": fused.BACKEND,
     "cudnn": cudnn.BACKEND,
+    "persistent": persistent.BACKEND,
     "associative": associative.BACKEND,
     "parallel": parallel.BACKEND,
 }

@@ -25,7 +25,7 @@ from s2s_jax.masks import where_valid
 from s2s_jax.recurrence import scan
 from s2s_jax.recurrence.adjoint import call_with_adjoint, is_inexact
 from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, one_by_one
-from s2s_jax.recurrence.by_hand import Rules, hidden, outer, rules_of, times_transposed, total
+from s2s_jax.recurrence.by_hand import Rules, gathered, hidden, rules_of
 from s2s_jax.types import Cell, Context, Inputs, LSTMState, Params, State
 
 Carry = Callable[..., tuple[State, Any, Any]]
@@ -291,12 +291,8 @@ def _by_hand(how: How, args: Args, kept: Any, valid: Array | None) -> _Adjoint:
         return d_before, dz.astype(dtype)  # as it enters the products; narrow floats take half the memory
 
     def gather(dzs: Array, d_outputs: Array) -> tuple[Params, Array, Context]:
-        d_params, d_mask = rules.weights(params, befores, saved, args.context, dzs)
-        d_params = d_params._replace(w=outer(_zeroed(args.xs, valid), dzs, params.w))
-        if params.b is not None:
-            d_params = d_params._replace(b=total(dzs))
-        d_xs = times_transposed(dzs, params.w).astype(args.xs.dtype)
-        return d_params, d_xs, d_mask
+        d_params, d_xs, d_mask = gathered(rules, params, _zeroed(args.xs, valid), befores, saved, args.context, dzs)
+        return d_params, d_xs.astype(args.xs.dtype), d_mask
 
     return _Adjoint((befores, saved), pull, gather)
 

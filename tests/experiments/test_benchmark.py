@@ -120,13 +120,13 @@ def test_cells_of_our_own_are_measured_on_our_backends_alone(cell):
         measured(case, "native")
 
 
-@pytest.mark.parametrize("kind", ["stack", "streaming"])
+@pytest.mark.parametrize("kind", ["stack", "streaming", "both", "ragged", "deep"])
 def test_stacks_and_streaming_are_the_same_in_pytorch(kind):
     oracle("torch")
     rows = measured(Case("gru", SHAPE, kind=kind), "torch")
-    assert len(rows) == (2 if kind == "stack" else 1)
+    assert len(rows) == (1 if kind == "streaming" else 2)
     assert all(row["difference"] < 1e-5 and row["kind"] == kind for row in rows)
-    assert rows[0]["shape"] == ([3, 5, 4, 8] if kind == "stack" else [3, 1, 4, 8])
+    assert rows[0]["shape"] == ([3, 1, 4, 8] if kind == "streaming" else [3, 5, 4, 8])
 
 
 def test_the_weights_that_cudnn_takes(monkeypatch):
@@ -373,11 +373,11 @@ def test_a_peer_that_decodes_something_else_is_not_timed(beam_size):
         (["training-step", "--steady"], "steady: expected it with recurrence only"),
         (
             ["training-step", "--seconds", "1"],
-            "seconds: expected it with recurrence and decoding only",
+            "seconds: expected it with recurrence and decoding and persistent only",
         ),
         (["decoding", "--dtype", "bfloat16"], "dtype: expected it with recurrence only, got it with decoding"),
         (["decoding", "--backend", "scan"], "backend: expected it with recurrence and training-step only"),
-        (["encoding"], "expected recurrence, training-step or decoding first"),
+        (["encoding"], "expected recurrence, training-step, decoding, persistent first"),
         (["--shapes", "2,3,4,8", "--cells", "gru", "--peers", "scan", "--backend", "cudnn"], "nothing was measured"),
     ],
 )

@@ -1,0 +1,88 @@
+"""The floor of a step of recurrence on a GPU: the time to exchange a state and to wait for each other, computing nothing."""
+
+import ctypes
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from s2s_jax import cache
+from s2s_jax.recurrence import library
+from s2s_jax.recurrence.persistent import build, plan
+
+
+class Exchange(NamedTuple):
+    """Between the blocks of each of so many teams, through "block", "cluster" or "grid": chunks of 64 bytes for each row."""
+
+    through: str
+    blocks: int
+    teams: int
+    chunks: int
+    rows: int
+
+
+THROUGH = ("block", "cluster", "grid")
+
+
+def of_layer(layer: plan.Layer, way: str, device: plan.Device) -> Exchange:
+    """What the best division of a layer exchanges in a step.
+
+    Raises:
+      ValueError: it has none.
+    """
+    split = plan.best(layer, way, device)
+    if split is None:
+        raise ValueError(f"{layer} does not fit onto {device}")
+    rows = plan.BATCH_MULTIPLE * split.batch_tiles
+    return Exchange("grid", plan.blocks(layer, split), plan.teams(layer, split, device), plan.chunks(layer, way), rows)
+
+
+def of_each_kind() -> list[Exchange]:
+    """8 rows of 128 and of 512 units of 2 bytes: one block, clusters, the grid."""
+    some = [Exchange("block", 1, 1, 4, 8)]
+    some += [Exchange("cluster", blocks, 1, chunks, 8) for blocks, chunks in ((4, 4), (8, 16), (16, 16))]
+    return [*some, *(Exchange("grid", blocks, 1, 16, 8) for blocks in (8, 32, 128))]
+
+
+def build_library(folder: Path | None = None) -> Path:
+    """Compiles exchange.cu if that was not done before; the library's path. Raises as `build.build` does."""
+    source, kernels = Path(__file__).with_name("exchange.cu"), Path(build.__file__).parent
+    recipe = library.Recipe(
+        build.nvcc(),
+        [*build.FLAGS, f"-I{kernels}", str(source)],
+        [source, *sorted(kernels.glob("*.cuh"))],
+        "",
+        "compiling the kernels that measure an exchange between blocks; this takes some seconds",
+    )
+    return library.compiled(recipe, folder or cache.folder() / "persistent", "exchange")
+
+
+def microseconds(path: Path, exchanges: Sequence[Exchange], patience: float) -> dict[Exchange, float | str]:
+    """Of a step of each, or why it could not be measured; each in a process of its own, of at most so many seconds."""
+    told: dict[Exchange, float | str] = {}
+    for exchange in exchanges:
+        command = [sys.executable, "-m", "experiments.benchmark.exchange", str(path), json.dumps(exchange)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=patience)
+        except subprocess.TimeoutExpired:
+            told[exchange] = f"no answer in {patience:.0f} s"
+            continue
+        lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or [f"ended with {done.returncode}"]
+        told[exchange] = float(lines[-1]) if done.returncode == 0 else lines[-1]
+    return told
+
+
+def _measure(path: str, exchange: Exchange) -> float:
+    function = ctypes.CDLL(path).exchange_microseconds
+    function.restype = ctypes.c_char_p
+    found = ctypes.c_float()
+    error = function(THROUGH.index(exchange.through), *exchange[1:], ctypes.byref(found))
+    if error is not None:
+        raise SystemExit(error.decode())
+    return found.value
+
+
+if __name__ == "__main__":
+    print(_measure(sys.argv[1], Exchange(*json.loads(sys.argv[2]))))

@@ -1,0 +1,181 @@
+"""The backend `persistent` on a GPU: equal to `scan` first, then timed beside PyTorch, JAX's cuDNN, Flax, and the floor.
+
+Everybody is a process of its own that is ended when it does not answer; a case that goes wrong costs only itself. Three
+divisions of each layer among the multiprocessors are measured, the one first that the plan takes for the best.
+"""
+
+import concurrent.futures
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from experiments.benchmark import exchange, machine
+from experiments.benchmark.case import CELLS, Case
+from experiments.benchmark.peers import peers as all_peers
+from experiments.benchmark.pool import Failed, Pool
+from experiments.benchmark.program import Peer, ours
+from experiments.benchmark.recurrence import Refused, measure
+from experiments.benchmark.report import Report, legend
+from experiments.benchmark.timing import Plan, geometric_mean
+from s2s_jax.recurrence.persistent import build, plan
+
+T = 1024
+CASES = (
+    Case("lstm", (16, T, 768, 768), "float16"),  # cuDNN's best
+    Case("lstm", (16, T, 512, 512), "bfloat16"),
+    Case("gru", (16, T, 512, 512), "bfloat16"),
+    Case("lstm", (16, T, 768, 768), "float32"),
+    Case("lstm", (16, T, 256, 256), "bfloat16", "both"),
+    Case("lstm", (20, T, 512, 512), "bfloat16"),
+    Case("lstm", (16, T, 320, 320), "bfloat16"),
+    Case("lstm", (16, T, 512, 512), "bfloat16", "ragged"),
+    Case("lstm", (16, T, 1024, 1024), "bfloat16", "deep"),
+)
+BESIDE = ("torch", "jax cudnn", "flax linen", "scan", "fused")
+DIVISIONS = (1, 2)  # by their place in `plan.splits`, beside the first
+PATIENCE = 60.0  # seconds for one answer
+IN_ALL = 270.0  # seconds after which no case begins
+
+
+def peers(platform: str, backend: str) -> dict[str, Peer]:
+    """Ours on `persistent`, and all that it is compared with."""
+    every = all_peers(platform, "persistent")
+    chosen = {name: every[name] for name in ("ours", *BESIDE) if name in every}
+    return chosen | {f"division {k + 1}": _divided(k) for k in DIVISIONS}
+
+
+def _divided(k: int) -> Peer:
+    def build_divided(case: Case, platform: str) -> Any:
+        def best(layer: plan.Layer, way: str, device: plan.Device) -> plan.Split | None:
+            found = plan.splits(layer, way, device)
+            return found[min(k, len(found) - 1)] if found else None
+
+        plan.best = best  # the process is this peer's alone
+        return ours("persistent", case)
+
+    setting = f'unroll(backend="persistent"), divided as the plan has it in place {k + 1}'
+    return Peer(build_divided, setting, "s2s_jax", lambda case, platform: True)
+
+
+def layer_of(case: Case) -> plan.Layer:
+    """One layer of a case, as `plan` sees it."""
+    batch, _, _, hidden = case.shape
+    gates = CELLS[case.cell].spec.gates
+    return plan.Layer(gates, hidden, batch, len(case.directions), jnp.dtype(case.dtype).itemsize)
+
+
+def products(case: Case, part: str) -> float:
+    """Operations of the products that need no order in time: of inputs, and of the gradients of weights and inputs."""
+    batch, time, _, hidden = case.shape
+    steps = batch * time if case.lengths is None else int(case.lengths.sum())
+    recurrent = 2.0 * steps * CELLS[case.cell].spec.gates * hidden * hidden * len(case.directions) * case.layers
+    forward = case.operations("forward") - recurrent
+    return forward if part == "forward" else 3 * forward + recurrent
+
+
+def floor_seconds(case: Case, part: str, microseconds: Mapping[str, float], rate: float) -> float:
+    """T steps each way, the layers side by side, at what an exchange takes; and the products at the machine's rate."""
+    steps = case.shape[1] + case.layers - 1
+    passes = build.PASSES[:1] if part == "forward" else build.PASSES
+    return steps * sum(microseconds[way] for way in passes) * 1e-6 + products(case, part) / rate
+
+
+def run(config: Any, platform: str, path: Path) -> None:
+    """Builds, checks and times everything in less than five minutes; see the module."""
+    if platform != "gpu":
+        raise ValueError(f"persistent: expected an NVIDIA GPU to measure on, and JAX finds the platform {platform} only")
+    start = time.perf_counter()
+    report = Report(path, machine.describe(platform))
+    present = {name: peer for name, peer in peers(platform, "persistent").items() if not peer.missing}
+    print(legend(present))
+    library = _built({(case.cell.upper(), case.dtype) for case in CASES}, report)
+    device = build.load(CASES[0].cell.upper(), CASES[0].dtype).device
+    if device is None or library is None:
+        raise ValueError("persistent: nothing to measure without its kernels, for the reasons above")
+    floors = _floors(library, device, report)
+    row_plan = Plan(1.0 if config.seconds is None else config.seconds, 3, 15)
+    pool, rates = None, {}
+    try:
+        for case in CASES:
+            if time.perf_counter() - start > IN_ALL:
+                report.refused(case, "ours", f"left out: {IN_ALL:.0f} s are over")
+                continue
+            pool = pool or Pool(present, platform, "persistent", "persistent", PATIENCE)
+            try:
+                rates[case.dtype] = rates.get(case.dtype) or pool.workers["ours"].ask("rate", case.dtype)
+                floor = _floor_of(floors[case], rates[case.dtype])
+                whole = True
+                for outcome in measure([case], pool.workers, present, platform, row_plan, floor):
+                    if isinstance(outcome, Refused):
+                        report.refused(*outcome)
+                        whole = False
+                    else:
+                        report.row(outcome)
+            except Failed as failed:
+                report.refused(case, "ours", str(failed))
+                whole = False
+            if not whole:  # whoever failed may have left the device unusable for its process
+                pool.__exit__()
+                pool = None
+    finally:
+        if pool is not None:
+            pool.__exit__()
+    report.keep("gflops", {dtype: round(rate / 1e9, 1) for dtype, rate in rates.items()})
+    print(_conclusion([*report.found["rows"], *report.found["further_rows"]]))
+    print(f"All figures are in {path}.")
+
+
+def _built(kinds: set[tuple[str, str]], report: Report) -> Path | None:
+    """All libraries at the same time; the path of that of the exchange."""
+    start = time.perf_counter()
+
+    def one(make: Any, *arguments: str) -> Any:
+        try:
+            return make(*arguments)
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            print(f"{' '.join(arguments) or 'exchange'} is not built: {error}", flush=True)
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        library = threads.submit(one, exchange.build_library)
+        for kind in sorted(kinds):
+            threads.submit(one, build.build, *kind)
+    report.keep("compiling_s", round(time.perf_counter() - start, 1))
+    print(f"\nThe kernels took {report.found['compiling_s']:.0f} s to compile.", flush=True)
+    return library.result()
+
+
+def _floors(library: Path, device: plan.Device, report: Report) -> dict[Case, dict[str, float]]:
+    """Microseconds of an exchange for each case and pass; infinite where it could not be measured."""
+    wanted = {(case, way): exchange.of_layer(layer_of(case), way, device) for case in CASES for way in build.PASSES}
+    told = exchange.microseconds(library, list(dict.fromkeys([*exchange.of_each_kind(), *wanted.values()])), PATIENCE)
+    report.keep("exchange_us", [{**one._asdict(), "us": value} for one, value in told.items()])
+    print("\nAn exchange and nothing else, microseconds a step:")
+    for one, value in told.items():
+        what = f"{one.through} of {one.blocks} blocks, {one.teams} at once, {64 * one.chunks * one.rows} bytes"
+        print(f"  {what:<60}{value:8.3f}" if isinstance(value, float) else f"  {what:<60}{value}")
+
+    def number(one: exchange.Exchange) -> float:
+        value = told[one]
+        return value if isinstance(value, float) else float("inf")
+
+    return {case: {way: number(wanted[case, way]) for way in build.PASSES} for case in CASES}
+
+
+def _floor_of(microseconds: Mapping[str, float], rate: float) -> Any:
+    return lambda case, part: floor_seconds(case, part, microseconds, rate)
+
+
+def _conclusion(rows: list[dict[str, Any]]) -> str:
+    """The peers' times over ours, and ours over the floor."""
+    lines = ["\nGeometric mean and least of times over ours:"]
+    for part in ("forward", "forward+grad"):
+        for peer in dict.fromkeys(row["peer"] for row in rows):
+            ratios = [row["ratio"] for row in rows if (row["peer"], row["part"]) == (peer, part)]
+            if ratios:
+                lines.append(f"  {part:<14}{peer:<24}{geometric_mean(ratios):7.2f}{min(ratios):7.2f}   of {len(ratios)}")
+    return "\n".join(lines)

@@ -1,0 +1,222 @@
+"""Backend `persistent`: one launch for a layer's whole sequence on an NVIDIA Hopper GPU, on which the weights stay in place.
+
+Each block of threads owns some hidden units and keeps their recurrent weights in registers and shared memory. In each step it
+reads the state of all units, which the blocks exchange through the L2 cache, multiplies on the tensor cores, applies the
+gates, and writes its share of the next state (Diamos et al. 2016, "Persistent RNNs"). What needs no order in time is one
+matrix product of XLA, before the loop for the inputs and after it for the gradients of weights and inputs.
+
+State and sums are float32; the products are in the dtype of `xs`, float32 as TF32, as XLA's own are by default on such a GPU.
+Compiled, and tested by running the same source on a CPU; it has never run on a GPU yet.
+
+- layer.cuh: blocks, the exchange between them, the product of a step
+- forward.cuh, backward.cuh: the two passes
+- platform.cuh: the instructions of the GPU that they use
+- launch.cu, launch.h, ffi.cc: how they are started, and the two calls that XLA makes
+- plan.py: how a layer is divided among the multiprocessors
+- build.py: compiles all that where it is used
+- calls.py: the calls and their arrays
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
+from jaxtyping import Array
+
+from s2s_jax.cells import GRUSpec, LSTMSpec
+from s2s_jax.masks import where_valid
+from s2s_jax.recurrence import by_hand, scan
+from s2s_jax.recurrence.adjoint import call_with_adjoint
+from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, default_platform
+from s2s_jax.recurrence.persistent import build, calls, plan
+from s2s_jax.sharding import varying_as
+from s2s_jax.types import Cell, LSTMState
+
+
+class Args(NamedTuple):
+    """What is differentiated, in each tuple one entry for each direction, and the lengths."""
+
+    params: tuple[Any, ...]
+    xs: tuple[Array, ...]
+    states: tuple[Any, ...]
+    lengths: Array | None
+
+
+def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> list[TimeMajor]:
+    """A layer in one launch a pass, both directions at once; derivatives but the first in reverse mode are `scan`'s."""
+    params, xs, states = (tuple(getattr(d, name) for d in directions) for name in ("params", "xs", "state"))
+    args = Args(params, xs, states, lengths)
+    reversed = tuple(d.reverse for d in directions)
+    known = _kind(cell)
+    device = build.load(known.cell, args.xs[0].dtype.name).device if known is not None else None
+    assert known is not None  # `why_not` has looked
+    assert device is not None
+    call = calls.Call(known.cell, known.relu, known.saved, reversed, device)
+
+    def reference(args: Args) -> list[TimeMajor]:
+        given = zip(*args[:3], reversed, strict=True)
+        whole = [Direction(params, xs, state, None, reverse) for params, xs, state, reverse in given]
+        return scan.BACKEND.run(cell, whole, args.lengths, Options())
+
+    # A call of a kernel cannot be batched: under `vmap` there is one after the other.
+    @sequential_vmap
+    def plain(args: Args) -> list[TimeMajor]:
+        return [TimeMajor(done.outputs, done.state) for done in _forward(cell, call, args, keep=False)]
+
+    @sequential_vmap
+    def keeping(args: Args) -> list[calls.Forward]:
+        return _forward(cell, call, args, keep=True)
+
+    @sequential_vmap
+    def pulled(args: Args, done: list[calls.Forward], cotangents: list[Any]) -> Any:
+        return _backward(cell, call, args, done, cotangents)
+
+    def forward(args: Args, keep: bool) -> tuple[list[TimeMajor], Any]:
+        if not keep:
+            return plain(args), None
+        done = keeping(args)
+        return [TimeMajor(each.outputs, each.state) for each in done], done
+
+    def backward(args: Args, done: list[calls.Forward], cotangents: list[TimeMajor]) -> Args:
+        d_params, d_xs, d_states = pulled(args, done, [(each.outputs, each.state) for each in cotangents])
+        return Args(d_params, d_xs, d_states, None)
+
+    return call_with_adjoint(args, reference, forward, backward)
+
+
+def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
+    """Why it does not apply to these arguments, or not here; compiles the kernels if it does."""
+    return why_not_these(cell, directions, options) or _why_not_here(directions) or _why_no_kernel(cell, directions)
+
+
+def why_not_these(cell: Cell, directions: Sequence[Direction], options: Options) -> str | None:
+    """The reason that is in the arguments, whatever the device is."""
+    if _kind(cell) is None:
+        return "the cell is not a plain RNN, LSTM or GRU (reset after) of s2s_jax.cells with tanh or relu"
+    first = directions[0]
+    if first.xs.dtype.name not in build.ELEMENTS:
+        return f"it computes in {', '.join(build.ELEMENTS)}, and xs is {first.xs.dtype}"
+    if 0 in first.xs.shape:
+        return "it needs a sequence: there are no elements in xs"
+    if any(d.xs.shape != first.xs.shape or d.params.u.shape != first.params.u.shape for d in directions):
+        return "the directions differ in size"
+    if len(directions) > 2:
+        return "it has two directions at most"
+    if any(d.context is not None for d in directions):
+        return "context: it has no recurrent dropout"
+    if options.remat is not None:
+        return "remat: it keeps what its backward pass needs"
+    if options.history:
+        return "history: it returns the last state only"
+    types = [jax.typeof(leaf) for d in directions for leaf in jax.tree.leaves((d.params, d.xs, d.state))]
+    if any(any(of_leaf.sharding.spec) for of_leaf in types):
+        return "the arrays are split over a mesh whose axes are explicit"
+    return None
+
+
+def _why_not_here(directions: Sequence[Direction]) -> str | None:
+    platform = default_platform()
+    needed = "it needs an NVIDIA GPU of compute capability 9.0 (Hopper)"
+    if platform not in ("gpu", "cuda"):
+        return f"{needed}, and the default device is of platform {platform!r}"
+    found = getattr(jax.devices()[0], "compute_capability", None)  # what does not say will be asked by the kernels
+    if found not in (None, "9.0"):
+        return f"{needed}, and the device's is {found}"
+    config: Any = jax.config
+    precision = config.jax_default_matmul_precision
+    if directions[0].xs.dtype == jnp.float32 and precision not in (None, "default", "fastest", "tensorfloat32"):
+        return f"its products of float32 are TF32, and jax_default_matmul_precision is {precision!r}"
+    return None
+
+
+def _why_no_kernel(cell: Cell, directions: Sequence[Direction]) -> str | None:
+    known = _kind(cell)
+    assert known is not None
+    xs, u = directions[0].xs, directions[0].params.u
+    device, reason = build.load(known.cell, xs.dtype.name)
+    if device is None:
+        return reason
+    layer = plan.Layer(u.shape[1] // u.shape[0], u.shape[0], xs.shape[1], len(directions), xs.dtype.itemsize)
+    if any(plan.best(layer, way, device) is None for way in build.PASSES):
+        room = f"{device.multiprocessors} multiprocessors of {device.shared_bytes} bytes of shared memory"
+        return f"weights of {u.shape[0]} units in {len(directions)} directions do not stay in {room}"
+    return None
+
+
+class _Kind(NamedTuple):
+    """A cell as the kernels know it: its name, activation, and numbers of a unit and step that are kept for the way back."""
+
+    cell: str
+    relu: bool
+    saved: int
+
+
+def _kind(cell: Cell) -> _Kind | None:
+    """None for a cell that the kernels do not know."""
+    spec: Any = cell.spec
+    if by_hand.rules_of(cell) is None or (isinstance(spec, GRUSpec) and spec.reset != "after"):
+        return None
+    relu = spec.activation == "relu"
+    if isinstance(spec, LSTMSpec):
+        return _Kind("LSTM", relu, 4)
+    return _Kind("GRU", relu, 4) if isinstance(spec, GRUSpec) else _Kind("RNN", relu, 0)
+
+
+def _forward(cell: Cell, call: calls.Call, args: Args, keep: bool) -> list[calls.Forward]:
+    valid = _valid(args)
+    params = _cast(args)
+    zs = [jax.vmap(cell.project, in_axes=(None, 0))(p, _zeroed(xs, valid)) for p, xs in zip(params, args.xs, strict=True)]
+    b_ns = [getattr(p, "b_n", None) for p in params]
+    done = calls.forward(call, zs, [p.u for p in params], b_ns, args.states, args.lengths, keep)
+    return varying_as(done, args)
+
+
+def _backward(cell: Cell, call: calls.Call, args: Args, done: list[calls.Forward], cotangents: list[Any]) -> Any:
+    """Cotangents of parameters, inputs and states; each a tuple over directions."""
+    valid, params = _valid(args), _cast(args)
+    rules: Any = by_hand.rules_of(cell)
+    # Whatever the loss does with the padding ends here, NaN too.
+    cotangents = [(_zeroed(d_outputs, valid), d_state) for d_outputs, d_state in cotangents]
+    back = calls.backward(call, [p.u for p in params], args.states, done, cotangents, args.lengths)
+    back = varying_as(back, args)
+    found = []
+    for p, xs, state, did, (dz, d_state), reverse in zip(params, args.xs, args.states, done, back, call.reversed, strict=True):
+        befores = _before(did.outputs, by_hand.hidden(state), args.lengths, reverse)
+        befores = LSTMState(befores, did.c) if isinstance(state, LSTMState) else befores
+        saved = jnp.split(did.saved, call.saved, axis=-1) if call.saved else did.outputs
+        d_params, d_xs, _ = by_hand.gathered(rules, p, _zeroed(xs, valid), befores, saved, None, dz)
+        found.append((d_params, _zeroed(d_xs.astype(xs.dtype), valid), d_state))
+    return tuple(zip(*found, strict=True))
+
+
+def _before(outputs: Array, h_0: Array, lengths: Array | None, reverse: bool) -> Array:
+    """The h before each step, [T, B, H], of the outputs after it; whatever in the padding."""
+    first = h_0.astype(outputs.dtype)[None]
+    if not reverse:
+        return jnp.concatenate([first, outputs[:-1]])
+    shifted = jnp.concatenate([outputs[1:], first])
+    if lengths is None:
+        return shifted
+    last = jnp.arange(outputs.shape[0])[:, None] == lengths[None] - 1
+    return where_valid(last, jnp.broadcast_to(first, outputs.shape), shifted)
+
+
+def _cast(args: Args) -> list[Any]:
+    dtype = scan.compute_dtype(args.xs[0], args.params[0])
+    return [scan.cast_floating(params, dtype) for params in args.params]
+
+
+def _valid(args: Args) -> Array | None:
+    if args.lengths is None:
+        return None
+    return jnp.arange(args.xs[0].shape[0], dtype=jnp.int32)[:, None] < args.lengths[None]
+
+
+def _zeroed(x: Array, valid: Array | None) -> Array:
+    """Zero where not valid; selected and not multiplied, because NaN times zero is NaN."""
+    return x if valid is None else where_valid(valid, x, jnp.zeros((), x.dtype))
+
+
+BACKEND = Backend(run, why_not)

@@ -1,0 +1,191 @@
+// The way back along time: from the gradients of outputs and last state to those of z, and of the first state.
+//
+// The vector that the blocks exchange is the gradient of each gate's recurrent part, `hidden` for each of them. The gradient of
+// the weights is made of z's and of the states by whoever calls, in one product over all steps.
+
+#pragma once
+
+#include "layer.cuh"
+
+namespace s2s {
+
+template <typename Element>
+struct BackwardDirection {
+  const Element* u;      // [H, gates * H]
+  const float* h_0;      // [B, H]
+  const float* c_0;      // LSTM: [B, H]
+  const Element* y;      // [T, B, H]
+  const Element* saved;  // [T, B, kSaved * H]
+  const float* c;        // LSTM: [T, B, H]
+  const Element* dy;     // [T, B, H]
+  const float* dh_last;  // [B, H]
+  const float* dc_last;  // LSTM: [B, H]
+  Element* dz;           // [T, B, gates * H]
+  float* dh_0;           // [B, H]
+  float* dc_0;           // LSTM: [B, H]
+  int reverse;
+};
+
+template <typename Element>
+struct BackwardArguments {
+  Sizes sizes;
+  const int32_t* lengths;  // [B], or null
+  Exchange exchange;
+  BackwardDirection<Element> directions[kMostDirections];
+};
+
+// What a step back reads of one unit.
+template <typename Cell>
+struct Read {
+  float dy, y, before;  // `before`: c of the LSTM, h of the others
+  float saved[Cell::kSaved > 0 ? Cell::kSaved : 1];
+};
+
+// What it makes: gradients of z, and of what the weights multiply; they differ in the GRU.
+template <typename Cell>
+struct Made {
+  float dz[Cell::kGates], recurrent[Cell::kGates];
+};
+
+// `dh` and `dc` come as the gradients of the state after the step, and leave as those of the state before it, without what
+// comes by way of the weights.
+__device__ inline Made<RNN> step_back(RNN, const Read<RNN>& in, int relu, float& dh, float&) {
+  const float dz = dh * slope(in.y, relu);
+  dh = 0.0f;
+  return {{dz}, {dz}};
+}
+
+__device__ inline Made<LSTM> step_back(LSTM, const Read<LSTM>& in, int relu, float& dh, float& dc) {
+  const float i = in.saved[0], f = in.saved[1], g = in.saved[2], o = in.saved[3];
+  const float shown = activated(f * in.before + i * g, relu);
+  dc += dh * o * slope(shown, relu);
+  const float di = dc * g * i * (1.0f - i), df = dc * in.before * f * (1.0f - f);
+  const float dg = dc * i * slope(g, relu), d_o = dh * shown * o * (1.0f - o);
+  dh = 0.0f, dc *= f;
+  return {{di, df, dg, d_o}, {di, df, dg, d_o}};
+}
+
+__device__ inline Made<GRU> step_back(GRU, const Read<GRU>& in, int relu, float& dh, float&) {
+  const float r = in.saved[0], update = in.saved[1], n = in.saved[2], inner = in.saved[3];
+  const float dn = dh * (1.0f - update) * slope(n, relu), d_update = dh * (in.before - n) * update * (1.0f - update);
+  const float dr = dn * inner * r * (1.0f - r);
+  dh *= update;
+  return {{dr, d_update, dn}, {dr, d_update, dn * r}};
+}
+
+// Numbers of the state in a thread, and a product that leaves registers for them.
+template <int kRowTiles, int kBatchTiles>
+constexpr int kBackwardMost = ceil_div(16 * kRowTiles * 8 * kBatchTiles, kThreads);
+template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
+using BackwardProduct = Product<Element, kRowTiles, kBatchTiles, 194 - 24 * kBackwardMost<kRowTiles, kBatchTiles>>;
+
+template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
+__global__ void __launch_bounds__(kThreads, 1) backward(const BackwardArguments<Element> a) {
+  using Step = BackwardProduct<Cell, Element, kRowTiles, kBatchTiles>;
+  constexpr int kGates = Cell::kGates, kSaved = Cell::kSaved;
+  constexpr int kMost = kBackwardMost<kRowTiles, kBatchTiles>;
+  const Sizes& n = a.sizes;
+  const BackwardDirection<Element>& d = a.directions[blockIdx.z];
+  const int first_unit = int(blockIdx.x) * n.units;
+
+  // Row of the weights: a unit, whose state the gates of all units read.
+  Step product(ceil_div(n.hidden, kChunk<Element>) * kGates, kGates, n.units);
+  product.load([&](int row, int chunk, int element) {
+    const int gate = chunk % kGates, unit = first_unit + row, by = chunk / kGates * kChunk<Element> + element;
+    const bool there = (row < n.units) & (unit < n.hidden) & (by < n.hidden);
+    return only_if(there, d.u + size_t(unit) * kGates * n.hidden + size_t(gate) * n.hidden + by);
+  });
+
+  const int steps = longest(n, a.lengths, Step::kBatch);
+  Place places[kMost];
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) places[i] = Place(n, a.lengths, Step::kBatch, threadIdx.x + i * kThreads);
+  // The steps of the way there from the last to the first.
+  const auto position = [&](int s) { return d.reverse ? s : steps - 1 - s; };
+  const auto ask_for = [&](int s, Read<Cell> (&read)[kMost]) {
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const Place& p = places[i];
+      read[i] = Read<Cell>{};
+      const int t = position(s);
+      if (s >= steps || t >= p.length) continue;
+      read[i].dy = to_float(d.dy[p.at(n, t, 1, 0)]);
+      if (kSaved == 0) read[i].y = to_float(d.y[p.at(n, t, 1, 0)]);
+#pragma unroll
+      for (int k = 0; k < kSaved; ++k) read[i].saved[k] = to_float(d.saved[p.at(n, t, kSaved, k)]);
+      if (kSaved > 0) {
+        const int before = d.reverse ? t + 1 : t - 1;
+        const bool first = before < 0 || before >= p.length;
+        if (Cell::kMemory) {
+          read[i].before = first ? d.c_0[p.at(n, 0, 1, 0)] : d.c[p.at(n, before, 1, 0)];
+        } else {
+          read[i].before = first ? d.h_0[p.at(n, 0, 1, 0)] : to_float(d.y[p.at(n, before, 1, 0)]);
+        }
+      }
+    }
+  };
+  float dh[kMost], dc[kMost];
+  Read<Cell> read[kMost];
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    const Place& p = places[i];
+    dh[i] = p.mine ? d.dh_last[p.at(n, 0, 1, 0)] : 0.0f;
+    dc[i] = p.mine && Cell::kMemory ? d.dc_last[p.at(n, 0, 1, 0)] : 0.0f;
+  }
+  ask_for(0, read);
+
+  for (int s = 0; s < steps; ++s) {
+    Read<Cell> next[kMost];
+    Made<Cell> made[kMost];
+    ask_for(s + 1, next);  // a step ahead: it comes from far
+    if (s > 0) {
+      product.run(a.exchange, s - 1);
+      __syncthreads();
+    }
+    const int t = position(s);
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const Place& p = places[i];
+      made[i] = Made<Cell>{};
+      if (!p.mine) continue;
+      if (s > 0) dh[i] += product.sum(p.local, p.row);
+      if (t < p.length) {
+        dh[i] += read[i].dy;
+        made[i] = step_back(Cell(), read[i], n.relu, dh[i], dc[i]);
+      }
+#pragma unroll
+      for (int gate = 0; gate < kGates; ++gate) {
+        *place<Element>(a.exchange.buffer(s), Step::kBatch, kGates, gate, p.unit, p.row) =
+            operand<Element>(made[i].recurrent[gate]);
+      }
+    }
+    a.exchange.publish(s);
+    // What nobody waits for.
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const Place& p = places[i];
+      if (p.mine) {
+#pragma unroll
+        for (int gate = 0; gate < kGates; ++gate) d.dz[p.at(n, t, kGates, gate)] = from_float<Element>(made[i].dz[gate]);
+      }
+      read[i] = next[i];
+    }
+  }
+
+  if (steps > 0) {
+    product.run(a.exchange, steps - 1);
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    const Place& p = places[i];
+    if (!p.mine) continue;
+    d.dh_0[p.at(n, 0, 1, 0)] = dh[i] + (steps > 0 ? product.sum(p.local, p.row) : 0.0f);
+    if (Cell::kMemory) d.dc_0[p.at(n, 0, 1, 0)] = dc[i];
+    for (int t = steps; t < n.time; ++t) {  // where every row of the tile is padded
+      for (int gate = 0; gate < kGates; ++gate) d.dz[p.at(n, t, kGates, gate)] = from_float<Element>(0.0f);
+    }
+  }
+}
+
+}  // namespace s2s

@@ -1,0 +1,117 @@
+"""Builds the CUDA C++ of this folder by nvcc, for one cell and one dtype at a time, and loads it; see `recurrence.library`.
+
+The compiler is `$NVCC`, or nvcc on the path or in /usr/local/cuda. The environment variable S2S_JAX_PERSISTENT may say "off".
+"""
+
+import ctypes
+import functools
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from s2s_jax import cache
+from s2s_jax.recurrence import library
+from s2s_jax.recurrence.persistent.plan import Device
+
+_log = logging.getLogger("s2s_jax")
+_lock = threading.Lock()
+FLAGS = ("-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-split-compile=0", "-shared", "-Xcompiler", "-fPIC")
+ELEMENTS = {"float32": "float", "bfloat16": "__nv_bfloat16", "float16": "__half"}
+CELLS = ("RNN", "LSTM", "GRU")
+PASSES = ("forward", "backward")
+
+
+class Loaded(NamedTuple):
+    """The device that the kernels were built for, or why there are none."""
+
+    device: Device | None
+    why_not: str | None
+
+
+def target(way: str, cell: str, dtype: str) -> str:
+    """The name under which XLA knows a pass, "forward" or "backward"."""
+    return f"s2s_persistent_{way}_{cell}_{dtype}"
+
+
+def load(cell: str, dtype: str) -> Loaded:
+    """Builds and loads the kernels at the first call, or says once in the log why it cannot; later calls return the same."""
+    with _lock:
+        return _load(cell, dtype)
+
+
+@functools.cache
+def _load(cell: str, dtype: str) -> Loaded:
+    if os.environ.get("S2S_JAX_PERSISTENT") == "off":
+        return Loaded(None, "S2S_JAX_PERSISTENT is off")
+    try:
+        found = library.opened(lambda folder: build(cell, dtype, folder), lambda found: register(found, cell, dtype, "CUDA"))
+        return Loaded(device(found), None)
+    except (AttributeError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        _log.warning("backend persistent is not available: %s", error)
+        return Loaded(None, str(error).splitlines()[0])
+
+
+def register(found: ctypes.CDLL, cell: str, dtype: str, on: str) -> None:
+    """Makes the passes of a library known to XLA on a platform."""
+    symbols = {way: getattr(found, f"s2s_persistent_{way}") for way in PASSES}
+    for way, symbol in symbols.items():
+        jax.ffi.register_ffi_target(target(way, cell, dtype), jax.ffi.pycapsule(symbol), platform=on)
+
+
+def device(found: ctypes.CDLL) -> Device:
+    """What a library says of the current device.
+
+    Raises:
+      RuntimeError: there is none, or of another kind than the kernels are for.
+    """
+    multiprocessors, shared_bytes = ctypes.c_int(), ctypes.c_int()
+    if found.s2s_persistent_limits(ctypes.byref(multiprocessors), ctypes.byref(shared_bytes)) != 0:
+        raise RuntimeError("CUDA finds no device of compute capability 9.0")
+    return Device(multiprocessors.value, shared_bytes.value)
+
+
+def build(cell: str, dtype: str, folder: Path | None = None) -> Path:
+    """Compiles the kernels of a cell, one of `CELLS`, for a dtype, if that was not done before; the library's path.
+
+    Raises:
+      RuntimeError: there is no nvcc, or it refuses the sources.
+      OSError: the folder cannot be written, or others than this user may write there.
+    """
+    here, include = Path(__file__).parent, Path(jax.ffi.include_dir())
+    return library.compiled(recipe(nvcc(), FLAGS, cell, dtype, [here, include]), folder or cache.folder() / "persistent", cell)
+
+
+def recipe(compiler: list[str], flags: tuple[str, ...], cell: str, dtype: str, folders: list[Path]) -> library.Recipe:
+    """How a compiler makes the kernels; headers are looked for in the folders."""
+    here = Path(__file__).parent
+    named = (f"-DS2S_CELL={cell}", f"-DS2S_ELEMENT={ELEMENTS[dtype]}")
+    headers = [path for folder in folders for path in sorted(folder.rglob("*.h"))]
+    own = sorted(path for path in here.iterdir() if path.suffix in (".h", ".cuh", ".cu", ".cc"))
+    return library.Recipe(
+        compiler,
+        [*flags, *named, *(f"-I{folder}" for folder in folders), str(here / "launch.cu"), str(here / "ffi.cc")],
+        [*own, *headers],
+        platform.machine(),
+        f"compiling the persistent backend for {cell} in {dtype}, once for this machine; this takes a minute or so",
+    )
+
+
+def nvcc() -> list[str]:
+    """The compiler.
+
+    Raises:
+      RuntimeError: there is none.
+    """
+    wanted = shlex.split(os.environ.get("NVCC", ""))
+    for command in [wanted] if wanted else [["nvcc"], ["/usr/local/cuda/bin/nvcc"]]:
+        if shutil.which(command[0]):
+            return command
+    raise RuntimeError(f"nvcc was not found ({shlex.join(wanted) or 'nvcc, /usr/local/cuda/bin/nvcc'})")

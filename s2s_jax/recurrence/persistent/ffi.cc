@@ -1,0 +1,83 @@
+// The two calls that XLA makes: a layer forward and a layer backward, each for one direction or two.
+//
+// Arrays that do not apply come with no elements. The last result of either is scratch memory.
+
+#include "xla/ffi/api/ffi.h"
+
+#include "launch.h"
+
+namespace ffi = xla::ffi;
+
+namespace s2s {
+namespace {
+
+using Arguments = ffi::RemainingArgs;
+using Results = ffi::RemainingRets;
+using Pass = std::string(const Split&, const Layer&, cudaStream_t);
+
+template <typename Buffer>
+void* pointer(const Buffer& buffer) {
+  return buffer.element_count() == 0 ? nullptr : buffer.untyped_data();
+}
+
+// Operands are the lengths, then those of each direction; `shape` says which of a direction's arrays is [T, B, ...], and `state`
+// which is [B, H].
+ffi::Error run(Pass& pass, cudaStream_t stream, const Arguments& args, const Results& rets, int64_t relu, int64_t reversed,
+               int64_t directions, int64_t units, int64_t row_tiles, int64_t batch_tiles, int per_direction_args,
+               int per_direction_rets, int sequence, int state) {
+  const auto arg = [&](int64_t i) { return args.get<ffi::AnyBuffer>(i).value(); };
+  const auto ret = [&](int64_t i) { return *rets.get<ffi::AnyBuffer>(i).value(); };
+  Layer layer = {};
+  layer.time = int(arg(1 + sequence).dimensions()[0]);
+  layer.batch = int(arg(1 + state).dimensions()[0]);
+  layer.hidden = int(arg(1 + state).dimensions()[1]);
+  layer.relu = relu != 0;
+  layer.lengths = static_cast<const int32_t*>(pointer(arg(0)));
+  layer.directions = int(directions);
+  for (int64_t i = 0; i < directions; ++i) {
+    for (int k = 0; k < per_direction_args; ++k) layer.of[i].arrays[k] = pointer(arg(1 + i * per_direction_args + k));
+    for (int k = 0; k < per_direction_rets; ++k) {
+      layer.of[i].arrays[per_direction_args + k] = pointer(ret(i * per_direction_rets + k));
+    }
+    layer.of[i].reverse = (reversed >> i) & 1;
+  }
+  const auto scratch = ret(directions * per_direction_rets);
+  layer.scratch = scratch.untyped_data();
+  layer.scratch_bytes = scratch.size_bytes();
+  const std::string why = pass({int(units), int(row_tiles), int(batch_tiles)}, layer, stream);
+  return why.empty() ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kFailedPrecondition, "backend persistent: " + why);
+}
+
+ffi::Error call_forward(cudaStream_t stream, Arguments args, Results rets, int64_t relu, int64_t reversed, int64_t directions,
+                        int64_t units, int64_t row_tiles, int64_t batch_tiles) {
+  return run(forward, stream, args, rets, relu, reversed, directions, units, row_tiles, batch_tiles, 5, 5, 0, 3);
+}
+
+ffi::Error call_backward(cudaStream_t stream, Arguments args, Results rets, int64_t relu, int64_t reversed, int64_t directions,
+                         int64_t units, int64_t row_tiles, int64_t batch_tiles) {
+  return run(backward, stream, args, rets, relu, reversed, directions, units, row_tiles, batch_tiles, 9, 3, 3, 1);
+}
+
+}  // namespace
+}  // namespace s2s
+
+#define S2S_HANDLER(symbol, function)                                             \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(symbol, function,                                 \
+                                ffi::Ffi::Bind()                                  \
+                                    .Ctx<ffi::PlatformStream<cudaStream_t>>()     \
+                                    .RemainingArgs()                              \
+                                    .RemainingRets()                              \
+                                    .Attr<int64_t>("relu")                        \
+                                    .Attr<int64_t>("reversed")                    \
+                                    .Attr<int64_t>("directions")                  \
+                                    .Attr<int64_t>("units")                       \
+                                    .Attr<int64_t>("row_tiles")                   \
+                                    .Attr<int64_t>("batch_tiles"))
+
+S2S_HANDLER(s2s_persistent_forward, s2s::call_forward);
+S2S_HANDLER(s2s_persistent_backward, s2s::call_backward);
+
+// For Python, by ctypes: 0, or 1 where the device is of no use.
+extern "C" int s2s_persistent_limits(int* multiprocessors, int* shared_bytes) {
+  return s2s::limits(multiprocessors, shared_bytes).empty() ? 0 : 1;
+}

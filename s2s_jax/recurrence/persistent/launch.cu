@@ -1,0 +1,122 @@
+// The kernels for one cell (S2S_CELL: RNN, LSTM or GRU) and one dtype (S2S_ELEMENT), and how they are started.
+
+#include "launch.h"
+
+#include <algorithm>
+
+#include "backward.cuh"
+#include "forward.cuh"
+
+namespace s2s {
+namespace {
+
+using Cell = S2S_CELL;
+using Element = S2S_ELEMENT;
+
+template <typename Arguments>
+struct Kernel {
+  int row_tiles, batch_tiles;
+  void (*start)(Arguments);
+  size_t (*shared_bytes)(int chunks);
+};
+
+#define S2S_KERNEL(pass, Step, rows, batch) \
+  { rows, batch, pass<Cell, Element, rows, batch>, Step<Cell, Element, rows, batch>::shared_bytes }
+#define S2S_KERNELS(pass, Step, rows) \
+  S2S_KERNEL(pass, Step, rows, 1), S2S_KERNEL(pass, Step, rows, 2), S2S_KERNEL(pass, Step, rows, 4)
+
+constexpr Kernel<ForwardArguments<Element>> kForward[] = {
+    S2S_KERNELS(forward, ForwardProduct, 1), S2S_KERNELS(forward, ForwardProduct, 2), S2S_KERNELS(forward, ForwardProduct, 3),
+    S2S_KERNELS(forward, ForwardProduct, 4)};
+constexpr Kernel<BackwardArguments<Element>> kBackward[] = {S2S_KERNELS(backward, BackwardProduct, 1),
+                                                            S2S_KERNELS(backward, BackwardProduct, 2)};
+
+std::string named(const char* what, cudaError_t error) { return std::string(what) + ": " + cudaGetErrorString(error); }
+
+#define S2S_TRY(call)                                                      \
+  do {                                                                     \
+    if (const cudaError_t error = (call)) return named(#call, error);      \
+  } while (false)
+
+void take(ForwardDirection<Element>& d, void* const* arrays) {
+  d = {static_cast<const float*>(arrays[0]), static_cast<const Element*>(arrays[1]), static_cast<const float*>(arrays[2]),
+       static_cast<const float*>(arrays[3]), static_cast<const float*>(arrays[4]),   static_cast<Element*>(arrays[5]),
+       static_cast<float*>(arrays[6]),       static_cast<float*>(arrays[7]),         static_cast<Element*>(arrays[8]),
+       static_cast<float*>(arrays[9]),       0};
+}
+
+void take(BackwardDirection<Element>& d, void* const* arrays) {
+  d = {static_cast<const Element*>(arrays[0]), static_cast<const float*>(arrays[1]),   static_cast<const float*>(arrays[2]),
+       static_cast<const Element*>(arrays[3]), static_cast<const Element*>(arrays[4]), static_cast<const float*>(arrays[5]),
+       static_cast<const Element*>(arrays[6]), static_cast<const float*>(arrays[7]),   static_cast<const float*>(arrays[8]),
+       static_cast<Element*>(arrays[9]),       static_cast<float*>(arrays[10]),        static_cast<float*>(arrays[11]),
+       0};
+}
+
+// One launch after the other, each over as many tiles of the batch as have a multiprocessor for every block.
+template <typename Arguments, size_t kKernels>
+std::string run(const Kernel<Arguments> (&kernels)[kKernels], int rows_per_unit, int vectors, const Split& split,
+                const Layer& layer, cudaStream_t stream) {
+  const auto* kernel = std::find_if(kernels, kernels + kKernels, [&](const auto& k) {
+    return k.row_tiles == split.row_tiles && k.batch_tiles == split.batch_tiles;
+  });
+  if (kernel == kernels + kKernels || split.units < 1 || split.units * rows_per_unit > 16 * split.row_tiles) {
+    return "there is no kernel for this split";
+  }
+  const int chunks = ceil_div(layer.hidden, kChunk<Element>) * vectors, rows = 8 * split.batch_tiles;
+  const size_t shared = kernel->shared_bytes(chunks);
+  int device = 0, multiprocessors = 0, of_each = 0, cooperative = 0;
+  S2S_TRY(cudaGetDevice(&device));
+  S2S_TRY(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device));
+  if (!cooperative) return "the device has no cooperative launch";
+  S2S_TRY(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  S2S_TRY(cudaFuncSetAttribute(kernel->start, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+  S2S_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_each, kernel->start, kThreads, shared));
+  const int blocks = ceil_div(layer.hidden, split.units), tiles = ceil_div(layer.batch, rows);
+  const int most = std::min(tiles, multiprocessors * of_each / (blocks * layer.directions));
+  if (most < 1) return "the blocks of a team do not fit onto the device at the same time";
+
+  Arguments a = {};
+  a.lengths = layer.lengths;
+  a.exchange = {static_cast<unsigned char*>(layer.scratch), size_t(chunks) * rows * kChunkBytes};
+  for (int i = 0; i < layer.directions; ++i) {
+    take(a.directions[i], layer.of[i].arrays);
+    a.directions[i].reverse = layer.of[i].reverse;
+  }
+  for (int first = 0; first < tiles; first += most) {
+    const int now = std::min(most, tiles - first);
+    const size_t teams = size_t(now) * layer.directions;
+    const size_t bytes = teams * (2 * a.exchange.buffer_bytes + blocks * sizeof(uint32_t));
+    if (bytes > layer.scratch_bytes) return "the scratch memory is too small";
+    a.sizes = {layer.time, layer.batch, layer.hidden, split.units, first * rows, layer.relu};
+    S2S_TRY(cudaMemsetAsync(layer.scratch, 0, bytes, stream));
+    void* arguments[] = {&a};
+    // Which the driver refuses where not all blocks have a place at the same time.
+    S2S_TRY(cudaLaunchCooperativeKernel(kernel->start, dim3(blocks, now, layer.directions), dim3(kThreads), arguments, shared,
+                                        stream));
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string forward(const Split& split, const Layer& layer, cudaStream_t stream) {
+  return run(kForward, Cell::kGates, 1, split, layer, stream);
+}
+
+std::string backward(const Split& split, const Layer& layer, cudaStream_t stream) {
+  return run(kBackward, 1, Cell::kGates, split, layer, stream);
+}
+
+std::string limits(int* multiprocessors, int* shared_bytes) {
+  int device = 0;
+  int major = 0;
+  S2S_TRY(cudaGetDevice(&device));
+  S2S_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  if (major != 9) return "the kernels are for compute capability 9.0";
+  S2S_TRY(cudaDeviceGetAttribute(multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  S2S_TRY(cudaDeviceGetAttribute(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return "";
+}
+
+}  // namespace s2s

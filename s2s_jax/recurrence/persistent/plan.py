@@ -1,0 +1,135 @@
+"""How a layer is divided among the multiprocessors of a GPU; see layer.cuh for what teams, blocks and tiles are."""
+
+from typing import NamedTuple
+
+WARPS = 8
+MULTIPLE = 16  # rows of weights that the tensor cores take at once
+BATCH_MULTIPLE = 8  # rows of the batch that they take at once
+ROW_TILES = {"forward": (1, 2, 3, 4), "backward": (1, 2)}  # there are kernels for these
+BATCH_TILES = (1, 2, 4)
+CHUNK_BYTES = 64
+
+# Cycles, to choose between splits: derived from what the machine is said to do, not measured.
+_EXCHANGE = 1200  # until what a block writes has been seen and read by another
+_PRODUCT = 7 / 4  # of one tile of weights by one of the batch; four units do them
+_AFTER_ANOTHER = 33  # until a product's sums can be added to
+_SHARED = 128  # bytes of shared memory
+_FAR = 64  # bytes from the L2 cache
+
+
+class Device(NamedTuple):
+    """Multiprocessors, and the most bytes of shared memory of a block."""
+
+    multiprocessors: int
+    shared_bytes: int
+
+
+class Layer(NamedTuple):
+    """What decides how a layer is divided; `element_bytes` are those of a number of its weights."""
+
+    gates: int
+    hidden: int
+    batch: int
+    directions: int
+    element_bytes: int
+
+
+class Split(NamedTuple):
+    """Hidden units of a block, and tiles of 16 rows of its weights and of 8 rows of a team's batch."""
+
+    units: int
+    row_tiles: int
+    batch_tiles: int
+
+
+def splits(layer: Layer, way: str, device: Device) -> list[Split]:
+    """For each number of tiles the best split that fits, the one first that should take least time.
+
+    Of splits that should take the same time the one with the fewest blocks: they have fewer others to wait for. `way` is
+    "forward" or "backward".
+    """
+    found: dict[tuple[int, int], tuple[float, int, Split]] = {}
+    for batch_tiles in BATCH_TILES:
+        for units in range(1, layer.hidden + 1):
+            rows = units * layer.gates if way == "forward" else units
+            row_tiles = -(-rows // MULTIPLE)
+            if row_tiles not in ROW_TILES[way]:
+                break
+            split = Split(units, row_tiles, batch_tiles)
+            if _at_once(layer, split, device) >= 1 and shared_bytes(layer, way, split) <= device.shared_bytes:
+                launches = -(-tiles(layer, split) // _at_once(layer, split, device))
+                one = launches * _cycles(layer, way, split), blocks(layer, split), split
+                found[row_tiles, batch_tiles] = min(one, found.get((row_tiles, batch_tiles), one))
+    return [split for *_, split in sorted(found.values())]
+
+
+def best(layer: Layer, way: str, device: Device) -> Split | None:
+    """The first of `splits`, None where there is none."""
+    return next(iter(splits(layer, way, device)), None)
+
+
+def blocks(layer: Layer, split: Split) -> int:
+    """Blocks of a team."""
+    return -(-layer.hidden // split.units)
+
+
+def scratch_bytes(layer: Layer, way: str, split: Split, device: Device) -> int:
+    """Of the memory through which the blocks of one launch exchange what they make, and its flags."""
+    of_team = 2 * chunks(layer, way) * BATCH_MULTIPLE * split.batch_tiles * CHUNK_BYTES + 4 * blocks(layer, split)
+    return teams(layer, split, device) * of_team
+
+
+def teams(layer: Layer, split: Split, device: Device) -> int:
+    """Teams of one launch, of all directions together."""
+    return max(1, min(tiles(layer, split), _at_once(layer, split, device))) * layer.directions
+
+
+def tiles(layer: Layer, split: Split) -> int:
+    """Tiles of the batch; one team takes one."""
+    return -(-layer.batch // (BATCH_MULTIPLE * split.batch_tiles))
+
+
+def chunks(layer: Layer, way: str) -> int:
+    """Of 64 bytes for each row of the batch, in what the blocks exchange."""
+    of_units = -(-layer.hidden * layer.element_bytes // CHUNK_BYTES)
+    return of_units if way == "forward" else of_units * layer.gates
+
+
+def shared_bytes(layer: Layer, way: str, split: Split) -> int:
+    """Of shared memory that a block takes: `Product::shared_bytes`."""
+    sums = WARPS * BATCH_MULTIPLE * split.batch_tiles * (MULTIPLE * split.row_tiles + 4) * 4
+    beyond = max(0, -(-chunks(layer, way) // WARPS) - _held(layer, way, split))
+    return sums + WARPS * beyond * split.row_tiles * MULTIPLE * CHUNK_BYTES
+
+
+def _held(layer: Layer, way: str, split: Split) -> int:
+    """Chunks whose weights a warp keeps in registers: `Product::kHeld`."""
+    rows, batch = MULTIPLE * split.row_tiles, BATCH_MULTIPLE * split.batch_tiles
+    if way == "forward":
+        registers = 186 - (8 + 2 * layer.gates) * -(-(rows // layer.gates * batch) // (32 * WARPS))
+    else:
+        registers = 194 - 24 * -(-rows * batch // (32 * WARPS))
+    of_chunk, sums = 8 * split.row_tiles + 4 * split.batch_tiles, 4 * split.row_tiles * split.batch_tiles * _turns(split)
+    return max(1, min(-(-12 // split.row_tiles), (registers - sums) // of_chunk))
+
+
+def _turns(split: Split) -> int:
+    """Sums that are made of each tile: `Product::kTurns`."""
+    both = split.row_tiles * split.batch_tiles
+    return 4 if both == 1 else 2 if both < 4 else 1
+
+
+def _at_once(layer: Layer, split: Split, device: Device) -> int:
+    """Tiles that have a multiprocessor for every block."""
+    return device.multiprocessors // (blocks(layer, split) * layer.directions)
+
+
+def _cycles(layer: Layer, way: str, split: Split) -> float:
+    """Of one step."""
+    pieces, rows = chunks(layer, way), BATCH_MULTIPLE * split.batch_tiles
+    sums = 2 * WARPS * rows * MULTIPLE * split.row_tiles * 4 / _SHARED
+    read = pieces * rows * CHUNK_BYTES / _FAR
+    weights = (shared_bytes(layer, way, split) - sums * _SHARED / 2) / _SHARED
+    products = 2 * pieces * split.row_tiles * split.batch_tiles * _PRODUCT
+    waited = 2 * -(-pieces // WARPS) / _turns(split) * _AFTER_ANOTHER
+    return _EXCHANGE + max(read, weights, products, waited) + sums

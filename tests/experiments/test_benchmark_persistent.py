@@ -1,0 +1,139 @@
+"""What is measured of the backend `persistent` on a GPU, as far as a CPU can tell; its kernels run here as in its own tests."""
+
+import json
+import math
+import re
+import subprocess
+
+import pytest
+
+from experiments.benchmark import exchange
+from experiments.benchmark import persistent as part
+from experiments.benchmark.__main__ import Config, main
+from experiments.benchmark.case import Case
+from experiments.benchmark.pool import Failed, Process
+from experiments.benchmark.worker import Worker
+from s2s_jax.recurrence import persistent
+from s2s_jax.recurrence.persistent import build, plan
+from tests.recurrence import cuda_on_cpu
+
+SHAPE = (3, 5, 4, 8)
+SMALL = plan.Device(8, 232448)
+
+
+@pytest.fixture
+def kernels_on_cpu(monkeypatch):
+    monkeypatch.setattr(persistent, "_why_not_here", lambda directions: None)
+    monkeypatch.setattr(build, "load", lambda cell, dtype: cuda_on_cpu.load(cell, dtype, SMALL))
+    monkeypatch.setattr(plan, "best", plan.best)  # which other divisions put something else in the place of
+
+
+KINDS = ("layer", "both", "deep")
+
+
+class Here:
+    """A worker in this process, asked as one in another would be."""
+
+    def __init__(self, name):
+        self.worker = Worker(name, "cpu", "persistent", "persistent")
+
+    def ask(self, method, *arguments):
+        return 1e12 if method == "rate" else getattr(self.worker, method)(*arguments)
+
+
+class OnePool:
+    """In the place of `Pool`; `made` counts them, and in the second the peer "scan" fails at whatever it is asked."""
+
+    made = 0
+
+    def __init__(self, peers, *_):
+        type(self).made += 1
+        self.workers = {name: Here(name) for name in peers}
+        if type(self).made == 2:
+            self.workers["scan"].ask = self.fail
+
+    def fail(self, method, *arguments):
+        raise Failed("CUDA error: an illegal memory access was encountered")
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_without_a_gpu_it_says_so_at_once(tmp_path):
+    with pytest.raises(ValueError, match="persistent: expected an NVIDIA GPU to measure on, and JAX finds the platform cpu"):
+        main(["persistent", "--platform", "cpu", "--json", str(tmp_path / "figures.json")])
+    with pytest.raises(ValueError, match="dtype: expected it with recurrence only"):
+        main(["persistent", "--platform", "cpu", "--dtype", "bfloat16"])
+
+
+def test_from_end_to_end(kernels_on_cpu, monkeypatch, tmp_path, capsys):
+    """With tiny cases; whoever fails costs its own rows and the processes, which are started anew."""
+    cases = tuple(Case("lstm", SHAPE, kind=kind) for kind in KINDS)
+    monkeypatch.setattr(part, "CASES", cases)
+    monkeypatch.setattr(part, "BESIDE", ("scan",))
+    monkeypatch.setattr(part, "Pool", OnePool)
+    monkeypatch.setattr(OnePool, "made", 1)
+    monkeypatch.setattr(build, "build", lambda *_: None)
+    monkeypatch.setattr(exchange, "build_library", lambda: tmp_path)
+    times = iter([0.5, "too large"])
+    monkeypatch.setattr(exchange, "microseconds", lambda path, every, _: dict.fromkeys(every, next(times)))
+    path = tmp_path / "figures.json"
+    part.run(Config(seconds=0.01), "gpu", path)
+    found = json.loads(path.read_text())
+    rows = [*found["rows"], *found["further_rows"]]
+    assert {(row["kind"], row["peer"]) for row in rows} == {
+        *((kind, peer) for kind in KINDS for peer in ("division 2", "division 3")),
+        *((kind, "scan") for kind in KINDS[1:]),
+    }
+    assert all(row["difference"] < 1e-5 and row["backend"] == "persistent" for row in rows)
+    assert [one["peer"] for one in found["refused"]] == ["scan"]
+    assert OnePool.made == 3
+    layer = next(row for row in rows if (row["kind"], row["part"]) == ("layer", "forward"))
+    assert layer["floor_ms"] == pytest.approx(1e3 * (5 * 0.5e-6 + 2 * 3 * 5 * 4 * 32 / 1e12), rel=1e-3)
+    assert re.search(r"forward\+grad +division 2", capsys.readouterr().out)
+    monkeypatch.setattr(part, "CASES", cases[:1])
+    part.run(Config(seconds=0.01), "gpu", path)  # the exchange cannot be measured: all else is
+    assert not json.loads(path.read_text())["refused"]
+
+
+def test_a_process_that_does_not_answer_is_ended():
+    process = Process("scan", part.peers("cpu", "persistent")["scan"], "cpu", "persistent", "persistent", patience=0.01)
+    with pytest.raises(Failed, match="no answer in 0 s, and its process was ended"):
+        process.ask("build", Case("lstm", SHAPE))
+    assert process.process.wait(10) != 0
+    with pytest.raises(Failed):
+        process.ask("forget")
+    process.close()
+
+
+def test_the_arithmetic_of_the_floor():
+    case = Case("gru", (2, 10, 3, 4), kind="deep")
+    inputs = 2 * 20 * (3 + 3 * 4) * 12
+    recurrent = 4 * 2 * 20 * 4 * 12
+    assert part.products(case, "forward") == inputs
+    assert part.products(case, "forward+grad") == 3 * inputs + recurrent
+    seconds = part.floor_seconds(case, "forward+grad", {"forward": 1.0, "backward": 2.0}, 1e9)
+    assert seconds == pytest.approx(13 * 3e-6 + (3 * inputs + recurrent) / 1e9)
+    assert math.isinf(part.floor_seconds(case, "forward", {"forward": math.inf}, 1e9))
+
+
+def test_every_case_has_a_division_and_its_exchange():
+    for case in part.CASES:
+        layer = part.layer_of(case)
+        for way in build.PASSES:
+            one = exchange.of_layer(layer, way, cuda_on_cpu.HOPPER)
+            assert one.blocks * one.teams <= cuda_on_cpu.HOPPER.multiprocessors
+            assert one.blocks * plan.best(layer, way, cuda_on_cpu.HOPPER).units >= layer.hidden
+            assert len(plan.splits(layer, way, cuda_on_cpu.HOPPER)) > max(part.DIVISIONS)
+
+
+def test_the_exchange_compiles(tmp_path):
+    try:
+        build.nvcc()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    path = exchange.build_library(tmp_path)
+    symbols = subprocess.run(["nm", "-D", str(path)], capture_output=True, text=True, check=True).stdout
+    assert " exchange_microseconds\n" in symbols
+    told = exchange.microseconds(path, exchange.of_each_kind()[:1], 60)
+    assert isinstance(next(iter(told.values())), float | str)  # where there is no GPU, why not

@@ -1,0 +1,424 @@
+"""Backend `persistent`: its kernels compiled for a CPU (folder cuda_on_cpu), and for a GPU where there is nvcc."""
+
+import functools
+import itertools
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import s2s_jax
+from s2s_jax import layers
+from s2s_jax.recurrence import persistent
+from s2s_jax.recurrence.backend import Backend
+from s2s_jax.recurrence.choice import BACKENDS
+from s2s_jax.recurrence.persistent import build, plan
+from s2s_jax.types import Unrolled
+from tests import oracles
+from tests.recurrence import cuda_on_cpu
+from tests.samples import (
+    TOLERANCE,
+    Gradients,
+    assert_close,
+    cast,
+    fill_padding,
+    ragged_lengths,
+    random_like,
+    weighted_sum,
+)
+from tests.samples import sample as wild_sample
+
+KNOWN = ("rnn", "rnn_relu", "rnn_no_bias", "lstm", "lstm_relu", "lstm_no_bias", "gru", "gru_relu", "gru_no_bias")
+THREE = ("rnn", "lstm", "gru")
+NUMBERS = itertools.count()
+FOUR_BLOCKS = plan.Device(4, 232448)
+forward_and_reverse = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Makes a backend, under a name that no compiled program has been kept under, that runs the kernels on the CPU.
+
+    `splits` are those of the passes, instead of what `plan` takes for the best.
+    """
+
+    def make(device=FOUR_BLOCKS, exact=True, splits=None, load=cuda_on_cpu.load):
+        monkeypatch.setattr(persistent, "_why_not_here", lambda directions: None)
+        monkeypatch.setattr(build, "load", functools.partial(load, device=device, exact=exact))
+        if splits is not None:
+            monkeypatch.setattr(plan, "best", lambda layer, way, device: plan.Split(*splits[way]))
+        name = f"on_cpu-{next(NUMBERS)}"
+        monkeypatch.setitem(BACKENDS, name, Backend(persistent.run, persistent.why_not))
+        return name
+
+    return make
+
+
+def sample(name, *sizes):
+    """With recurrent weights that do not make states explode, where rounding would be all that there is to compare."""
+    given = wild_sample(name, *sizes, seed=5)
+    return given._replace(params=given.params._replace(u=given.params.u / np.sqrt(np.float32(sizes[-1]))))
+
+
+@functools.partial(jax.jit, static_argnames=("cell", "reverse", "backend"))
+def _values_and_gradients(cell, params, xs, state, lengths, weights, *, reverse, backend):
+    def loss(params, xs, state):
+        done = s2s_jax.unroll(cell, params, xs, state, lengths=lengths, reverse=reverse, backend=backend)
+        return weighted_sum(done, weights), done
+
+    gradients, done = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(params, xs, state)
+    return done, Gradients(*gradients)
+
+
+def values_and_gradients(given, backend, reverse=False):
+    return jax.tree.map(np.asarray, _values_and_gradients(*given[:6], reverse=reverse, backend=backend))
+
+
+# Values and gradients ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "reverse"), [(name, k % 2 == 0) for k, name in enumerate(KNOWN)], ids=str)
+def test_values_and_gradients_equal_those_of_scan(name, reverse, on_cpu):
+    given = sample(name, 5, 6, 3, 20)._replace(lengths=None)
+    want = values_and_gradients(given, "scan", reverse)
+    assert_close(values_and_gradients(given, on_cpu(), reverse), want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("name", THREE)
+@forward_and_reverse
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (20, 7, 2, 33)], ids=str)
+def test_equals_pytorch(name, reverse, sizes, on_cpu):
+    given = sample(name, *sizes)
+    weights = Unrolled(given.weights.outputs, ((given.weights.state,),))
+    nested = [[given.params]], given.xs, [[given.state]], given.lengths, weights
+    done, gradients = oracles.torch_stack(given.cell, *nested, directions=("backward",) if reverse else ("forward",))
+    want = Unrolled(done.outputs, done.state[0][0]), Gradients(gradients.params[0][0], gradients.xs, gradients.state[0][0])
+    assert_close(values_and_gradients(given, on_cpu(), reverse), want, TOLERANCE["float32"])
+
+
+# A cell, units, and batch, steps, features; of both passes units, tiles of rows and of the batch.
+SPLITS = [
+    ("lstm", 37, (20, 3, 2), (12, 3, 1), (16, 1, 2)),
+    ("lstm", 21, (20, 3, 2), (8, 2, 2), (7, 1, 4)),
+    ("lstm", 144, (9, 2, 2), (16, 4, 4), (32, 2, 4)),  # weights in shared memory too
+    ("lstm", 70, (33, 2, 2), (16, 4, 2), (32, 2, 1)),
+    ("gru", 37, (20, 3, 2), (16, 3, 4), (16, 1, 1)),
+    ("gru", 30, (9, 3, 2), (10, 2, 1), (30, 2, 2)),
+    ("gru", 41, (9, 3, 2), (21, 4, 2), (16, 1, 2)),
+    ("rnn", 144, (33, 3, 2), (64, 4, 4), (32, 2, 4)),
+    ("rnn", 50, (9, 3, 2), (48, 3, 2), (16, 1, 4)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "sizes", "forward", "backward", "dtype"),
+    [*((*split, "float32") for split in SPLITS), *((*split, "bfloat16") for split in SPLITS[:4])],
+    ids=str,
+)
+def test_however_a_layer_is_divided(name, hidden, sizes, forward, backward, dtype, on_cpu):
+    """And the plan knows the shared memory that its kernels take."""
+    given = sample(name, *sizes, hidden)
+    backend = on_cpu(cuda_on_cpu.HOPPER, splits={"forward": forward, "backward": backward})
+    if dtype == "float32":
+        assert_close(values_and_gradients(given, backend), values_and_gradients(given, "scan"), TOLERANCE["float32"])
+    else:
+        assert_near_the_truth(given, backend, dtype, reverse=True)
+    layer = plan.Layer(given.cell.spec.gates, hidden, sizes[0], 1, jnp.dtype(dtype).itemsize)
+    asked = [cuda_on_cpu.compiled(name.upper(), dtype).cuda_on_cpu_asked(ago) for ago in (1, 0)]
+    want = [plan.shared_bytes(layer, way, plan.Split(*split)) for way, split in (("forward", forward), ("backward", backward))]
+    assert asked == want
+
+
+def assert_near_the_truth(given, backend, dtype, reverse=False, tolerance=None):
+    """In a narrow dtype, against float64 at the same rounded numbers; outputs are of that dtype and the state of float32."""
+    dtype = jnp.dtype(dtype)
+    params, xs, weights = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, dtype), np.float32), (given[1], given[2], given[5]))
+    with jax.enable_x64(True):
+        exact = given._replace(params=params, xs=xs, weights=weights)
+        truth = values_and_gradients(exact._replace(**cast(_arrays(exact), "float64")), "scan", reverse)
+    narrow = given._replace(
+        params=_as(dtype, params), xs=_as(dtype, xs), weights=weights._replace(outputs=_as(dtype, weights.outputs))
+    )
+    got = values_and_gradients(narrow, backend, reverse)
+    assert got[0].outputs.dtype == dtype
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(got[0].state)} == {"float32"}
+    assert_close(jax.tree.map(np.float64, got), truth, tolerance or 6 * float(jnp.finfo(dtype).eps))
+
+
+def _arrays(given):
+    return {"params": given.params, "xs": given.xs, "state": given.state, "weights": given.weights}
+
+
+def _as(dtype, tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("gru", "bfloat16"), ("rnn", "bfloat16"), ("lstm", "float16")])
+def test_narrow_dtypes(name, dtype, on_cpu):
+    assert_near_the_truth(sample(name, 5, 6, 3, 40), on_cpu(), dtype)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_float32_enters_products_as_tf32(name, on_cpu):
+    """Near the truth as TF32 is, and not nearer: with numbers of 10 bits behind the point."""
+    given = sample(name, 5, 6, 3, 40)
+    backend = on_cpu(exact=False)
+    assert_near_the_truth(given, backend, "float32", tolerance=2e-3)
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_near_the_truth(given, backend, "float32", tolerance=1e-5)
+
+
+@pytest.mark.parametrize(("name", "reverse"), [("rnn", True), ("lstm", False), ("gru", True)])
+def test_padding_reaches_nothing(name, reverse, on_cpu):
+    given, backend = sample(name, 5, 8, 3, 19), on_cpu()
+    want = values_and_gradients(given, backend, reverse)
+    padded = np.arange(8)[None] >= given.lengths[:, None]
+    filled = given._replace(
+        xs=fill_padding(given.xs, given.lengths, np.nan),
+        weights=given.weights._replace(outputs=fill_padding(given.weights.outputs, given.lengths, np.nan)),
+    )
+    assert_close(values_and_gradients(given._replace(xs=filled.xs), backend, reverse), want, 0.0)
+    assert_close(values_and_gradients(filled, backend, reverse)[1], want[1], 0.0)
+    np.testing.assert_array_equal(want[0].outputs[padded], 0)
+    np.testing.assert_array_equal(want[1].xs[padded], 0)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a[given.lengths == 0], b[given.lengths == 0]), want[0].state, given.state
+    )
+
+
+def test_no_row_reaches_the_end(on_cpu):
+    """Steps that all rows of a tile lack are not run, and what stands there is zero."""
+    given = sample("lstm", 12, 9, 3, 20)._replace(lengths=np.array([3, 0, 2, 5, 1, 1, 4, 2, 0, 0, 0, 0], np.int32))
+    for reverse in (False, True):
+        got, want = (values_and_gradients(given, backend, reverse) for backend in (on_cpu(), "scan"))
+        assert_close(got, want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_both_directions_and_layers(name, on_cpu):
+    cell = {"lstm": layers.LSTM, "gru": layers.GRU}[name]
+    made = {
+        backend: cell(3, 20, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0), backend=backend)
+        for backend in (on_cpu(plan.Device(8, 232448)), "scan")
+    }
+    xs, lengths = jax.random.normal(jax.random.key(0), (9, 6, 3)), jnp.asarray(ragged_lengths(9, 6))
+
+    def gradients(layer):
+        def loss(layer, xs):
+            outputs, states = layer(xs, lengths=lengths)
+            return jnp.sum(jnp.sin(outputs)) + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(states))
+
+        weights, xs_gradient = nnx.grad(loss, argnums=(0, 1))(layer, xs)
+        return jax.tree.leaves(weights), xs_gradient
+
+    got, want = (gradients(layer) for layer in made.values())
+    assert_close(got, want, TOLERANCE["float32"])
+
+
+def test_more_rows_than_fit_at_once_take_several_launches(on_cpu):
+    given = sample("lstm", 41, 3, 2, 20)
+    splits = {"forward": (10, 3, 1), "backward": (10, 1, 1)}  # two blocks for each of six tiles, of which two fit
+    got = values_and_gradients(given, on_cpu(splits=splits))
+    assert_close(got, values_and_gradients(given, "scan"), TOLERANCE["float32"])
+
+
+def test_other_derivatives_and_vmap(on_cpu):
+    """Forward mode and second derivatives are those of `scan`; under `vmap` there is one launch after the other."""
+    given, name = sample("gru", 3, 4, 3, 9), on_cpu()
+    along = random_like((given.params, given.xs), 9)
+    many = jax.tree.map(lambda leaf: np.stack([leaf, 0.5 * leaf]), (given.params, given.xs))
+
+    def results(backend):
+        def loss(params, xs):
+            done = s2s_jax.unroll(given.cell, params, xs, given.state, lengths=given.lengths, reverse=True, backend=backend)
+            return weighted_sum(done, given.weights)
+
+        gradient = jax.grad(loss, argnums=(0, 1))
+
+        @jax.jit
+        def all_of_them():
+            point = given.params, given.xs
+            forward = jax.jvp(loss, point, along)
+            second = jax.vjp(gradient, *point)[1](along)
+            summed = jax.grad(lambda p, x: jnp.sum(jax.vmap(loss, (0, None))(p, x)), argnums=(0, 1))(many[0], given.xs)
+            return forward, second, summed
+
+        return all_of_them()
+
+    assert_close(results(name), results("scan"), TOLERANCE["float32"])
+
+
+def test_shard_map_over_the_batch(on_cpu):
+    given, lengths, name = sample("lstm", 16, 6, 3, 9), ragged_lengths(16, 6), on_cpu()
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices("cpu")[:8])
+
+    def forward(params, xs, state, lengths, backend):
+        return s2s_jax.unroll(given.cell, params, xs, state, lengths=lengths, backend=backend).outputs
+
+    def gradients(f):
+        return jax.jit(jax.grad(lambda *args: weighted_sum(f(*args), given.weights.outputs), argnums=(0, 1, 2)))
+
+    specs = (P(), P("batch"), P("batch"), P("batch"))
+    sharded = jax.shard_map(functools.partial(forward, backend=name), mesh=mesh, in_specs=specs, out_specs=P("batch"))
+    want = gradients(functools.partial(forward, backend="scan"))(*given[1:4], lengths)
+    assert_close(gradients(sharded)(*given[1:4], lengths), want, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_lowers_for_cuda(name, on_cpu):
+    given, backend = sample(name, 4, 6, 3, 16), on_cpu()
+
+    def loss(params, xs):
+        return weighted_sum(s2s_jax.unroll(given.cell, params, xs, given.state, backend=backend), given.weights)
+
+    targets = [build.target(way, name.upper(), "float32") for way in build.PASSES]
+    allowed = [jax.export.DisabledSafetyCheck.custom_call(target) for target in targets]
+    exported = jax.export.export(jax.jit(jax.grad(loss)), platforms=("cuda",), disabled_checks=allowed)(given.params, given.xs)
+    assert all(target in exported.mlir_module() for target in targets)
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("name", THREE)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("sizes", [(20, 37, 16, 200), (3, 200, 8, 520), (140, 5, 8, 64)], ids=str)
+def test_on_a_gpu(name, dtype, sizes):
+    """As on a CPU, with blocks that run at the same time; and the same bits each time, where a race would show."""
+    given = sample(name, *sizes)
+    for reverse in (False, True):
+        assert_near_the_truth(given, "persistent", dtype, reverse, tolerance=2e-3 if dtype == "float32" else None)
+    again = [values_and_gradients(given, "persistent") for _ in range(5)]
+    for other in again[1:]:
+        assert_close(other, again[0], 0.0)
+
+
+# What it does not do ----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_gpu_it_says_so():
+    given = sample("lstm", 2, 3, 3, 4)
+    needed = r"it needs an NVIDIA GPU of compute capability 9.0 \(Hopper\), .* platform 'cpu'"
+    with pytest.raises(ValueError, match=f"backend: persistent does not apply: {needed}"):
+        s2s_jax.unroll(*given[:4], backend="persistent")
+    assert needed.split(" of")[0] in s2s_jax.explain_backend(*given[:3]).others["persistent"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("gru_before", {}, "the cell is not a plain RNN, LSTM or GRU"),
+        ("lstm_peepholes", {}, "the cell is not a plain"),
+        ("counting", {}, "the cell is not a plain"),
+        ("lstm", {"context": np.ones((2, 4), np.float32)}, "context: it has no recurrent dropout"),
+        ("lstm", {"remat": 2}, "remat: it keeps what its backward pass needs"),
+        ("lstm", {"time": 0}, "there are no elements in xs"),
+        ("lstm", {"batch": 0}, "there are no elements in xs"),
+        ("lstm", {"hidden": 700}, "weights of 700 units in 1 directions do not stay in 4 multiprocessors"),
+    ],
+    ids=str,
+)
+def test_what_it_does_not_apply_to(name, change, reason, on_cpu):
+    given = wild_sample(name, change.pop("batch", 2), change.pop("time", 3), 3, change.pop("hidden", 4))
+    with pytest.raises(ValueError, match=reason):
+        s2s_jax.unroll(*given[:4], backend=on_cpu(), **change)
+
+
+def test_history_and_float64_are_refused(on_cpu, float64):
+    given, name = sample("lstm", 2, 3, 3, 4), on_cpu()
+    with pytest.raises(ValueError, match="history: it returns the last state only"):
+        s2s_jax.unroll_with_history(*given[:4], backend=name)
+    with pytest.raises(ValueError, match="and xs is float64"):
+        s2s_jax.unroll(given.cell, *cast(given[1:4], "float64"), backend=name)
+
+
+@pytest.mark.parametrize("sizes", [(3, 0), (0, 4)], ids=str)
+def test_nothing_to_carry_falls_back(sizes, on_cpu, monkeypatch):
+    monkeypatch.setenv("S2S_JAX_BACKEND", on_cpu())
+    given = sample("lstm", *sizes, 3, 4)
+    assert_close(values_and_gradients(given, "auto"), values_and_gradients(given, "scan"), 0.0)
+
+
+def test_blocks_that_do_not_fit_are_an_error_and_not_a_wait(on_cpu):
+    """The device turns out smaller than what the layer was divided for."""
+    given = sample("lstm", 2, 3, 3, 20)
+
+    def smaller(cell, dtype, device, exact):
+        cuda_on_cpu.load(cell, dtype, plan.Device(2, 232448))
+        return build.Loaded(device, None)
+
+    splits = {"forward": (4, 1, 1), "backward": (4, 1, 1)}
+    with pytest.raises(Exception, match="the blocks of a team do not fit onto the device at the same time"):
+        values_and_gradients(given, on_cpu(splits=splits, load=smaller))
+
+
+def test_auto_does_not_choose_it(on_cpu):
+    """Until it has been measured."""
+    on_cpu()
+    chosen = s2s_jax.explain_backend(*sample("lstm", 2, 3, 3, 4)[:3])
+    assert chosen.others["persistent"] == "it is not in the order"
+
+
+# How a layer is divided -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gates", "hidden", "batch", "directions", "element_bytes"),
+    [
+        (4, 768, 16, 1, 2),
+        (4, 512, 16, 1, 2),
+        (4, 768, 16, 1, 4),
+        (3, 512, 16, 1, 2),
+        (4, 256, 16, 2, 2),
+        (4, 1024, 128, 1, 2),
+        (4, 320, 20, 1, 2),
+        (4, 1024, 16, 1, 4),
+        (4, 1536, 16, 1, 2),
+    ],
+)
+def test_layers_that_people_have_fit_a_hopper(gates, hidden, batch, directions, element_bytes):
+    layer = plan.Layer(gates, hidden, batch, directions, element_bytes)
+    for way in build.PASSES:
+        split = plan.best(layer, way, cuda_on_cpu.HOPPER)
+        assert split is not None
+        assert plan.blocks(layer, split) * directions <= 132
+        assert plan.shared_bytes(layer, way, split) <= 232448
+
+
+def test_what_does_not_fit_has_no_plan():
+    assert plan.best(plan.Layer(4, 4096, 1, 1, 2), "forward", cuda_on_cpu.HOPPER) is None
+    assert plan.best(plan.Layer(4, 2048, 1, 1, 4), "forward", cuda_on_cpu.HOPPER) is None
+
+
+# Building ---------------------------------------------------------------------------------------------------------------
+
+
+def _nvcc():
+    try:
+        return shutil.which(build.nvcc()[0])
+    except RuntimeError:
+        return None
+
+
+@pytest.mark.skipif(_nvcc() is None, reason="there is no nvcc")
+def test_compiles_for_hopper(tmp_path):
+    path = build.build("GRU", "bfloat16", tmp_path)
+    symbols = subprocess.run(["nm", "-D", str(path)], capture_output=True, text=True, check=True).stdout
+    assert all(f" s2s_persistent_{way}\n" in symbols for way in build.PASSES)
+    assert build.build("GRU", "bfloat16", tmp_path) == path
+
+
+def test_without_nvcc_the_log_says_so_once(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("NVCC", str(tmp_path / "no-such-compiler"))
+    build._load.cache_clear()
+    try:
+        reasons = {build.load("LSTM", "float32").why_not for _ in range(2)}
+    finally:
+        build._load.cache_clear()
+    assert len(reasons) == 1
+    assert "nvcc was not found" in reasons.pop()
+    assert len([record for record in caplog.records if "backend persistent is not available" in record.message]) == 1
