@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +107,9 @@ class Subwords:
             )
         except RuntimeError as error:
             said = str(error).rsplit("] ", 1)[-1].strip()
+            if few := re.search(r"required_chars\. \d+ vs (\d+)", said):
+                expected = f"at least {few[1]}, as each character of the texts is a piece"
+                raise ValueError(f"size: expected {expected}, got {size}") from error
             raise ValueError(f"size: expected one that the texts fit, got {size} ({said})") from error
         return cls(written.getvalue(), lowercase=lowercase)
 

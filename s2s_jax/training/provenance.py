@@ -32,7 +32,7 @@ def cpu_model() -> str:
 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("s2s-jax", "jax", "flax", "optax", "numpy"):
+    for name in ("s2s-jax", "jax", "flax", "optax", "numpy", "sentencepiece"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # run from the source, not installed

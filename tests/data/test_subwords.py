@@ -77,7 +77,11 @@ def test_fitting_is_quiet_and_leaves_no_file(tmp_path, monkeypatch, capfd):
     ("texts", "options", "message"),
     [
         (TEXTS, {"size": 20_000}, r"size: expected one that the texts fit, got 20000 \(Vocabulary size too high"),
-        (TEXTS, {"size": 265}, r"size: expected one that the texts fit, got 265 \(Vocabulary size is smaller"),
+        (
+            TEXTS,
+            {"size": 265},
+            rf"size: expected at least {260 + len(set(''.join(TEXTS)) | {' '})}, as each character .*, got 265$",
+        ),
         (TEXTS, {"size": 200}, "size: expected at least 261, got 200"),
         (TEXTS, {"size": 4, "byte_fallback": False}, "size: expected at least 5, got 4"),
         (TEXTS, {"method": "word"}, "method: expected 'bpe' or 'unigram', got 'word'"),
