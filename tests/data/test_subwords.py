@@ -15,6 +15,7 @@ from s2s_jax.data.vocabulary import UNKNOWN
 
 WORDS = ["lower", "lowest", "newer", "newest", "wider", "widest"]
 TEXTS = [f"{a} {b}  {a.upper()} ﬁne" for a in WORDS for b in WORDS]
+CHARACTERS = set("".join(TEXTS))
 
 
 @pytest.mark.parametrize("method", ["bpe", "unigram"])
