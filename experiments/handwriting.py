@@ -27,14 +27,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from s2s_jax import cells, plots
 from s2s_jax.attention import make_additive
 from s2s_jax.bootstrap import bootstrap, interval, length_groups
-from s2s_jax.ctc import ctc_frames
 from s2s_jax.data.augmentation import FADED
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.text_lines import (
@@ -48,16 +46,16 @@ from s2s_jax.data.text_lines import (
     fit_characters,
     in_colour,
     load_lines,
+    picture_bytes,
     read_picture,
     splits_of,
 )
-from s2s_jax.data.vocabulary import END, PAD, Characters
-from s2s_jax.decoding.lexicon import make_lexicon
-from s2s_jax.decoding.ngrams import fit_ngrams
+from s2s_jax.data.vocabulary import Characters
 from s2s_jax.layers import Backbone
 from s2s_jax.models.crnn import CRNN, ColumnEncoder, PictureToText
+from s2s_jax.models.line_labels import encode_lines, unfit
 from s2s_jax.models.line_loss import line_loss
-from s2s_jax.models.line_reader import LineRead, LineReader, lines_per_second
+from s2s_jax.models.line_reader import LineRead, LineReader, Reading, lines_per_second, reader_of
 from s2s_jax.text_metrics import character_edits, character_error_rate, confusions, word_error_rate
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
@@ -80,22 +78,6 @@ PUBLISHED = {
     ],
     "mnist_lines": [{"metric": "cer_validation", "value": 0.014, **_LAIA}],
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How a trained model reads."""
-
-    beam_size: int = 1
-    """Texts that are followed besides the greedy reading; 1 for that alone."""
-    language_weight: float = 0.0
-    """What a character n-gram model of the training texts counts in the search; 0 for none."""
-    language_bonus: float = 0.0
-    """What each character adds to a text's score; below 0 it favours short texts."""
-    language_order: int = 6
-    """The longest n-gram."""
-    lexicon: bool = False
-    """Whether only words of the training texts are read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,13 +150,6 @@ class Config(Reading, TrainingConfig):
         if self.augment >= FADED:
             expected = f"a number from 0 to below {FADED:.2f}, where ink fades to nothing"
             raise ValueError(f"augment: expected {expected}, got {self.augment}")
-        changed = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default}
-        for name in ("language_bonus", "language_order"):
-            if not self.language_weight and name in changed:
-                raise ValueError(f"{name}: expected it with a --language-weight above 0, got it without")
-        for name in ("language_weight", "lexicon"):
-            if self.beam_size == 1 and name in changed:
-                raise ValueError(f"{name}: expected a --beam-size above 1 with it, got 1")
 
     @property
     def channels(self) -> int:
@@ -251,44 +226,8 @@ def origin(config: Config) -> Literal["real", "generated"]:
 
 
 def encode(config: Config, model: CRNN | PictureToText, lines: TextLines, characters: Characters) -> EncodedLines:
-    """Lines as numbers. Training lines may be left out where CTC cannot say them; lines to be scored never are."""
-    ctc, training = isinstance(model, CRNN), lines.split == "train"
-    told: list[str] = []
-
-    def fits(widths: np.ndarray, labels: np.ndarray, label_lengths: np.ndarray) -> np.ndarray:
-        needed, there = frames(config, model, widths, labels, label_lengths)
-        for number in np.flatnonzero(needed > there)[:5]:
-            told.append(f"{lines.ids[number]}, {lines.texts[number]!r}, needs {needed[number]} and has {there[number]}")
-        return needed <= there
-
-    encoded = EncodedLines(
-        lines,
-        characters,
-        unknown_symbols=config.unknown_symbols,
-        label_end=() if ctc else (END,),
-        keep=fits if ctc and training else None,
-    )
-    if encoded.dropped and config.unfit_labels == "error":
-        expected = "'drop', or texts that fit the frames of their pictures"
-        raise ValueError(f"unfit_labels: expected {expected}, got {len(encoded.dropped)} that do not: {'; '.join(told)}")
-    return encoded
-
-
-def frames(
-    config: Config, model: CRNN | PictureToText, widths: np.ndarray, labels: np.ndarray, label_lengths: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """How many frames CTC needs for each label, and how many its picture has."""
-    _, there = model.encoder.backbone.reduced(config.height, jnp.asarray(widths))
-    return np.asarray(ctc_frames(jnp.asarray(labels), jnp.asarray(label_lengths))), np.asarray(there)
-
-
-def unfit(config: Config, model: CRNN | PictureToText, encoded: EncodedLines, ids: Sequence[str]) -> dict[str, Any]:
-    """Lines of a scored split that the loss leaves out, as CTC cannot say them: how many, and the first ids."""
-    if not isinstance(model, CRNN):
-        return {"count": 0, "ids": []}
-    needed, there = frames(config, model, encoded.lengths["picture"], encoded.labels(), encoded.lengths["label"])
-    wrong = np.flatnonzero(needed > there)
-    return {"count": len(wrong), "ids": [ids[number] for number in wrong[:20]]}
+    options: dict[str, Any] = {"unknown_symbols": config.unknown_symbols, "unfit_labels": config.unfit_labels}
+    return encode_lines(model, lines, characters, **options)
 
 
 def save(run: Run[Config], characters: Characters, training: TextLines) -> None:
@@ -300,17 +239,8 @@ def save(run: Run[Config], characters: Characters, training: TextLines) -> None:
 
 def build_reader(run: Run[Config], model: CRNN | PictureToText, characters: Characters) -> LineReader:
     """With the language model and the lexicon that are asked for, of the training texts in the run's folder."""
-    config, options = run.config, {}
     texts = (run.folder / "training_texts.txt").read_bytes().decode().split("\n")[:-1]
-    if config.language_weight:
-        numbers = map(characters.encode, texts)
-        options["ngrams"] = fit_ngrams(numbers, len(characters), order=config.language_order, end=PAD)
-        options |= {"weight": config.language_weight, "bonus": config.language_bonus}
-    if config.lexicon:
-        words = sorted({word for text in texts for word in text.split(" ") if word})
-        space = characters.encode(" ") if " " in characters.alphabet else []
-        options["lexicon"] = make_lexicon(map(characters.encode, words), len(characters), separators=space)
-    return LineReader(model, characters, **options)
+    return reader_of(run.config, model, characters, texts)
 
 
 def report(
@@ -332,7 +262,7 @@ def report(
     if config.beam_size > 1:
         beams["_beam"] = config.beam_size
     scored = {"_validation": "validation", **({"": "test"} if "test" in lines else {})}
-    left_out = {split: unfit(config, model, encoded[split], lines[split].ids) for split in scored.values()}
+    left_out = {split: unfit(model, encoded[split], lines[split].ids) for split in scored.values()}
     for suffix, split in scored.items():
         in_order, references = batches.in_order(encoded[split]), lines[split].texts
         values: dict[str, float] = {}
@@ -470,7 +400,7 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     names, pictures, wrong = [], [], []
     for name in inputs:
         try:
-            pictures.append(read_picture(content(name), config.height, config.channels))
+            pictures.append(read_picture(picture_bytes(name), config.height, config.channels))
             names.append(name)
         except ValueError as error:
             wrong.append(f"{name}: {error}")
@@ -479,20 +409,10 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         plan = LineBatches(encoded, columns=config.columns, shapes=config.shapes).in_order(encoded)
         read = reader(plan, config.beam_size if config.beam_size > 1 else None)
         for name, picture, line, figure in zip(names, pictures, read, figure_names(names), strict=True):
-            print(f"{name}: {describe_read(line)}")
+            print(f"{name}: {line.described()}")
             print(f"  drawn in {run.figure(figure, drawn_line(picture, line, name))}")
     if wrong:
         raise ValueError("\n".join(wrong))
-
-
-def describe_read(line: LineRead) -> str:
-    """For people: a text and how sure it is, and where it was cut off; or why there is none."""
-    if not line.text:
-        reason = "" if line.finished else ": the search found no text of whole words, which a larger --beam-size may"
-        return f"(nothing read{reason})"
-    text = f"{line.text}  (mean confidence {np.mean(line.confidences):.1%}, least {min(line.confidences):.1%})"
-    limit = f"cut off after {len(line.text)} characters, as many as its width allows, before the decoder said the end"
-    return text if line.finished else f"{text}; {limit}"
 
 
 def figure_names(names: Sequence[str]) -> list[str]:
@@ -502,18 +422,6 @@ def figure_names(names: Sequence[str]) -> list[str]:
         numbers = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
         found.append(next(figure for number in numbers if (figure := f"read_{stem}{number}") not in found))
     return found
-
-
-def content(name: str) -> bytes:
-    """The bytes of a file that should be a picture."""
-    if Path(name).is_dir():
-        raise ValueError("expected a picture, got a folder")
-    try:
-        return Path(name).read_bytes()
-    except FileNotFoundError as error:
-        raise ValueError("expected a picture, found no such file") from error
-    except OSError as error:
-        raise ValueError(f"expected a picture, got {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -180,6 +180,7 @@ class Config(PairFlags, Search, TrainingConfig):
 
     may_be_zero: ClassVar[tuple[str, ...]] = (*TrainingConfig.may_be_zero, "no_repeat_ngram_size", "max_extra")
     places: ClassVar[tuple[str, ...]] = (*TrainingConfig.places, *PATHS)
+    at_most: ClassVar[Mapping[str, str]] = {"n_best": "beam_size"}
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {
         "train": (ScoredSplit,),
         "evaluate": (Scored, Search, PairPaths),

@@ -110,6 +110,22 @@ def _named_twice(name: str, split: str, file: str, data_dir: str | Path | None) 
     return f"{manifest}:{lines[1]}: expected one text for each file, got {len(lines)} of {file}, the first in line {lines[0]}"
 
 
+def picture_bytes(path: str | Path) -> bytes:
+    """What `read_picture` takes, of a file.
+
+    Raises:
+      ValueError: a folder, no such file, or one that cannot be read.
+    """
+    if Path(path).is_dir():
+        raise ValueError("expected a picture, got a folder")
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError("expected a picture, found no such file") from error
+    except OSError as error:
+        raise ValueError(f"expected a picture, got {error.strerror}") from error
+
+
 def read_picture(encoded: bytes, height: int, channels: int = 1) -> np.ndarray:
     """A picture of a file's bytes, scaled to `height`, its proportions kept: uint8 [W, H, channels], 0 where it is white.
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from s2s_jax.decoding import checks
 from s2s_jax.decoding.constraints import Constraints, Said, force, nothing_said, say
 from s2s_jax.decoding.distribution import next_symbols
-from s2s_jax.decoding.hypotheses import Ends, History, Hypotheses, take, unwound
+from s2s_jax.decoding.hypotheses import Beam, Coverage, Ends, History, Hypotheses, take, unwound
 from s2s_jax.decoding.penalties import LENGTH_PENALTIES, coverage_penalty
 from s2s_jax.decoding.penalties import length_penalty as length_penalty_of
 from s2s_jax.masks import where_valid
@@ -189,46 +189,6 @@ class _Given(NamedTuple):
         return self._replace(limits=limits, constraints=constraints, coverage=coverage)
 
 
-class _Coverage(NamedTuple):
-    """Sums of the attention weights of running hypotheses, and what they cost."""
-
-    sums: Float[Array, "B K S"]
-    penalties: Float[Array, "B K"]
-
-
-class _Beam(NamedTuple):
-    """What the loop carries."""
-
-    state: State  # of K * B hypotheses, slot by slot
-    symbols: Int[Array, "B K"]
-    log_probs: Float[Array, "B K"]  # -inf in slots that nothing runs in
-    coverage: _Coverage | None
-    said: Said  # of K * B hypotheses
-    finished: Ends
-    counts: Int[Array, " B"]  # of all that have finished
-    led: Bool[Array, " B"]  # whether one of them was the most probable of all when it did
-    done: Bool[Array, " B"]
-    history: History
-
-    def of(self, kept: Int[Array, " R"]) -> "_Beam":
-        """The beams of some rows."""
-        B, K = self.symbols.shape
-        slots = (jnp.arange(K)[:, None] * B + kept).reshape(-1)
-        state, said = jax.tree.map(lambda leaf: leaf[slots], (self.state, self.said))
-        history = jax.tree.map(lambda leaf: leaf[:, kept], self.history)
-        return _Beam(state, said=said, history=history, **jax.tree.map(lambda leaf: leaf[kept], self._of_rows()))
-
-    def with_rows(self, kept: Int[Array, " R"], rows: "_Beam") -> "_Beam":
-        """With what has become of some rows' beams, but for their states: nothing goes on from there."""
-        history = jax.tree.map(lambda all, some: all.at[:, kept].set(some), self.history, rows.history)
-        merged = jax.tree.map(lambda all, some: all.at[kept].set(some), self._of_rows(), rows._of_rows())
-        return self._replace(history=history, **merged)
-
-    def _of_rows(self) -> dict[str, Any]:
-        """Fields whose leaves have a leading axis of rows."""
-        return {name: leaf for name, leaf in self._asdict().items() if name not in ("state", "said", "history")}
-
-
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _search(step: DecoderStep, params: Params, context: Context, state: State, fixed: _Fixed, given: _Given) -> Hypotheses:
     symbols, K = fixed.symbols, fixed.beam_size
@@ -265,8 +225,8 @@ def _penalised(log_probs: Array, lengths: Array, fixed: _Fixed, given: _Given) -
 
 
 def _proceed(
-    step: DecoderStep, params: Params, context: Context, fixed: _Fixed, given: _Given, t: Array, beam: _Beam
-) -> tuple[Array, _Beam]:
+    step: DecoderStep, params: Params, context: Context, fixed: _Fixed, given: _Given, t: Array, beam: Beam
+) -> tuple[Array, Beam]:
     """Steps from t on until all rows are done. When half of them are, the others go on in a batch of half the size."""
     symbols, K = fixed.symbols, fixed.beam_size
     B, T = given.limits.shape[0], symbols.time
@@ -292,7 +252,7 @@ def _proceed(
     def penalised(log_probs: Array, lengths: Array) -> Array:
         return _penalised(log_probs, lengths, fixed, given)
 
-    def more(carry: tuple[Array, _Beam]) -> Array:
+    def more(carry: tuple[Array, Beam]) -> Array:
         t, beam = carry
         return (t < T) & (jnp.sum(~beam.done) > (fewer if halves else 0))
 
@@ -304,7 +264,7 @@ def _proceed(
         values, chosen = force(by_row(values), by_row(chosen), by_row(logits), t, given.constraints)
         return values - by_row(highest)[..., None] - by_row(rest)[..., None], chosen
 
-    def advance(carry: tuple[Array, _Beam]) -> tuple[Array, _Beam]:
+    def advance(carry: tuple[Array, Beam]) -> tuple[Array, Beam]:
         t, beam = carry
         state, logits, aux = stepped(beam.state, by_slot(beam.symbols))
         # Several passes read the logits: XLA would repeat for each what the step does last, adding a bias say.
@@ -318,7 +278,7 @@ def _proceed(
             sums = coverage.sums + weights.astype(symbols.dtype)
             mask = given.coverage.source_mask
             penalties = coverage_penalty(sums, given.coverage.beta, None if mask is None else mask[:, None])
-            coverage = _Coverage(sums, penalties)
+            coverage = Coverage(sums, penalties)
 
         # The best of the beam, 2K of them. What is NaN, or was read with weights that are, goes on no further.
         width = gains.shape[-1]
@@ -345,7 +305,7 @@ def _proceed(
         log_probs = where_valid(beam.done, beam.log_probs, log_probs)
         if coverage is not None and beam.coverage is not None:
             penalties = where_valid(beam.done, beam.coverage.penalties, take(coverage.penalties, parents))
-            coverage = _Coverage(take(coverage.sums, parents), penalties)
+            coverage = Coverage(take(coverage.sums, parents), penalties)
 
         # What runs may end at t + 2 steps or more, up to the limit; one of the two gives the least penalty.
         best = log_probs[:, 0]
@@ -356,7 +316,7 @@ def _proceed(
 
         moved = by_slot(parents * B + rows)
         history = History(chosen, gains, parents, weights)
-        return t + 1, _Beam(
+        return t + 1, Beam(
             jax.tree.map(lambda leaf: leaf[moved], state),
             chosen,
             log_probs,
@@ -377,18 +337,18 @@ def _proceed(
     return t, beam.with_rows(kept, part)
 
 
-def _start(state: State, weights: Any, fixed: _Fixed, given: _Given) -> _Beam:
+def _start(state: State, weights: Any, fixed: _Fixed, given: _Given) -> Beam:
     symbols, K, N = fixed.symbols, fixed.beam_size, fixed.n_best
     B, T, dtype = given.limits.shape[0], symbols.time, symbols.dtype
     # One hypothesis to begin with; in a row that is left out, none.
     one = (jnp.arange(K) == 0) & (given.limits > 0)[:, None]
     none = jnp.full((B, N), -jnp.inf, dtype)
     nowhere = jnp.zeros((B, N), jnp.int32)
-    return _Beam(
+    return Beam(
         state,
         jnp.full((B, K), symbols.start, jnp.int32),
         jnp.where(one, 0, -jnp.inf).astype(dtype),
-        None if given.coverage is None else _Coverage(jnp.zeros((B, K, weights.shape[1]), dtype), jnp.zeros((B, K), dtype)),
+        None if given.coverage is None else Coverage(jnp.zeros((B, K, weights.shape[1]), dtype), jnp.zeros((B, K), dtype)),
         nothing_said(given.constraints, B * K, T, fixed.no_repeat),
         Ends(none, none, nowhere, nowhere, none, nowhere),
         jnp.zeros(B, jnp.int32),

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from s2s_jax.decoding import checks
+from s2s_jax.decoding.constraints import Said
 from s2s_jax.masks import where_valid
+from s2s_jax.types import State
 
 
 class Hypotheses(NamedTuple):
@@ -55,6 +57,46 @@ class History(NamedTuple):
     token_log_probs: Array
     parents: Array
     attention: Any
+
+
+class Coverage(NamedTuple):
+    """Sums of the attention weights of running hypotheses, and what they cost."""
+
+    sums: Float[Array, "B K S"]
+    penalties: Float[Array, "B K"]
+
+
+class Beam(NamedTuple):
+    """What the loop of a search carries."""
+
+    state: State  # of K * B hypotheses, slot by slot
+    symbols: Int[Array, "B K"]
+    log_probs: Float[Array, "B K"]  # -inf in slots that nothing runs in
+    coverage: Coverage | None
+    said: Said  # of K * B hypotheses
+    finished: Ends
+    counts: Int[Array, " B"]  # of all that have finished
+    led: Bool[Array, " B"]  # whether one of them was the most probable of all when it did
+    done: Bool[Array, " B"]
+    history: History
+
+    def of(self, kept: Int[Array, " R"]) -> "Beam":
+        """The beams of some rows."""
+        B, K = self.symbols.shape
+        slots = (jnp.arange(K)[:, None] * B + kept).reshape(-1)
+        state, said = jax.tree.map(lambda leaf: leaf[slots], (self.state, self.said))
+        history = jax.tree.map(lambda leaf: leaf[:, kept], self.history)
+        return Beam(state, said=said, history=history, **jax.tree.map(lambda leaf: leaf[kept], self._of_rows()))
+
+    def with_rows(self, kept: Int[Array, " R"], rows: "Beam") -> "Beam":
+        """With what has become of some rows' beams, but for their states: nothing goes on from there."""
+        history = jax.tree.map(lambda all, some: all.at[:, kept].set(some), self.history, rows.history)
+        merged = jax.tree.map(lambda all, some: all.at[kept].set(some), self._of_rows(), rows._of_rows())
+        return self._replace(history=history, **merged)
+
+    def _of_rows(self) -> dict[str, Any]:
+        """Fields whose leaves have a leading axis of rows."""
+        return {name: leaf for name, leaf in self._asdict().items() if name not in ("state", "said", "history")}
 
 
 def take(leaves: Any, index: Int[Array, "B N"]) -> Any:

@@ -1,5 +1,6 @@
 """From batches of pictures of lines to texts, by CTC or with a decoder, where each symbol stands, and the loss beside it."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -16,8 +17,8 @@ from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.vocabulary import END, PAD, START, Characters
 from s2s_jax.decoding import beam_search
 from s2s_jax.decoding.ctc import Language, Read, ctc_align, ctc_beam_search, ctc_greedy
-from s2s_jax.decoding.lexicon import Lexicon
-from s2s_jax.decoding.ngrams import NGrams, ngram_step
+from s2s_jax.decoding.lexicon import Lexicon, make_lexicon
+from s2s_jax.decoding.ngrams import NGrams, fit_ngrams, ngram_step
 from s2s_jax.masks import shift_right
 from s2s_jax.metrics import Mean
 from s2s_jax.models.crnn import CRNN, Frames, PictureToText
@@ -42,6 +43,45 @@ class LineRead(NamedTuple):
     spans: list[tuple[int, int]]
     log_prob: float
     finished: bool = True
+
+    def described(self) -> str:
+        """For people: a text and how sure it is, and where it was cut off; or why there is none."""
+        if not self.text:
+            reason = "" if self.finished else ": the search found no text of whole words, which a larger --beam-size may"
+            return f"(nothing read{reason})"
+        text = f"{self.text}  (mean confidence {np.mean(self.confidences):.1%}, least {min(self.confidences):.1%})"
+        limit = f"cut off after {len(self.text)} characters, as many as its width allows, before the decoder said the end"
+        return text if self.finished else f"{text}; {limit}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a trained model reads.
+
+    Raises:
+      ValueError: a flag without the one that it needs beside it.
+    """
+
+    beam_size: int = 1
+    """Texts that are followed besides the greedy reading; 1 for that alone."""
+    language_weight: float = 0.0
+    """What a character n-gram model of the training texts counts in the search; 0 for none."""
+    language_bonus: float = 0.0
+    """What each character adds to a text's score; below 0 it favours short texts."""
+    language_order: int = 6
+    """The longest n-gram."""
+    lexicon: bool = False
+    """Whether only words of the training texts are read."""
+
+    def __post_init__(self) -> None:
+        getattr(super(), "__post_init__", lambda: None)()  # of the other flags of an experiment
+        changed = {field.name for field in dataclasses.fields(Reading) if getattr(self, field.name) != field.default}
+        for name in ("language_bonus", "language_order"):
+            if not self.language_weight and name in changed:
+                raise ValueError(f"{name}: expected it with a --language-weight above 0, got it without")
+        for name in ("language_weight", "lexicon"):
+            if self.beam_size == 1 and name in changed:
+                raise ValueError(f"{name}: expected a --beam-size above 1 with it, got 1")
 
 
 class LineReader:
@@ -165,6 +205,20 @@ class LineReader:
             spans = [(int(first[n]) * per_frame, int(last[n]) * per_frame) for n in range(length)]
             found.append(LineRead(self._characters.decode(said[:length]), sure[:length].tolist(), spans, float(log_prob)))
         return found
+
+
+def reader_of(reading: Reading, model: CRNN | PictureToText, characters: Characters, texts: Sequence[str]) -> LineReader:
+    """A reader with the language model and the lexicon that are asked for, of these texts."""
+    options: dict[str, Any] = {}
+    if reading.language_weight:
+        numbers = map(characters.encode, texts)
+        options["ngrams"] = fit_ngrams(numbers, len(characters), order=reading.language_order, end=PAD)
+        options |= {"weight": reading.language_weight, "bonus": reading.language_bonus}
+    if reading.lexicon:
+        words = sorted({word for text in texts for word in text.split(" ") if word})
+        space = characters.encode(" ") if " " in characters.alphabet else []
+        options["lexicon"] = make_lexicon(map(characters.encode, words), len(characters), separators=space)
+    return LineReader(model, characters, **options)
 
 
 def lines_per_second(reader: LineReader, batches: Batches, beams: Sequence[int | None], lines: int) -> list[list[float]]:

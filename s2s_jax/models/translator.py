@@ -95,7 +95,8 @@ class Search:
         if self.beam_size < 1:
             raise ValueError(f"beam_size: expected a positive number, got {self.beam_size}")
         if self.n_best is not None and not 1 <= self.n_best <= self.beam_size:
-            raise ValueError(f"n_best: expected 1 to {self.beam_size}, as many as are followed, got {self.n_best}")
+            expected = f"from 1 to as many to tell as are followed, {self.beam_size}"
+            raise ValueError(f"n_best, beam_size: expected {expected}, got {self.n_best}")
         if self.limit(1) < 1:
             raise ValueError(
                 f"max_ratio, max_extra: expected room for a symbol at least, got {self.max_ratio} and {self.max_extra}"

@@ -104,7 +104,9 @@ def main(
         run = Run.finished(task, config_type, where.name, where.runs_dir)
         own = {field.name for field in dataclasses.fields(run.config)} & {field.name for field in dataclasses.fields(flags)}
         # Once more, now that the run is known: what is not said stays as the run has it.
-        run.use(parsed(default=flags(**{name: getattr(run.config, name) for name in own}))[0])
+        given = parsed(default=flags(**{name: getattr(run.config, name) for name in own}))[0]
+        unsaid = {name for name in own if getattr(where, name) == shown[name]}
+        run.use(_following(config_type, given, unsaid))
         if command == "predict":
             predict(run, [*inputs, *behind])
         else:
@@ -116,6 +118,13 @@ def main(
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)  # what was saved, if anything, the training has said by itself
         sys.exit(130)
+
+
+def _following(config_type: type[Any], given: Any, unsaid: set[str]) -> Any:
+    """The flags of a command, of which those that it does not say are within the limits that it sets them, see `at_most`."""
+    limits = {name: getattr(given, limit) for name, limit in config_type.at_most.items() if name in unsaid}
+    above = {name: limit for name, limit in limits.items() if (getattr(given, name) or 0) > limit}
+    return dataclasses.replace(given, **above)
 
 
 def _as_flags(message: str, config_type: type[Any]) -> str:

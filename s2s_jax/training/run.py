@@ -48,6 +48,9 @@ class RunConfig:
     # is done with the trained model: they are no part of the run's identity, and the command may give others than the training
     # did.
     flags_of: ClassVar[Mapping[str, tuple[type, ...]]] = {}
+    # Flags that are at most as great as another. Where a command gives the other alone, and less than the run has of the first,
+    # the first follows it.
+    at_most: ClassVar[Mapping[str, str]] = {}
     # Which values of `--model` take a flag, for flags that not all of them do: with another it has to stay at its default.
     taken_by: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 

@@ -170,7 +170,7 @@ def test_the_best_translations_go_to_a_file_in_the_order_of_the_texts(own, tmp_p
 
 def test_as_many_are_told_as_are_asked_for_and_what_stands_behind_two_dashes_is_a_text(own, capsys):
     path = own / "translation" / "tiny" / "config.json"
-    with pytest.raises(SystemExit, match="--n-best: expected 1 to 2, as many as are followed, got 3"):
+    with pytest.raises(SystemExit, match="--n-best, --beam-size: expected from 1 to as many to tell as are followed, 2, got 3"):
         call("predict", "a b", "--n-best", "3", "--runs-dir", own, "--name", "tiny")
     path.write_text(path.read_text().replace('"beam_size": 2', '"beam_size": 6'))  # more than by default
     for flags, count in ((["--n-best", "6"], 6), ([], 3)):
@@ -261,6 +261,22 @@ def test_other_flags_of_the_search_leave_the_result_as_it_is(own, capsys):
         "tiny",
     )
     assert sum(line.startswith("  ") for line in capsys.readouterr().out.splitlines()[-3:]) == 1
+
+
+def test_what_a_run_tells_follows_a_smaller_beam_and_is_an_error_only_where_it_is_said(own, capsys):
+    folder = own / "translation" / "tiny"
+    path, where = folder / "config.json", ("--runs-dir", own, "--name", "tiny")
+    path.write_text(path.read_text().replace('"beam_size": 2', '"beam_size": 4').replace('"n_best": null', '"n_best": 3'))
+    for flags, count in (([], 3), (["--beam-size", "2"], 2), (["--beam-size", "6"], 3), (["--n-best", "4"], 4)):
+        call("predict", "a b", *flags, *where)
+        assert sum(line.startswith("  ") for line in capsys.readouterr().out.splitlines()) == count
+    call("evaluate", "--split", "validation", "--beam-size", "1", *where)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["changed"]["beam_size"] == 1
+    message = "--n-best, --beam-size: expected from 1 to as many to tell as are followed, 2, got 3"
+    for command in ("predict", "evaluate"):
+        with pytest.raises(SystemExit, match=message):
+            call(command, *(["a b"] if command == "predict" else []), "--n-best", "3", "--beam-size", "2", *where)
 
 
 def test_a_tuned_run_leaves_the_test_unread_until_it_is_evaluated(pairs, tmp_path):
