@@ -75,8 +75,8 @@ def table(results: Path) -> str:
         "there is more than one. Steps: of the run that ended first to the one that ended last, where they differ. "
         "Test reads: how often the finished run was scored on its test split. Seconds are those of "
         "training on the hardware named, compiling and validation included. Baselines of forecasts are the last value, the "
-        "last season and least squares on the same windows; their metrics are errors, and what is lower than ours is bold. Scores that "
-        "compare lower-cased output with cased references, which older cards hold, are left out.\n"
+        "last season and least squares on the same windows; their metrics are errors, and what is lower than ours is bold. "
+        "Scores that compare lower-cased output with cased references, which older cards hold, are left out.\n"
     )
     return f"# Results\n\n{made}{read}\n{HEADER}" + "".join(lines)
 
