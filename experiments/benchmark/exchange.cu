@@ -1,7 +1,7 @@
 // The floor of a step of recurrence: blocks that only exchange a state and wait for each other, and compute nothing.
 //
-// One block through its shared memory; a cluster through the shared memory of its blocks; the whole grid through the L2 cache, by
-// the very exchange of the backend `persistent`.
+// One block through its shared memory; a cluster through the shared memory of its blocks; the whole grid through the L2
+// cache, by the very exchange of the backend `persistent`.
 
 #include <cooperative_groups.h>
 
@@ -105,8 +105,8 @@ cudaError_t start(int kind, int blocks, int teams, const Arguments& a) {
     if (const cudaError_t error = (call)) return cudaGetErrorString(error); \
   } while (false)
 
-// Microseconds of a step, from the difference of a long and a short run; null, or what went wrong. `kind` as above, `chunks` of 64
-// bytes for each of `rows` are exchanged between the blocks of each of so many teams.
+// Microseconds of a step, from the difference of a long and a short run; null, or what went wrong. `kind` as above, `chunks`
+// of 64 bytes for each of `rows` are exchanged between the blocks of each of so many teams.
 extern "C" const char* exchange_microseconds(int kind, int blocks, int teams, int chunks, int rows, float* microseconds) {
   constexpr int kShort = 500, kLong = 2500, kRuns = 5;
   Arguments a = {chunks, rows, 0, {nullptr, size_t(chunks) * rows * 64}, nullptr};

@@ -20,8 +20,8 @@ void* pointer(const Buffer& buffer) {
   return buffer.element_count() == 0 ? nullptr : buffer.untyped_data();
 }
 
-// Operands are the lengths, then those of each direction; `shape` says which of a direction's arrays is [T, B, ...], and `state`
-// which is [B, H].
+// Operands are the lengths, then those of each direction; `sequence` says which of a direction's arrays is [T, B, ...], and
+// `state` which is [B, H].
 ffi::Error run(Pass& pass, cudaStream_t stream, const Arguments& args, const Results& rets, int64_t relu, int64_t reversed,
                int64_t directions, int64_t units, int64_t row_tiles, int64_t batch_tiles, int per_direction_args,
                int per_direction_rets, int sequence, int state) {

@@ -1,18 +1,19 @@
 // What both passes share: how a layer is laid out over blocks, the exchange between them, and the product of a step.
 //
-// Teams and blocks. A team carries a tile of 8 * kBatchTiles rows of the batch in one direction; teams never wait for each other.
-// Block p of a team owns `units` hidden units with all their gates, and keeps their weights for the whole sequence. In each step
-// a block multiplies its weights by a vector that all blocks of the team know (h of the step before; on the way back the
-// gradients of all gates), and adds its share of the next one.
+// Teams and blocks. A team carries a tile of 8 * kBatchTiles rows of the batch in one direction; teams never wait for each
+// other. Block p of a team owns `units` hidden units with all their gates, and keeps their weights for the whole sequence.
+// In each step a block multiplies its weights by a vector that all blocks of the team know (h of the step before; on the way
+// back the gradients of all gates), and adds its share of the next one.
 //
-// Exchange. Each block writes its share into one of two buffers in turn, and then the number of the step to its own flag. Each
-// warp multiplies a part of the vector alone and waits for the flags of the blocks that wrote that part. Two buffers are enough:
-// whoever writes share s + 1 has read all of vector s, to which every block added after it had read all of vector s - 1.
+// Exchange. Each block writes its share into one of two buffers in turn, and then the number of the step to its own flag.
+// Each warp multiplies a part of the vector alone and waits for the flags of the blocks that wrote that part. Two buffers
+// are enough: whoever writes share s + 1 has read all of vector s, to which every block added after it had read all of
+// vector s - 1.
 //
-// Chunks. The vector is cut into chunks of 64 bytes for each row of the batch, and stands as [chunk][row][64 bytes]; of a chunk
-// the lanes of a warp read 16 bytes each: lane l those of row l / 4, beginning at byte 16 (l % 4). These are the operands of two
-// products of the tensor cores. Which element of the vector is which k of a product does not matter so long as the weights are
-// in the same order.
+// Chunks. The vector is cut into chunks of 64 bytes for each row of the batch, and stands as [chunk][row][64 bytes]; of a
+// chunk the lanes of a warp read 16 bytes each: lane l those of row l / 4, beginning at byte 16 (l % 4). These are the
+// operands of two products of the tensor cores. Which element of the vector is which k of a product does not matter so long
+// as the weights are in the same order.
 
 #pragma once
 
@@ -98,17 +99,17 @@ __device__ Element* place(unsigned char* buffer, int rows, int gates, int gate, 
 
 // The product of a step: 16 * kRowTiles rows of weights by the vector, for 8 * kBatchTiles rows of the batch.
 //
-// Each warp takes some chunks of the vector. Of their weights it keeps the first ones in registers, the others in shared memory,
-// both in the order in which the tensor cores read them. What the warps make is added up by whoever calls `sum`.
+// Each warp takes some chunks of the vector. Of their weights it keeps the first ones in registers, the others in shared
+// memory, both in the order in which the tensor cores read them. What the warps make is added up by whoever calls `sum`.
 // `kRegisters` are those that weights, vector and sums may take of a thread's 255; with more of them the compiler spills.
 template <typename Element, int kRowTiles, int kBatchTiles, int kRegisters>
 class Product {
  public:
   static constexpr int kRows = 16 * kRowTiles;
   static constexpr int kBatch = 8 * kBatchTiles;
-  // Chunks in registers: of each 8 for a tile of weights and 4 for what they are multiplied by; a tile of sums has 4.
   // A product waits for the sums of the one before it: with few tiles several sums are made of each, in turns.
   static constexpr int kTurns = kRowTiles * kBatchTiles == 1 ? 4 : kRowTiles * kBatchTiles < 4 ? 2 : 1;
+  // Chunks in registers: each takes 8 for a tile of weights and 4 for what they are multiplied by; a tile of sums takes 4.
   static constexpr int kSums = 4 * kRowTiles * kBatchTiles * kTurns, kOfChunk = 8 * kRowTiles + 4 * kBatchTiles;
   static constexpr int kHeld = most(1, least(ceil_div(12, kRowTiles), (kRegisters - kSums) / kOfChunk));
   static constexpr int kAhead = kBatchTiles < 4 ? 4 / kBatchTiles : 1;  // of the others so many are asked for at once
@@ -123,7 +124,8 @@ class Product {
     rest_ = reinterpret_cast<uint4*>(sums_ + kWarps * kBatch * kStride) + size_t(warp) * max(0, each - kHeld) * kUint4s;
     const int last = max(first_, first_ + count_ - 1);
     first_block_ = first_ / gates * kChunk<Element> / units;
-    last_block_ = count_ == 0 ? first_block_ - 1 : min(int(gridDim.x), ceil_div((last / gates + 1) * kChunk<Element>, units)) - 1;
+    const int beyond = min(int(gridDim.x), ceil_div((last / gates + 1) * kChunk<Element>, units));
+    last_block_ = count_ == 0 ? first_block_ - 1 : beyond - 1;
   }
 
   // weight(row, chunk, element) is where it stands; null beyond the layer.
@@ -152,7 +154,8 @@ class Product {
   // Waits for vector `step` and leaves the sums of this warp in shared memory.
   __device__ void run(const Exchange& exchange, int step) {
     exchange.await(step, first_block_, last_block_);
-    const uint4* vector = reinterpret_cast<const uint4*>(exchange.buffer(step)) + size_t(first_) * kBatch * 4 + threadIdx.x % 32;
+    const uint4* whole = reinterpret_cast<const uint4*>(exchange.buffer(step));
+    const uint4* vector = whole + size_t(first_) * kBatch * 4 + threadIdx.x % 32;
     Sums sums[kTurns] = {};
     uint4 parts[kHeld][kBatchTiles];  // all on their way before the first is needed
 #pragma unroll

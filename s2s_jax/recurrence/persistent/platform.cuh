@@ -67,8 +67,8 @@ __device__ __forceinline__ uint4 load_shared_by_all(const uint4* from) {
   return v;
 }
 
-// A register of weights as they enter a product, from where they stand; null for a zero. Predicates and not branches, so that many
-// are on their way at a time.
+// A register of weights as they enter a product, from where they stand; null for a zero. Predicates and not branches, so
+// that many are on their way at a time.
 template <typename Narrow>
 __device__ __forceinline__ uint32_t packed(const Narrow* const (&from)[2]) {
   uint32_t both;

@@ -1,9 +1,9 @@
 // Enough of CUDA to run the kernels of the backend `persistent` on a CPU, for its tests: the language, its types, launches.
 //
-// Every thread of every block of a launch is a fiber of one thread of the CPU. The order in which they go on is drawn anew all the
-// time, and whole blocks are held up, so that a missing barrier or a buffer that is written too early shows in the numbers.
-// Memory is sequentially consistent here, as it is not on a GPU: fences that are missing do not show. Shared memory begins
-// as NaN. Where nobody can go on the launch fails.
+// Every thread of every block of a launch is a fiber of one thread of the CPU. The order in which they go on is drawn anew
+// all the time, and whole blocks are held up, so that a missing barrier or a buffer that is written too early shows in the
+// numbers. Memory is sequentially consistent here, as it is not on a GPU: fences that are missing do not show. Shared memory
+// begins as NaN. Where nobody can go on the launch fails.
 
 #pragma once
 
