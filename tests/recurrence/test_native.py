@@ -486,6 +486,7 @@ def test_a_few_steps_are_left_to_scan():
         (1, 1, 40, "scan"),
         (1, 2, 64, "scan"),
         (5, 3, 40, "native"),
+        (1, 1, 640, "scan"),
     ],
 )
 def test_one_step_is_native_where_its_weights_stay_in_place(batch, time, hidden, backend, monkeypatch):

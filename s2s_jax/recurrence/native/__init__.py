@@ -59,10 +59,10 @@ def why_not_these(cell: Cell, directions: Sequence[Direction], options: Options)
     return None
 
 
-def arranges_weights(directions: Sequence[Direction]) -> bool:
-    """Whether a call arranges the weights before it uses them, on any CPU; forward.h says when it reads them in place."""
+def reads_in_place(directions: Sequence[Direction]) -> bool:
+    """Whether the forward pass reads the weights where they are, on any CPU, instead of arranging them: see forward.h."""
     time, batch_size = directions[0].xs.shape[:2]
-    return time > 1 or batch_size > 4 or directions[0].params.u.shape[0] % 32 != 0
+    return time == 1 and batch_size <= 4 and directions[0].params.u.shape[0] % 32 == 0
 
 
 def on_a_mesh(directions: Sequence[Direction], lengths: Array | None) -> bool:
