@@ -452,7 +452,7 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     # A few texts at once: each hypothesis that is followed keeps its attention weights.
     found = Translator(models, tokenizers).of_lines(texts, search_of(run.config, told_of_each), batch_size=8)
     for text, best in zip(texts, found, strict=True):
-        print(text)
+        print(text or "(an empty text: there is nothing to translate)")
         for translation in best:
             cut = "" if translation.finished else "  (cut off)"
             print(f"  {translation.score:8.3f}  {translation.text}{cut}")
@@ -467,6 +467,8 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     if best.weights is not None:
         run.figure("attention_of_prediction", attention_map(best))
         told += ", the weights of the first in figures/attention_of_prediction.png"
+    elif run.config.attention != "none":
+        told += "; there are no weights to draw"
     print(f"{told}.")
 
 

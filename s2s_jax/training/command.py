@@ -5,6 +5,7 @@ import difflib
 import functools
 import itertools
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -128,11 +129,17 @@ def _following(config_type: type[Any], given: Any, unsaid: set[str]) -> Any:
 
 
 def _as_flags(message: str, config_type: type[Any]) -> str:
-    """The message of an error, which begins with names of arguments, with the flags that one would type in their place."""
+    """The message of an error with flags as one would type them, where it begins with arguments or says `argument='value'`."""
+    types = [config_type, *itertools.chain(*config_type.flags_of.values())]
+    fields = {field.name for one in types for field in dataclasses.fields(one)}
+
+    def typed(said: re.Match[str]) -> str:
+        return f"{flag(said[1])} {said[2]}" if said[1] in fields else said[0]
+
+    message = re.sub(r"\b(\w+)='(\w+)'", typed, message)
     told, colon, rest = message.partition(": ")
     names = [FLAG_OF.get(name, name) for name in told.split(", ")]
-    types = [config_type, *itertools.chain(*config_type.flags_of.values())]
-    if not colon or not set(names) <= {field.name for one in types for field in dataclasses.fields(one)}:
+    if not colon or not set(names) <= fields:
         return message
     return f"{', '.join(map(flag, names))}: {rest}"
 
