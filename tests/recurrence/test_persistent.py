@@ -48,9 +48,9 @@ def on_cpu(monkeypatch):
     `splits` are those of the passes, instead of what `plan` takes for the best.
     """
 
-    def make(device=FOUR_BLOCKS, exact=True, splits=None, load=cuda_on_cpu.load):
+    def make(device=FOUR_BLOCKS, exact=True, splits=None, of_each=1, load=cuda_on_cpu.load):
         monkeypatch.setattr(persistent, "_why_not_here", lambda directions: None)
-        monkeypatch.setattr(build, "load", functools.partial(load, device=device, exact=exact))
+        monkeypatch.setattr(build, "load", functools.partial(load, device=device, exact=exact, of_each=of_each))
         if splits is not None:
             monkeypatch.setattr(plan, "best", lambda layer, way, device: plan.Split(*splits[way]))
         name = f"on_cpu-{next(NUMBERS)}"
@@ -164,6 +164,20 @@ def test_narrow_dtypes(name, dtype, on_cpu):
     assert_near_the_truth(sample(name, 5, 6, 3, 40), on_cpu(), dtype)
 
 
+def test_the_way_back_reads_the_memory_as_it_was(on_cpu):
+    """Not as rounded gates would make it anew: here both terms of c are a thousand times c, of which h_0's gradient is made."""
+    given = sample("lstm_relu", 2, 1, 3, 16)
+    i, f, g, o = np.linspace(-1, 1, 16), np.linspace(1, 2, 16), np.full(16, 64.0), np.full(16, 0.5)
+    b = np.asarray(jnp.asarray(np.concatenate([i, f, g, o]), jnp.bfloat16), np.float64)
+    logistic = 1 / (1 + np.exp(-b))
+    c_0 = (0.05 - logistic[:16] * 64) / logistic[16:32]  # so that c is 0.05
+    of_o_alone = given.params.u * np.repeat(np.array([0, 0, 0, 1], np.float32), 16)
+    state = given.state._replace(h=np.zeros((2, 16), np.float32), c=np.float32(np.stack([c_0, c_0])))
+    params = given.params._replace(u=of_o_alone, b=np.float32(b))
+    crafted = given._replace(params=params, xs=np.zeros_like(given.xs), state=state, lengths=None)
+    assert_near_the_truth(crafted, on_cpu(), "bfloat16")
+
+
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_float32_enters_products_as_tf32(name, on_cpu):
     """Near the truth as TF32 is, and not nearer: with numbers of 10 bits behind the point."""
@@ -221,10 +235,12 @@ def test_both_directions_and_layers(name, on_cpu):
     assert_close(got, want, TOLERANCE["float32"])
 
 
-def test_more_rows_than_fit_at_once_take_several_launches(on_cpu):
+@pytest.mark.parametrize("of_each", [1, 2])
+def test_more_rows_than_fit_at_once_take_several_launches(of_each, on_cpu):
+    """Also where multiprocessors have room for more blocks than the plan, and so the scratch memory, counts on."""
     given = sample("lstm", 41, 3, 2, 20)
     splits = {"forward": (10, 3, 1), "backward": (10, 1, 1)}  # two blocks for each of six tiles, of which two fit
-    got = values_and_gradients(given, on_cpu(splits=splits))
+    got = values_and_gradients(given, on_cpu(splits=splits, of_each=of_each))
     assert_close(got, values_and_gradients(given, "scan"), TOLERANCE["float32"])
 
 
@@ -347,7 +363,7 @@ def test_blocks_that_do_not_fit_are_an_error_and_not_a_wait(on_cpu):
     """The device turns out smaller than what the layer was divided for."""
     given = sample("lstm", 2, 3, 3, 20)
 
-    def smaller(cell, dtype, device, exact):
+    def smaller(cell, dtype, device, **_):
         cuda_on_cpu.load(cell, dtype, plan.Device(2, 232448))
         return build.Loaded(device, None)
 
