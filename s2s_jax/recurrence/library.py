@@ -45,7 +45,8 @@ def compiled(recipe: Recipe, folder: Path, name: str) -> Path:
     """
     digest = hashlib.sha256()
     for path in recipe.reads:
-        digest.update(path.read_bytes())
+        content = path.read_bytes()
+        digest.update(f"{path}\0{len(content)}\0".encode() + content)
     version = subprocess.run([*recipe.compiler, "--version"], capture_output=True, text=True, timeout=60)
     if version.returncode != 0:
         raise RuntimeError(f"{shlex.join(recipe.compiler)} --version failed with {version.returncode}")
@@ -86,7 +87,7 @@ def opened(build: Callable[[Path | None], Path], register: Callable[[ctypes.CDLL
     try:
         return _registered(path, register)
     except (AttributeError, OSError):
-        path.unlink()
+        path.unlink(missing_ok=True)  # another process may have found it damaged as well
         return _registered(anywhere(), register)
 
 

@@ -15,8 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import s2s_jax
 from s2s_jax import layers
-from s2s_jax.recurrence import persistent
-from s2s_jax.recurrence.backend import Backend
+from s2s_jax.recurrence import library, persistent
 from s2s_jax.recurrence.choice import BACKENDS
 from s2s_jax.recurrence.persistent import build, plan
 from s2s_jax.types import Unrolled
@@ -54,7 +53,7 @@ def on_cpu(monkeypatch):
         if splits is not None:
             monkeypatch.setattr(plan, "best", lambda layer, way, device: plan.Split(*splits[way]))
         name = f"on_cpu-{next(NUMBERS)}"
-        monkeypatch.setitem(BACKENDS, name, Backend(persistent.run, persistent.why_not))
+        monkeypatch.setitem(BACKENDS, name, persistent.BACKEND)
         return name
 
     return make
@@ -214,12 +213,13 @@ def test_no_row_reaches_the_end(on_cpu):
         assert_close(got, want, TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_both_directions_and_layers(name, on_cpu):
+@pytest.mark.parametrize(("name", "multiprocessors"), [("lstm", 8), ("gru", 8), ("lstm", 3), ("gru", 1)])
+def test_both_directions_and_layers(name, multiprocessors, on_cpu):
+    """At once, and where there is room for only one of the directions one after the other."""
     cell = {"lstm": layers.LSTM, "gru": layers.GRU}[name]
     made = {
         backend: cell(3, 20, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0), backend=backend)
-        for backend in (on_cpu(plan.Device(8, 232448)), "scan")
+        for backend in (on_cpu(plan.Device(multiprocessors, 232448)), "scan")
     }
     xs, lengths = jax.random.normal(jax.random.key(0), (9, 6, 3)), jnp.asarray(ragged_lengths(9, 6))
 
@@ -334,7 +334,7 @@ def test_without_a_gpu_it_says_so():
         ("lstm", {"remat": 2}, "remat: it keeps what its backward pass needs"),
         ("lstm", {"time": 0}, "there are no elements in xs"),
         ("lstm", {"batch": 0}, "there are no elements in xs"),
-        ("lstm", {"hidden": 700}, "weights of 700 units in 1 directions do not stay in 4 multiprocessors"),
+        ("lstm", {"hidden": 700}, "weights of 700 units in one direction do not stay in 4 multiprocessors"),
     ],
     ids=str,
 )
@@ -376,7 +376,25 @@ def test_auto_does_not_choose_it(on_cpu):
     """Until it has been measured."""
     on_cpu()
     chosen = s2s_jax.explain_backend(*sample("lstm", 2, 3, 3, 4)[:3])
-    assert chosen.others["persistent"] == "it is not in the order"
+    assert chosen.others["persistent"] == "it is taken by name alone"
+
+
+def test_explaining_compiles_it_only_where_it_was_asked_for(on_cpu, monkeypatch):
+    loaded = []
+
+    def load(*kind, **_):
+        loaded.append(kind)
+        return build.Loaded(None, "there is no compiler")
+
+    on_cpu(load=load)
+    given = sample("lstm", 2, 3, 3, 4)[:3]
+    for backend in ("auto", "scan"):
+        assert s2s_jax.explain_backend(*given, backend=backend).backend != "persistent"
+    assert "remat" in s2s_jax.explain_backend(*given, remat=1).others["persistent"]
+    assert loaded == []
+    monkeypatch.setenv("S2S_JAX_BACKEND", "persistent")
+    assert s2s_jax.explain_backend(*given).others["persistent"] == "there is no compiler"
+    assert loaded
 
 
 # How a layer is divided -------------------------------------------------------------------------------------------------
@@ -438,3 +456,52 @@ def test_without_nvcc_the_log_says_so_once(monkeypatch, tmp_path, caplog):
     assert len(reasons) == 1
     assert "nvcc was not found" in reasons.pop()
     assert len([record for record in caplog.records if "backend persistent is not available" in record.message]) == 1
+
+
+def test_a_misspelt_setting_is_an_error(monkeypatch):
+    monkeypatch.setenv("S2S_JAX_PERSISTENT", "of")
+    build._load.cache_clear()
+    with pytest.raises(ValueError, match="S2S_JAX_PERSISTENT: expected on or off, got 'of'"):
+        build.load("LSTM", "float32")
+
+
+def _shell(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o700)
+    return [str(path)]
+
+
+def test_a_library_is_named_after_whatever_it_is_made_of(tmp_path):
+    """Also after the names of its files, where one ends and the next begins, and the compiler that nvcc gives C++ to."""
+    files, version = [tmp_path / "a.h", tmp_path / "b.h"], tmp_path / "version"
+    compiler = _shell(tmp_path / "nvcc", f'case "$*" in --version) echo 13;; -E*) cat {version};; *) touch "$4";; esac')
+
+    def name(*contents, named=files, host="gcc 14"):
+        for path, content in zip(named, contents, strict=True):
+            path.write_text(content)
+        version.write_text(host)
+        machine = build.recipe(compiler, (), "GRU", "float32", []).machine
+        return library.compiled(library.Recipe(compiler, ["-c", "x"], named, machine, ""), tmp_path / "kept", "library").name
+
+    first = name("one", "two")
+    assert name("one", "two") == first
+    assert len({first, name("onet", "wo"), name("one", "two", named=files[::-1]), name("one", "two", host="gcc 15")}) == 4
+
+
+def test_a_damaged_library_that_another_process_has_removed_already(tmp_path, monkeypatch):
+    path, builds = tmp_path / "library.so", []
+
+    def build_it(folder):
+        builds.append(folder)
+        path.touch()
+        return path
+
+    def registered(path, _):
+        if len(builds) == 1:
+            path.unlink()
+            raise OSError("file too short")
+        return "loaded"
+
+    monkeypatch.setattr(library, "_registered", registered)
+    assert library.opened(build_it, print) == "loaded"
+    assert builds == [None, None]
