@@ -505,3 +505,10 @@ def test_a_damaged_library_that_another_process_has_removed_already(tmp_path, mo
     monkeypatch.setattr(library, "_registered", registered)
     assert library.opened(build_it, print) == "loaded"
     assert builds == [None, None]
+
+
+def test_a_compiler_is_waited_for_no_longer_than_was_said(tmp_path, monkeypatch):
+    compiler = _shell(tmp_path / "nvcc", 'case "$*" in --version|-E*) echo 13;; *) exec sleep 60;; esac')
+    monkeypatch.setenv("NVCC", compiler[0])
+    with pytest.raises(subprocess.TimeoutExpired, match=r"timed out after 0\.1 seconds"):
+        build.build("GRU", "float32", tmp_path / "kept", seconds=0.1)

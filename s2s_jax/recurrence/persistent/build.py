@@ -87,15 +87,17 @@ def device(found: ctypes.CDLL) -> Device:
     return Device(multiprocessors.value, shared_bytes.value)
 
 
-def build(cell: str, dtype: str, folder: Path | None = None) -> Path:
+def build(cell: str, dtype: str, folder: Path | None = None, seconds: float = 600.0) -> Path:
     """Compiles the kernels of a cell, one of `CELLS`, for a dtype, if that was not done before; the library's path.
 
     Raises:
       RuntimeError: there is no nvcc, or it refuses the sources.
+      subprocess.TimeoutExpired: it takes longer than so many seconds.
       OSError: the folder cannot be written, or others than this user may write there.
     """
     here, include = Path(__file__).parent, Path(jax.ffi.include_dir())
-    return library.compiled(recipe(nvcc(), FLAGS, cell, dtype, [here, include]), folder or cache.folder() / "persistent", cell)
+    how = recipe(nvcc(), FLAGS, cell, dtype, [here, include])
+    return library.compiled(how, folder or cache.folder() / "persistent", cell, seconds)
 
 
 def recipe(compiler: list[str], flags: tuple[str, ...], cell: str, dtype: str, folders: list[Path]) -> library.Recipe:
