@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.benchmark.pool import Patience
 from s2s_jax import cache
 from s2s_jax.recurrence import library
 from s2s_jax.recurrence.persistent import build, plan
@@ -46,7 +47,7 @@ def of_each_kind() -> list[Exchange]:
     return [*some, *(Exchange("grid", blocks, 1, 16, 8) for blocks in (8, 32, 128))]
 
 
-def build_library(folder: Path | None = None) -> Path:
+def build_library(folder: Path | None = None, seconds: float = 600.0) -> Path:
     """Compiles exchange.cu if that was not done before; the library's path. Raises as `build.build` does."""
     source, kernels = Path(__file__).with_name("exchange.cu"), Path(build.__file__).parent
     recipe = library.Recipe(
@@ -56,18 +57,22 @@ def build_library(folder: Path | None = None) -> Path:
         "",
         "compiling the kernels that measure an exchange between blocks; this takes some seconds",
     )
-    return library.compiled(recipe, folder or cache.folder() / "persistent", "exchange")
+    return library.compiled(recipe, folder or cache.folder() / "persistent", "exchange", seconds)
 
 
-def microseconds(path: Path, exchanges: Sequence[Exchange], patience: float) -> dict[Exchange, float | str]:
-    """Of a step of each, or why it could not be measured; each in a process of its own, of at most so many seconds."""
+def microseconds(path: Path, exchanges: Sequence[Exchange], patience: Patience) -> dict[Exchange, float | str]:
+    """Of a step of each, or why it could not be measured; each in a process of its own, waited for with that patience."""
     told: dict[Exchange, float | str] = {}
     for exchange in exchanges:
         command = [sys.executable, "-m", "experiments.benchmark.exchange", str(path), json.dumps(exchange)]
+        seconds = patience.seconds()
+        if seconds == 0:
+            told[exchange] = "left out: the time is over"
+            continue
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=patience)
-        except subprocess.TimeoutExpired:
-            told[exchange] = f"no answer in {patience:.0f} s"
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        except subprocess.TimeoutExpired as expired:
+            told[exchange] = f"no answer in {expired.timeout:.0f} s"
             continue
         lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or [f"ended with {done.returncode}"]
         told[exchange] = float(lines[-1]) if done.returncode == 0 else lines[-1]

@@ -5,6 +5,7 @@ divisions of each layer among the multiprocessors are measured, the one first th
 """
 
 import concurrent.futures
+import math
 import subprocess
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from experiments.benchmark import exchange, machine
 from experiments.benchmark.case import CELLS, Case
 from experiments.benchmark.peers import peers as all_peers
-from experiments.benchmark.pool import Failed, Pool
+from experiments.benchmark.pool import Failed, Patience, Pool
 from experiments.benchmark.program import Peer, ours
 from experiments.benchmark.recurrence import Refused, measure
 from experiments.benchmark.report import Report, legend
@@ -35,10 +36,11 @@ CASES = (
     Case("lstm", (16, T, 512, 512), "bfloat16", "ragged"),
     Case("lstm", (16, T, 1024, 1024), "bfloat16", "deep"),
 )
-BESIDE = ("torch", "jax cudnn", "flax linen", "scan", "fused")
+BESIDE = ("torch", "jax cudnn", "flax linen", "flax nnx", "scan", "fused")
 DIVISIONS = (1, 2)  # by their place in `plan.splits`, beside the first
 PATIENCE = 60.0  # seconds for one answer
-IN_ALL = 270.0  # seconds after which no case begins
+IN_ALL = 280.0  # seconds after which nothing is waited for
+EXCHANGES = 60.0  # seconds of these for all exchanges together
 
 
 def peers(platform: str, backend: str) -> dict[str, Peer]:
@@ -51,14 +53,19 @@ def peers(platform: str, backend: str) -> dict[str, Peer]:
 def _divided(k: int) -> Peer:
     def build_divided(case: Case, platform: str) -> Any:
         def best(layer: plan.Layer, way: str, device: plan.Device) -> plan.Split | None:
-            found = plan.splits(layer, way, device)
-            return found[min(k, len(found) - 1)] if found else None
+            return next(iter(plan.splits(layer, way, device)[k:]), None)
 
         plan.best = best  # the process is this peer's alone
         return ours("persistent", case)
 
     setting = f'unroll(backend="persistent"), divided as the plan has it in place {k + 1}'
-    return Peer(build_divided, setting, "s2s_jax", lambda case, platform: True)
+    return Peer(build_divided, setting, "s2s_jax", lambda case, platform: divisions(case) > k)
+
+
+def divisions(case: Case) -> int:
+    """Among how many the plan chooses for a case in both passes; of kernels that have been built."""
+    device = build.load(case.cell.upper(), case.dtype).device
+    return 0 if device is None else min(len(plan.splits(layer_of(case), way, device)) for way in build.PASSES)
 
 
 def layer_of(case: Case) -> plan.Layer:
@@ -78,33 +85,39 @@ def products(case: Case, part: str) -> float:
 
 
 def floor_seconds(case: Case, part: str, microseconds: Mapping[str, float], rate: float) -> float:
-    """T steps each way, the layers side by side, at what an exchange takes; and the products at the machine's rate."""
-    steps = case.shape[1] + case.layers - 1
+    """T steps each way, one layer after the other, at what an exchange takes; and the products at the machine's rate."""
+    steps = case.shape[1] * case.layers
     passes = build.PASSES[:1] if part == "forward" else build.PASSES
     return steps * sum(microseconds[way] for way in passes) * 1e-6 + products(case, part) / rate
 
 
 def run(config: Any, platform: str, path: Path) -> None:
-    """Builds, checks and times everything in less than five minutes; see the module."""
+    """Builds, checks and times what it can in less than five minutes; see the module."""
     if platform != "gpu":
         raise ValueError(f"persistent: expected an NVIDIA GPU to measure on, and JAX finds the platform {platform} only")
-    start = time.perf_counter()
+    patience = Patience(PATIENCE, time.monotonic() + IN_ALL)
     report = Report(path, machine.describe(platform))
     present = {name: peer for name, peer in peers(platform, "persistent").items() if not peer.missing}
     print(legend(present))
-    library = _built({(case.cell.upper(), case.dtype) for case in CASES}, report)
-    device = build.load(CASES[0].cell.upper(), CASES[0].dtype).device
-    if device is None or library is None:
+    library, kinds = _built({_kind(case) for case in CASES}, patience, report)
+    device = build.load(*kinds[0]).device if kinds else None
+    if device is None:
         raise ValueError("persistent: nothing to measure without its kernels, for the reasons above")
-    floors = _floors(library, device, report)
+    floors = _floors(library, device, patience, report)
     row_plan = Plan(1.0 if config.seconds is None else config.seconds, 3, 15)
     pool, rates = None, {}
     try:
         for case in CASES:
-            if time.perf_counter() - start > IN_ALL:
+            if _kind(case) not in kinds:
+                report.refused(case, "ours", "its kernels are not built")
+                continue
+            if patience.seconds() == 0:
                 report.refused(case, "ours", f"left out: {IN_ALL:.0f} s are over")
                 continue
-            pool = pool or Pool(present, platform, "persistent", "persistent", PATIENCE)
+            for k in DIVISIONS:
+                if divisions(case) <= k:
+                    report.refused(case, f"division {k + 1}", f"the plan has {divisions(case)} only")
+            pool = pool or Pool(present, platform, "persistent", "persistent", patience)
             try:
                 rates[case.dtype] = rates.get(case.dtype) or pool.workers["ours"].ask("rate", case.dtype)
                 floor = _floor_of(floors[case], rates[case.dtype])
@@ -129,30 +142,37 @@ def run(config: Any, platform: str, path: Path) -> None:
     print(f"All figures are in {path}.")
 
 
-def _built(kinds: set[tuple[str, str]], report: Report) -> Path | None:
-    """All libraries at the same time; the path of that of the exchange."""
-    start = time.perf_counter()
+def _kind(case: Case) -> tuple[str, str]:
+    """What kernels are built for."""
+    return case.cell.upper(), case.dtype
 
-    def one(make: Any, *arguments: str) -> Any:
+
+def _built(kinds: set[tuple[str, str]], patience: Patience, report: Report) -> tuple[Path | None, list[tuple[str, str]]]:
+    """All libraries at the same time; the path of that of the exchange, and for which kinds there are kernels."""
+    start = time.perf_counter()
+    compiling = patience._replace(each=math.inf)
+
+    def one(make: Any, *arguments: str) -> Path | None:
         try:
-            return make(*arguments)
+            return make(*arguments, seconds=compiling.seconds())
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"{' '.join(arguments) or 'exchange'} is not built: {error}", flush=True)
             return None
 
     with concurrent.futures.ThreadPoolExecutor() as threads:
         library = threads.submit(one, exchange.build_library)
-        for kind in sorted(kinds):
-            threads.submit(one, build.build, *kind)
+        kernels = {kind: threads.submit(one, build.build, *kind) for kind in sorted(kinds)}
     report.keep("compiling_s", round(time.perf_counter() - start, 1))
     print(f"\nThe kernels took {report.found['compiling_s']:.0f} s to compile.", flush=True)
-    return library.result()
+    return library.result(), [kind for kind, built in kernels.items() if built.result() is not None]
 
 
-def _floors(library: Path, device: plan.Device, report: Report) -> dict[Case, dict[str, float]]:
+def _floors(library: Path | None, device: plan.Device, patience: Patience, report: Report) -> dict[Case, dict[str, float]]:
     """Microseconds of an exchange for each case and pass; infinite where it could not be measured."""
     wanted = {(case, way): exchange.of_layer(layer_of(case), way, device) for case in CASES for way in build.PASSES}
-    told = exchange.microseconds(library, list(dict.fromkeys([*exchange.of_each_kind(), *wanted.values()])), PATIENCE)
+    every = list(dict.fromkeys([*wanted.values(), *exchange.of_each_kind()]))
+    until = min(patience.until, time.monotonic() + EXCHANGES)
+    told = exchange.microseconds(library, every, patience._replace(until=until)) if library is not None else {}
     report.keep("exchange_us", [{**one._asdict(), "us": value} for one, value in told.items()])
     print("\nAn exchange and nothing else, microseconds a step:")
     for one, value in told.items():
@@ -160,8 +180,8 @@ def _floors(library: Path, device: plan.Device, report: Report) -> dict[Case, di
         print(f"  {what:<60}{value:8.3f}" if isinstance(value, float) else f"  {what:<60}{value}")
 
     def number(one: exchange.Exchange) -> float:
-        value = told[one]
-        return value if isinstance(value, float) else float("inf")
+        value = told.get(one)
+        return value if isinstance(value, float) else math.inf
 
     return {case: {way: number(wanted[case, way]) for way in build.PASSES} for case in CASES}
 

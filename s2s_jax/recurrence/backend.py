@@ -90,8 +90,12 @@ class Stack(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """`why_not` names the reason why `run` does not apply to its arguments, or returns None. Lengths are int32 [B] in 0..T."""
+    """`why_not` names the reason why `run` does not apply to its arguments, or returns None. Lengths are int32 [B] in 0..T.
+
+    `at_a_glance`: of a backend whose `why_not` may take a minute, as much of it as takes no time.
+    """
 
     run: Run
     why_not: WhyNot
     stack: Stack | None = None
+    at_a_glance: WhyNot | None = None

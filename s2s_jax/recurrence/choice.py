@@ -126,9 +126,11 @@ def explain(cell: Cell, directions: Sequence[Direction], lengths: Array | None, 
     order = _order()
     reasons = {}
     for name in BACKENDS:
-        reason = _why_not_by_itself(name, *given)
-        if name != chosen:
-            reasons[name] = reason or (others if name in order or wanted != AUTO else "it is not in the order")
+        if name == chosen:
+            continue
+        at_a_glance = BACKENDS[name].at_a_glance if name != forced and name not in order else None
+        reason = at_a_glance(*given) if at_a_glance is not None else _why_not_by_itself(name, *given)
+        reasons[name] = reason or (others if name in order or wanted != AUTO else "it is taken by name alone")
     return Choice(chosen, why, reasons)
 
 

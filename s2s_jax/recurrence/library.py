@@ -36,16 +36,18 @@ class Recipe(NamedTuple):
     notice: str
 
 
-def compiled(recipe: Recipe, folder: Path, name: str) -> Path:
-    """The path of the library, `name-....so` in that folder, compiled if that was not done before.
+def compiled(recipe: Recipe, folder: Path, name: str, seconds: float = 600.0) -> Path:
+    """The path of the library, `name-....so` in that folder, compiled if that was not done before, in so many seconds at most.
 
     Raises:
       RuntimeError: the compiler refuses.
+      subprocess.TimeoutExpired: it takes longer.
       OSError: the folder cannot be written, or others than this user may write there.
     """
     digest = hashlib.sha256()
     for path in recipe.reads:
-        digest.update(path.read_bytes())
+        content = path.read_bytes()
+        digest.update(f"{path}\0{len(content)}\0".encode() + content)
     version = subprocess.run([*recipe.compiler, "--version"], capture_output=True, text=True, timeout=60)
     if version.returncode != 0:
         raise RuntimeError(f"{shlex.join(recipe.compiler)} --version failed with {version.returncode}")
@@ -61,7 +63,7 @@ def compiled(recipe: Recipe, folder: Path, name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / target.name
         command = [*recipe.compiler, *recipe.arguments, "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
         if done.returncode != 0:
             raise RuntimeError(f"{shlex.join(recipe.compiler)} failed with {done.returncode}: {done.stderr.strip()[-2000:]}")
         made.chmod(0o700)  # whatever the umask: others must not write there
@@ -86,7 +88,7 @@ def opened(build: Callable[[Path | None], Path], register: Callable[[ctypes.CDLL
     try:
         return _registered(path, register)
     except (AttributeError, OSError):
-        path.unlink()
+        path.unlink(missing_ok=True)  # another process may have found it damaged as well
         return _registered(anywhere(), register)
 
 

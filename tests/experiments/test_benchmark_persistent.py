@@ -11,7 +11,7 @@ from experiments.benchmark import exchange
 from experiments.benchmark import persistent as part
 from experiments.benchmark.__main__ import Config, main
 from experiments.benchmark.case import Case
-from experiments.benchmark.pool import Failed, Process
+from experiments.benchmark.pool import Failed, Patience, Process
 from experiments.benchmark.worker import Worker
 from s2s_jax.recurrence import persistent
 from s2s_jax.recurrence.persistent import build, plan
@@ -73,8 +73,8 @@ def test_from_end_to_end(kernels_on_cpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(part, "BESIDE", ("scan",))
     monkeypatch.setattr(part, "Pool", OnePool)
     monkeypatch.setattr(OnePool, "made", 1)
-    monkeypatch.setattr(build, "build", lambda *_: None)
-    monkeypatch.setattr(exchange, "build_library", lambda: tmp_path)
+    monkeypatch.setattr(build, "build", lambda *_, seconds: tmp_path)
+    monkeypatch.setattr(exchange, "build_library", lambda seconds: tmp_path)
     times = iter([0.5, "too large"])
     monkeypatch.setattr(exchange, "microseconds", lambda path, every, _: dict.fromkeys(every, next(times)))
     path = tmp_path / "figures.json"
@@ -96,8 +96,50 @@ def test_from_end_to_end(kernels_on_cpu, monkeypatch, tmp_path, capsys):
     assert not json.loads(path.read_text())["refused"]
 
 
-def test_a_process_that_does_not_answer_is_ended():
-    process = Process("scan", part.peers("cpu", "persistent")["scan"], "cpu", "persistent", "persistent", patience=0.01)
+def test_what_is_not_built_and_what_the_time_does_not_suffice_for_is_left_out(kernels_on_cpu, monkeypatch, tmp_path, capsys):
+    """And the end is reached: without anything that is waited for, and without the exchange."""
+
+    def built(cell, dtype, seconds):
+        assert seconds == 0
+        if cell == "GRU":
+            raise RuntimeError("nvcc failed with 1")
+        return tmp_path
+
+    def too_late(seconds):
+        raise subprocess.TimeoutExpired("nvcc", seconds)
+
+    monkeypatch.setattr(build, "build", built)
+    monkeypatch.setattr(exchange, "build_library", too_late)
+    monkeypatch.setattr(part, "CASES", (Case("gru", SHAPE), Case("lstm", SHAPE)))
+    monkeypatch.setattr(part, "IN_ALL", 0.0)
+    path = tmp_path / "figures.json"
+    part.run(Config(seconds=0.01), "gpu", path)
+    assert [(one["cell"], one["why"]) for one in json.loads(path.read_text())["refused"]] == [
+        ("gru", "its kernels are not built"),
+        ("lstm", "left out: 0 s are over"),
+    ]
+    assert "All figures are in" in capsys.readouterr().out
+
+
+def test_a_division_that_the_plan_has_not_is_left_out(monkeypatch):
+    """And not another one measured under its name."""
+    small, case = plan.Device(8, 40000), Case("lstm", (16, 5, 128, 128), "bfloat16")
+    monkeypatch.setattr(build, "load", lambda cell, dtype: build.Loaded(small, None))
+    monkeypatch.setattr(plan, "best", plan.best)
+    peers = part.peers("gpu", "persistent")
+    assert [len(plan.splits(part.layer_of(case), way, small)) for way in build.PASSES] == [2, 6]
+    assert [peers[name].takes(case, "gpu") for name in ("division 2", "division 3")] == [True, False]
+    peers["division 3"].build(case, "gpu")
+    assert plan.best(part.layer_of(case), "forward", small) is None
+
+
+def test_all_that_run_on_jax_are_beside_it():
+    assert {"torch", "jax cudnn", "flax linen", "flax nnx", "scan"} <= set(part.peers("gpu", "persistent"))
+
+
+@pytest.mark.parametrize("patience", [Patience(0.01), Patience(600.0, 0.0)], ids=["of_one_answer", "of_all"])
+def test_a_process_that_does_not_answer_is_ended(patience):
+    process = Process("scan", part.peers("cpu", "persistent")["scan"], "cpu", "persistent", "persistent", patience)
     with pytest.raises(Failed, match="no answer in 0 s, and its process was ended"):
         process.ask("build", Case("lstm", SHAPE))
     assert process.process.wait(10) != 0
@@ -113,7 +155,7 @@ def test_the_arithmetic_of_the_floor():
     assert part.products(case, "forward") == inputs
     assert part.products(case, "forward+grad") == 3 * inputs + recurrent
     seconds = part.floor_seconds(case, "forward+grad", {"forward": 1.0, "backward": 2.0}, 1e9)
-    assert seconds == pytest.approx(13 * 3e-6 + (3 * inputs + recurrent) / 1e9)
+    assert seconds == pytest.approx(40 * 3e-6 + (3 * inputs + recurrent) / 1e9)
     assert math.isinf(part.floor_seconds(case, "forward", {"forward": math.inf}, 1e9))
 
 
@@ -127,6 +169,12 @@ def test_every_case_has_a_division_and_its_exchange():
             assert len(plan.splits(layer, way, cuda_on_cpu.HOPPER)) > max(part.DIVISIONS)
 
 
+def test_no_exchange_is_waited_for_when_the_time_is_over(tmp_path):
+    every = exchange.of_each_kind()
+    told = exchange.microseconds(tmp_path / "not there", every, Patience(60.0, 0.0))
+    assert told == dict.fromkeys(every, "left out: the time is over")
+
+
 def test_the_exchange_compiles(tmp_path):
     try:
         build.nvcc()
@@ -135,5 +183,5 @@ def test_the_exchange_compiles(tmp_path):
     path = exchange.build_library(tmp_path)
     symbols = subprocess.run(["nm", "-D", str(path)], capture_output=True, text=True, check=True).stdout
     assert " exchange_microseconds\n" in symbols
-    told = exchange.microseconds(path, exchange.of_each_kind()[:1], 60)
+    told = exchange.microseconds(path, exchange.of_each_kind()[:1], Patience(60.0))
     assert isinstance(next(iter(told.values())), float | str)  # where there is no GPU, why not

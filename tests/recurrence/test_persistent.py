@@ -15,8 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import s2s_jax
 from s2s_jax import layers
-from s2s_jax.recurrence import persistent
-from s2s_jax.recurrence.backend import Backend
+from s2s_jax.recurrence import library, persistent
 from s2s_jax.recurrence.choice import BACKENDS
 from s2s_jax.recurrence.persistent import build, plan
 from s2s_jax.types import Unrolled
@@ -48,13 +47,13 @@ def on_cpu(monkeypatch):
     `splits` are those of the passes, instead of what `plan` takes for the best.
     """
 
-    def make(device=FOUR_BLOCKS, exact=True, splits=None, load=cuda_on_cpu.load):
+    def make(device=FOUR_BLOCKS, exact=True, splits=None, of_each=1, load=cuda_on_cpu.load):
         monkeypatch.setattr(persistent, "_why_not_here", lambda directions: None)
-        monkeypatch.setattr(build, "load", functools.partial(load, device=device, exact=exact))
+        monkeypatch.setattr(build, "load", functools.partial(load, device=device, exact=exact, of_each=of_each))
         if splits is not None:
             monkeypatch.setattr(plan, "best", lambda layer, way, device: plan.Split(*splits[way]))
         name = f"on_cpu-{next(NUMBERS)}"
-        monkeypatch.setitem(BACKENDS, name, Backend(persistent.run, persistent.why_not))
+        monkeypatch.setitem(BACKENDS, name, persistent.BACKEND)
         return name
 
     return make
@@ -164,6 +163,20 @@ def test_narrow_dtypes(name, dtype, on_cpu):
     assert_near_the_truth(sample(name, 5, 6, 3, 40), on_cpu(), dtype)
 
 
+def test_the_way_back_reads_the_memory_as_it_was(on_cpu):
+    """Not as rounded gates would make it anew: here both terms of c are a thousand times c, of which h_0's gradient is made."""
+    given = sample("lstm_relu", 2, 1, 3, 16)
+    i, f, g, o = np.linspace(-1, 1, 16), np.linspace(1, 2, 16), np.full(16, 64.0), np.full(16, 0.5)
+    b = np.asarray(jnp.asarray(np.concatenate([i, f, g, o]), jnp.bfloat16), np.float64)
+    logistic = 1 / (1 + np.exp(-b))
+    c_0 = (0.05 - logistic[:16] * 64) / logistic[16:32]  # so that c is 0.05
+    of_o_alone = given.params.u * np.repeat(np.array([0, 0, 0, 1], np.float32), 16)
+    state = given.state._replace(h=np.zeros((2, 16), np.float32), c=np.float32(np.stack([c_0, c_0])))
+    params = given.params._replace(u=of_o_alone, b=np.float32(b))
+    crafted = given._replace(params=params, xs=np.zeros_like(given.xs), state=state, lengths=None)
+    assert_near_the_truth(crafted, on_cpu(), "bfloat16")
+
+
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_float32_enters_products_as_tf32(name, on_cpu):
     """Near the truth as TF32 is, and not nearer: with numbers of 10 bits behind the point."""
@@ -200,12 +213,13 @@ def test_no_row_reaches_the_end(on_cpu):
         assert_close(got, want, TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_both_directions_and_layers(name, on_cpu):
+@pytest.mark.parametrize(("name", "multiprocessors"), [("lstm", 8), ("gru", 8), ("lstm", 3), ("gru", 1)])
+def test_both_directions_and_layers(name, multiprocessors, on_cpu):
+    """At once, and where there is room for only one of the directions one after the other."""
     cell = {"lstm": layers.LSTM, "gru": layers.GRU}[name]
     made = {
         backend: cell(3, 20, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0), backend=backend)
-        for backend in (on_cpu(plan.Device(8, 232448)), "scan")
+        for backend in (on_cpu(plan.Device(multiprocessors, 232448)), "scan")
     }
     xs, lengths = jax.random.normal(jax.random.key(0), (9, 6, 3)), jnp.asarray(ragged_lengths(9, 6))
 
@@ -221,10 +235,12 @@ def test_both_directions_and_layers(name, on_cpu):
     assert_close(got, want, TOLERANCE["float32"])
 
 
-def test_more_rows_than_fit_at_once_take_several_launches(on_cpu):
+@pytest.mark.parametrize("of_each", [1, 2])
+def test_more_rows_than_fit_at_once_take_several_launches(of_each, on_cpu):
+    """Also where multiprocessors have room for more blocks than the plan, and so the scratch memory, counts on."""
     given = sample("lstm", 41, 3, 2, 20)
     splits = {"forward": (10, 3, 1), "backward": (10, 1, 1)}  # two blocks for each of six tiles, of which two fit
-    got = values_and_gradients(given, on_cpu(splits=splits))
+    got = values_and_gradients(given, on_cpu(splits=splits, of_each=of_each))
     assert_close(got, values_and_gradients(given, "scan"), TOLERANCE["float32"])
 
 
@@ -318,7 +334,7 @@ def test_without_a_gpu_it_says_so():
         ("lstm", {"remat": 2}, "remat: it keeps what its backward pass needs"),
         ("lstm", {"time": 0}, "there are no elements in xs"),
         ("lstm", {"batch": 0}, "there are no elements in xs"),
-        ("lstm", {"hidden": 700}, "weights of 700 units in 1 directions do not stay in 4 multiprocessors"),
+        ("lstm", {"hidden": 700}, "weights of 700 units in one direction do not stay in 4 multiprocessors"),
     ],
     ids=str,
 )
@@ -347,7 +363,7 @@ def test_blocks_that_do_not_fit_are_an_error_and_not_a_wait(on_cpu):
     """The device turns out smaller than what the layer was divided for."""
     given = sample("lstm", 2, 3, 3, 20)
 
-    def smaller(cell, dtype, device, exact):
+    def smaller(cell, dtype, device, **_):
         cuda_on_cpu.load(cell, dtype, plan.Device(2, 232448))
         return build.Loaded(device, None)
 
@@ -360,7 +376,25 @@ def test_auto_does_not_choose_it(on_cpu):
     """Until it has been measured."""
     on_cpu()
     chosen = s2s_jax.explain_backend(*sample("lstm", 2, 3, 3, 4)[:3])
-    assert chosen.others["persistent"] == "it is not in the order"
+    assert chosen.others["persistent"] == "it is taken by name alone"
+
+
+def test_explaining_compiles_it_only_where_it_was_asked_for(on_cpu, monkeypatch):
+    loaded = []
+
+    def load(*kind, **_):
+        loaded.append(kind)
+        return build.Loaded(None, "there is no compiler")
+
+    on_cpu(load=load)
+    given = sample("lstm", 2, 3, 3, 4)[:3]
+    for backend in ("auto", "scan"):
+        assert s2s_jax.explain_backend(*given, backend=backend).backend != "persistent"
+    assert "remat" in s2s_jax.explain_backend(*given, remat=1).others["persistent"]
+    assert loaded == []
+    monkeypatch.setenv("S2S_JAX_BACKEND", "persistent")
+    assert s2s_jax.explain_backend(*given).others["persistent"] == "there is no compiler"
+    assert loaded
 
 
 # How a layer is divided -------------------------------------------------------------------------------------------------
@@ -422,3 +456,59 @@ def test_without_nvcc_the_log_says_so_once(monkeypatch, tmp_path, caplog):
     assert len(reasons) == 1
     assert "nvcc was not found" in reasons.pop()
     assert len([record for record in caplog.records if "backend persistent is not available" in record.message]) == 1
+
+
+def test_a_misspelt_setting_is_an_error(monkeypatch):
+    monkeypatch.setenv("S2S_JAX_PERSISTENT", "of")
+    build._load.cache_clear()
+    with pytest.raises(ValueError, match="S2S_JAX_PERSISTENT: expected on or off, got 'of'"):
+        build.load("LSTM", "float32")
+
+
+def _shell(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o700)
+    return [str(path)]
+
+
+def test_a_library_is_named_after_whatever_it_is_made_of(tmp_path):
+    """Also after the names of its files, where one ends and the next begins, and the compiler that nvcc gives C++ to."""
+    files, version = [tmp_path / "a.h", tmp_path / "b.h"], tmp_path / "version"
+    compiler = _shell(tmp_path / "nvcc", f'case "$*" in --version) echo 13;; -E*) cat {version};; *) touch "$4";; esac')
+
+    def name(*contents, named=files, host="gcc 14"):
+        for path, content in zip(named, contents, strict=True):
+            path.write_text(content)
+        version.write_text(host)
+        machine = build.recipe(compiler, (), "GRU", "float32", []).machine
+        return library.compiled(library.Recipe(compiler, ["-c", "x"], named, machine, ""), tmp_path / "kept", "library").name
+
+    first = name("one", "two")
+    assert name("one", "two") == first
+    assert len({first, name("onet", "wo"), name("one", "two", named=files[::-1]), name("one", "two", host="gcc 15")}) == 4
+
+
+def test_a_damaged_library_that_another_process_has_removed_already(tmp_path, monkeypatch):
+    path, builds = tmp_path / "library.so", []
+
+    def build_it(folder):
+        builds.append(folder)
+        path.touch()
+        return path
+
+    def registered(path, _):
+        if len(builds) == 1:
+            path.unlink()
+            raise OSError("file too short")
+        return "loaded"
+
+    monkeypatch.setattr(library, "_registered", registered)
+    assert library.opened(build_it, print) == "loaded"
+    assert builds == [None, None]
+
+
+def test_a_compiler_is_waited_for_no_longer_than_was_said(tmp_path, monkeypatch):
+    compiler = _shell(tmp_path / "nvcc", 'case "$*" in --version|-E*) echo 13;; *) exec sleep 60;; esac')
+    monkeypatch.setenv("NVCC", compiler[0])
+    with pytest.raises(subprocess.TimeoutExpired, match=r"timed out after 0\.1 seconds"):
+        build.build("GRU", "float32", tmp_path / "kept", seconds=0.1)

@@ -45,7 +45,10 @@ class Args(NamedTuple):
 
 
 def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> list[TimeMajor]:
-    """A layer in one launch a pass, both directions at once; derivatives but the first in reverse mode are `scan`'s."""
+    """A layer in one launch a pass; derivatives but the first in reverse mode are `scan`'s.
+
+    Both directions at once, or one after the other where their weights do not stay in place together.
+    """
     params, xs, states = (tuple(getattr(d, name) for d in directions) for name in ("params", "xs", "state"))
     args = Args(params, xs, states, lengths)
     reversed = tuple(d.reverse for d in directions)
@@ -53,6 +56,8 @@ def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, opti
     device = build.load(known.cell, args.xs[0].dtype.name).device if known is not None else None
     assert known is not None  # `why_not` has looked
     assert device is not None
+    if len(directions) > 1 and not _fits(directions, device):
+        return [done for direction in directions for done in run(cell, [direction], lengths, options)]
     call = calls.Call(known.cell, known.relu, known.saved, reversed, device)
 
     def reference(args: Args) -> list[TimeMajor]:
@@ -88,7 +93,12 @@ def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, opti
 
 def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
     """Why it does not apply to these arguments, or not here; compiles the kernels if it does."""
-    return why_not_these(cell, directions, options) or _why_not_here(directions) or _why_no_kernel(cell, directions)
+    return why_not_at_a_glance(cell, directions, lengths, options) or _why_no_kernel(cell, directions)
+
+
+def why_not_at_a_glance(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
+    """As `why_not`, but for what only the kernels tell, which are not compiled."""
+    return why_not_these(cell, directions, options) or _why_not_here(directions)
 
 
 def why_not_these(cell: Cell, directions: Sequence[Direction], options: Options) -> str | None:
@@ -134,15 +144,20 @@ def _why_not_here(directions: Sequence[Direction]) -> str | None:
 def _why_no_kernel(cell: Cell, directions: Sequence[Direction]) -> str | None:
     known = _kind(cell)
     assert known is not None
-    xs, u = directions[0].xs, directions[0].params.u
-    device, reason = build.load(known.cell, xs.dtype.name)
+    device, reason = build.load(known.cell, directions[0].xs.dtype.name)
     if device is None:
         return reason
-    layer = plan.Layer(u.shape[1] // u.shape[0], u.shape[0], xs.shape[1], len(directions), xs.dtype.itemsize)
-    if any(plan.best(layer, way, device) is None for way in build.PASSES):
+    if not _fits(directions[:1], device):
         room = f"{device.multiprocessors} multiprocessors of {device.shared_bytes} bytes of shared memory"
-        return f"weights of {u.shape[0]} units in {len(directions)} directions do not stay in {room}"
+        return f"weights of {directions[0].params.u.shape[0]} units in one direction do not stay in {room}"
     return None
+
+
+def _fits(directions: Sequence[Direction], device: plan.Device) -> bool:
+    """Whether the weights of these directions stay in place at the same time, in both passes."""
+    xs, u = directions[0].xs, directions[0].params.u
+    layer = plan.Layer(u.shape[1] // u.shape[0], u.shape[0], xs.shape[1], len(directions), xs.dtype.itemsize)
+    return all(plan.best(layer, way, device) is not None for way in build.PASSES)
 
 
 class _Kind(NamedTuple):
@@ -219,4 +234,4 @@ def _zeroed(x: Array, valid: Array | None) -> Array:
     return x if valid is None else where_valid(valid, x, jnp.zeros((), x.dtype))
 
 
-BACKEND = Backend(run, why_not)
+BACKEND = Backend(run, why_not, at_a_glance=why_not_at_a_glance)

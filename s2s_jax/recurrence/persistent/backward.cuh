@@ -37,7 +37,7 @@ struct BackwardArguments {
 // What a step back reads of one unit.
 template <typename Cell>
 struct Read {
-  float dy, y, before;  // `before`: c of the LSTM, h of the others
+  float dy, y, before;  // `before`: c of the LSTM before the step, h of the GRU
   float saved[Cell::kSaved > 0 ? Cell::kSaved : 1];
 };
 
@@ -48,24 +48,24 @@ struct Made {
 };
 
 // `dh` and `dc` come as the gradients of the state after the step, and leave as those of the state before it, without what
-// comes by way of the weights.
-__device__ inline Made<RNN> step_back(RNN, const Read<RNN>& in, int relu, float& dh, float&) {
+// comes by way of the weights. `c` comes and leaves likewise: as the way there had it, for the saved gates are rounded.
+__device__ inline Made<RNN> step_back(RNN, const Read<RNN>& in, int relu, float& dh, float&, float&) {
   const float dz = dh * slope(in.y, relu);
   dh = 0.0f;
   return {{dz}, {dz}};
 }
 
-__device__ inline Made<LSTM> step_back(LSTM, const Read<LSTM>& in, int relu, float& dh, float& dc) {
+__device__ inline Made<LSTM> step_back(LSTM, const Read<LSTM>& in, int relu, float& dh, float& dc, float& c) {
   const float i = in.saved[0], f = in.saved[1], g = in.saved[2], o = in.saved[3];
-  const float shown = activated(f * in.before + i * g, relu);
+  const float shown = activated(c, relu);
   dc += dh * o * slope(shown, relu);
   const float di = dc * g * i * (1.0f - i), df = dc * in.before * f * (1.0f - f);
   const float dg = dc * i * slope(g, relu), d_o = dh * shown * o * (1.0f - o);
-  dh = 0.0f, dc *= f;
+  dh = 0.0f, dc *= f, c = in.before;
   return {{di, df, dg, d_o}, {di, df, dg, d_o}};
 }
 
-__device__ inline Made<GRU> step_back(GRU, const Read<GRU>& in, int relu, float& dh, float&) {
+__device__ inline Made<GRU> step_back(GRU, const Read<GRU>& in, int relu, float& dh, float&, float&) {
   const float r = in.saved[0], update = in.saved[1], n = in.saved[2], inner = in.saved[3];
   const float dn = dh * (1.0f - update) * slope(n, relu), d_update = dh * (in.before - n) * update * (1.0f - update);
   const float dr = dn * inner * r * (1.0f - r);
@@ -73,7 +73,7 @@ __device__ inline Made<GRU> step_back(GRU, const Read<GRU>& in, int relu, float&
   return {{dr, d_update, dn}, {dr, d_update, dn * r}};
 }
 
-// Numbers of the state in a thread, and a product that leaves registers for them.
+// Numbers of the state in a thread, and a product that leaves registers for them; `_held` of plan.py has the same numbers.
 template <int kRowTiles, int kBatchTiles>
 constexpr int kBackwardMost = ceil_div(16 * kRowTiles * 8 * kBatchTiles, kThreads);
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
@@ -124,13 +124,14 @@ __global__ void __launch_bounds__(kThreads, 1) backward(const BackwardArguments<
       }
     }
   };
-  float dh[kMost], dc[kMost];
+  float dh[kMost], dc[kMost], c[kMost];
   Read<Cell> read[kMost];
 #pragma unroll
   for (int i = 0; i < kMost; ++i) {
     const Place& p = places[i];
     dh[i] = p.mine ? d.dh_last[p.at(n, 0, 1, 0)] : 0.0f;
     dc[i] = p.mine && Cell::kMemory ? d.dc_last[p.at(n, 0, 1, 0)] : 0.0f;
+    c[i] = p.length > 0 && Cell::kMemory ? d.c[p.at(n, d.reverse ? 0 : p.length - 1, 1, 0)] : 0.0f;
   }
   ask_for(0, read);
 
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward(const BackwardArguments<
       if (s > 0) dh[i] += product.sum(p.local, p.row);
       if (t < p.length) {
         dh[i] += read[i].dy;
-        made[i] = step_back(Cell(), read[i], n.relu, dh[i], dc[i]);
+        made[i] = step_back(Cell(), read[i], n.relu, dh[i], dc[i], c[i]);
       }
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate) {

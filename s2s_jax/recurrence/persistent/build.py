@@ -1,6 +1,7 @@
 """Builds the CUDA C++ of this folder by nvcc, for one cell and one dtype at a time, and loads it; see `recurrence.library`.
 
-The compiler is `$NVCC`, or nvcc on the path or in /usr/local/cuda. The environment variable S2S_JAX_PERSISTENT may say "off".
+The compiler is `$NVCC`, or nvcc on the path or in /usr/local/cuda. The environment variable S2S_JAX_PERSISTENT, read once, may
+say "off".
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -42,14 +44,21 @@ def target(way: str, cell: str, dtype: str) -> str:
 
 
 def load(cell: str, dtype: str) -> Loaded:
-    """Builds and loads the kernels at the first call, or says once in the log why it cannot; later calls return the same."""
+    """Builds and loads the kernels at the first call, or says once in the log why it cannot; later calls return the same.
+
+    Raises:
+      ValueError: S2S_JAX_PERSISTENT says something else than it may.
+    """
     with _lock:
         return _load(cell, dtype)
 
 
 @functools.cache
 def _load(cell: str, dtype: str) -> Loaded:
-    if os.environ.get("S2S_JAX_PERSISTENT") == "off":
+    mode = os.environ.get("S2S_JAX_PERSISTENT") or "on"
+    if mode not in ("on", "off"):
+        raise ValueError(f"S2S_JAX_PERSISTENT: expected on or off, got {mode!r}")
+    if mode == "off":
         return Loaded(None, "S2S_JAX_PERSISTENT is off")
     try:
         found = library.opened(lambda folder: build(cell, dtype, folder), lambda found: register(found, cell, dtype, "CUDA"))
@@ -78,15 +87,17 @@ def device(found: ctypes.CDLL) -> Device:
     return Device(multiprocessors.value, shared_bytes.value)
 
 
-def build(cell: str, dtype: str, folder: Path | None = None) -> Path:
+def build(cell: str, dtype: str, folder: Path | None = None, seconds: float = 600.0) -> Path:
     """Compiles the kernels of a cell, one of `CELLS`, for a dtype, if that was not done before; the library's path.
 
     Raises:
       RuntimeError: there is no nvcc, or it refuses the sources.
+      subprocess.TimeoutExpired: it takes longer than so many seconds.
       OSError: the folder cannot be written, or others than this user may write there.
     """
     here, include = Path(__file__).parent, Path(jax.ffi.include_dir())
-    return library.compiled(recipe(nvcc(), FLAGS, cell, dtype, [here, include]), folder or cache.folder() / "persistent", cell)
+    how = recipe(nvcc(), FLAGS, cell, dtype, [here, include])
+    return library.compiled(how, folder or cache.folder() / "persistent", cell, seconds)
 
 
 def recipe(compiler: list[str], flags: tuple[str, ...], cell: str, dtype: str, folders: list[Path]) -> library.Recipe:
@@ -99,9 +110,24 @@ def recipe(compiler: list[str], flags: tuple[str, ...], cell: str, dtype: str, f
         compiler,
         [*flags, *named, *(f"-I{folder}" for folder in folders), str(here / "launch.cu"), str(here / "ffi.cc")],
         [*own, *headers],
-        platform.machine(),
+        f"{platform.machine()} {_host_compiler(compiler)}",
         f"compiling the persistent backend for {cell} in {dtype}, once for this machine; this takes a minute or so",
     )
+
+
+def _host_compiler(compiler: list[str]) -> str:
+    """What nvcc compiles C++ with, whose version its own does not tell: what is predefined says it.
+
+    Raises:
+      RuntimeError: it cannot be run.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".cc") as source:
+        source.write("__VERSION__ __cplusplus\n")
+        source.flush()
+        done = subprocess.run([*compiler, "-E", source.name], capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        raise RuntimeError(f"{shlex.join(compiler)} -E failed with {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return done.stdout.splitlines()[-1]  # after lines with the name of the file, which is another one each time
 
 
 def nvcc() -> list[str]:

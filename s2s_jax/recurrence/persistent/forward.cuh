@@ -56,7 +56,7 @@ __device__ inline void step(GRU, const Gates<GRU>& in, float b_n, int relu, floa
   saved[0] = r, saved[1] = update, saved[2] = n, saved[3] = inner;
 }
 
-// Numbers of the state in a thread, and a product that leaves registers for them.
+// Numbers of the state in a thread, and a product that leaves registers for them; `_held` of plan.py has the same numbers.
 template <typename Cell, int kRowTiles, int kBatchTiles>
 constexpr int kForwardMost = ceil_div(16 * kRowTiles / Cell::kGates * 8 * kBatchTiles, kThreads);
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>

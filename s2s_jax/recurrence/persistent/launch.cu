@@ -53,7 +53,7 @@ void take(BackwardDirection<Element>& d, void* const* arrays) {
        0};
 }
 
-// One launch after the other, each over as many tiles of the batch as have a multiprocessor for every block.
+// One launch after the other, each over as many tiles of the batch as have room for every block, and scratch memory.
 template <typename Arguments, size_t kKernels>
 std::string run(const Kernel<Arguments> (&kernels)[kKernels], int rows_per_unit, int vectors, const Split& split,
                 const Layer& layer, cudaStream_t stream) {
@@ -73,23 +73,24 @@ std::string run(const Kernel<Arguments> (&kernels)[kKernels], int rows_per_unit,
   S2S_TRY(cudaFuncSetAttribute(kernel->start, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
   S2S_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_each, kernel->start, kThreads, shared));
   const int blocks = ceil_div(layer.hidden, split.units), tiles = ceil_div(layer.batch, rows);
-  const int most = std::min(tiles, multiprocessors * of_each / (blocks * layer.directions));
-  if (most < 1) return "the blocks of a team do not fit onto the device at the same time";
+  const int placed = multiprocessors * of_each / (blocks * layer.directions);
+  if (placed < 1) return "the blocks of a team do not fit onto the device at the same time";
 
   Arguments a = {};
   a.lengths = layer.lengths;
   a.exchange = {static_cast<unsigned char*>(layer.scratch), size_t(chunks) * rows * kChunkBytes};
+  const size_t of_tile = layer.directions * (2 * a.exchange.buffer_bytes + blocks * sizeof(uint32_t));
+  if (layer.scratch_bytes < of_tile) return "the scratch memory is too small";
+  // plan.py, which sized it, counts on one block for each multiprocessor: there may be room for more.
+  const int most = int(std::min<size_t>(std::min(tiles, placed), layer.scratch_bytes / of_tile));
   for (int i = 0; i < layer.directions; ++i) {
     take(a.directions[i], layer.of[i].arrays);
     a.directions[i].reverse = layer.of[i].reverse;
   }
   for (int first = 0; first < tiles; first += most) {
     const int now = std::min(most, tiles - first);
-    const size_t teams = size_t(now) * layer.directions;
-    const size_t bytes = teams * (2 * a.exchange.buffer_bytes + blocks * sizeof(uint32_t));
-    if (bytes > layer.scratch_bytes) return "the scratch memory is too small";
     a.sizes = {layer.time, layer.batch, layer.hidden, split.units, first * rows, layer.relu};
-    S2S_TRY(cudaMemsetAsync(layer.scratch, 0, bytes, stream));
+    S2S_TRY(cudaMemsetAsync(layer.scratch, 0, now * of_tile, stream));
     void* arguments[] = {&a};
     // Which the driver refuses where not all blocks have a place at the same time.
     S2S_TRY(cudaLaunchCooperativeKernel(kernel->start, dim3(blocks, now, layer.directions), dim3(kThreads), arguments, shared,

@@ -103,7 +103,7 @@ def shared_bytes(layer: Layer, way: str, split: Split) -> int:
 
 
 def _held(layer: Layer, way: str, split: Split) -> int:
-    """Chunks whose weights a warp keeps in registers: `Product::kHeld`."""
+    """Chunks whose weights a warp keeps in registers: `Product::kHeld`, of what forward.cuh and backward.cuh leave for them."""
     rows, batch = MULTIPLE * split.row_tiles, BATCH_MULTIPLE * split.batch_tiles
     if way == "forward":
         registers = 186 - (8 + 2 * layer.gates) * -(-(rows // layer.gates * batch) // (32 * WARPS))

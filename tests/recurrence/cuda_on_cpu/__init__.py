@@ -27,8 +27,11 @@ def compiled(cell: str, dtype: str) -> ctypes.CDLL:
     return found
 
 
-def load(cell: str, dtype: str, device: plan.Device = HOPPER, exact: bool = True) -> build.Loaded:
-    """In the place of `build.load`: on a device of that size; `exact` products of float32, or in TF32."""
+def load(cell: str, dtype: str, device: plan.Device = HOPPER, exact: bool = True, of_each: int = 1) -> build.Loaded:
+    """In the place of `build.load`: on a device of that size; `exact` products of float32, or in TF32.
+
+    `of_each`: blocks that a multiprocessor has room for at the same time.
+    """
     found = compiled(cell, dtype)
-    found.cuda_on_cpu_device(device.multiprocessors, device.shared_bytes, int(exact))
+    found.cuda_on_cpu_device(device.multiprocessors, device.shared_bytes, int(exact), of_each)
     return build.Loaded(build.device(found), None)

@@ -43,6 +43,7 @@ namespace cuda_on_cpu {
 
 // What the device is said to be; set by tests.
 inline int multiprocessors = 132, shared_bytes = 232448;
+inline int of_each = 1;     // blocks that a multiprocessor has room for
 inline bool exact = true;  // float32 enters products as it is, not as TF32
 inline int asked[2];       // bytes of shared memory, of the last launch and the one before it
 
@@ -226,7 +227,7 @@ cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
 
 template <typename Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, int, size_t) {
-  *blocks = 1;
+  *blocks = cuda_on_cpu::of_each;
   return cudaSuccess;
 }
 
@@ -240,15 +241,17 @@ cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(Arguments), dim3 grid, di
                                         cudaStream_t) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> guard(one_at_a_time);
-  if (int(grid.x * grid.y * grid.z) > cuda_on_cpu::multiprocessors) return cudaErrorCooperativeLaunchTooLarge;
+  const int places = cuda_on_cpu::multiprocessors * cuda_on_cpu::of_each;
+  if (int(grid.x * grid.y * grid.z) > places) return cudaErrorCooperativeLaunchTooLarge;
   const Arguments given = *static_cast<Arguments*>(arguments[0]);
   return cuda_on_cpu::run(grid, threads, shared, [&] { kernel(given); }) ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
-extern "C" __attribute__((weak)) void cuda_on_cpu_device(int multiprocessors, int shared_bytes, int exact) {
+extern "C" __attribute__((weak)) void cuda_on_cpu_device(int multiprocessors, int shared_bytes, int exact, int of_each) {
   cuda_on_cpu::multiprocessors = multiprocessors;
   cuda_on_cpu::shared_bytes = shared_bytes;
   cuda_on_cpu::exact = exact;
+  cuda_on_cpu::of_each = of_each;
 }
 
 extern "C" __attribute__((weak)) int cuda_on_cpu_asked(int ago) { return cuda_on_cpu::asked[ago]; }
