@@ -260,3 +260,23 @@ def fill_padding(tree: Any, lengths: np.ndarray, value: float) -> Any:
         return leaf
 
     return jax.tree.map(fill, tree)
+
+
+def further_derivatives(given, backend):
+    """Forward mode, second derivatives, and gradients under `vmap` over parameters, of a sample that is read in reverse."""
+    along = random_like((given.params, given.xs), 9)
+    many = jax.tree.map(lambda leaf: np.stack([leaf, 0.5 * leaf]), given.params)
+
+    def loss(params, xs):
+        done = s2s_jax.unroll(given.cell, params, xs, given.state, lengths=given.lengths, reverse=True, backend=backend)
+        return weighted_sum(done, given.weights)
+
+    @jax.jit
+    def all_of_them():
+        point = given.params, given.xs
+        forward = jax.jvp(loss, point, along)
+        second = jax.vjp(jax.grad(loss, argnums=(0, 1)), *point)[1](along)
+        summed = jax.grad(lambda p, x: jnp.sum(jax.vmap(loss, (0, None))(p, x)), argnums=(0, 1))(many, given.xs)
+        return forward, second, summed
+
+    return all_of_them()

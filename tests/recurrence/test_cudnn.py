@@ -28,6 +28,7 @@ from tests.samples import (
     T,
     assert_close,
     fill_padding,
+    further_derivatives,
     ragged_lengths,
     random_inputs,
     random_like,
@@ -242,27 +243,7 @@ def test_cudnn_never_sees_a_length_of_zero(monkeypatch):
 def test_other_derivatives_and_vmap(by_reference):
     """Forward mode and second derivatives are those of `scan`; under `vmap` there is one call after the other."""
     given = sample("lstm", 3, 4)
-    along = random_like((given.params, given.xs), 9)
-    many = jax.tree.map(lambda leaf: np.stack([leaf, 0.5 * leaf]), (given.params, given.xs))
-
-    def results(backend):
-        def loss(params, xs):
-            done = s2s_jax.unroll(given.cell, params, xs, given.state, lengths=given.lengths, reverse=True, backend=backend)
-            return weighted_sum(done, given.weights)
-
-        gradient = jax.grad(loss, argnums=(0, 1))
-
-        @jax.jit
-        def all_of_them():
-            point = given.params, given.xs
-            forward = jax.jvp(loss, point, along)
-            second = jax.vjp(gradient, *point)[1](along)
-            summed = jax.grad(lambda p, x: jnp.sum(jax.vmap(loss, (0, None))(p, x)), argnums=(0, 1))(many[0], given.xs)
-            return forward, second, summed
-
-        return all_of_them()
-
-    assert_close(results(by_reference), results("scan"), TOLERANCE["float32"])
+    assert_close(further_derivatives(given, by_reference), further_derivatives(given, "scan"), TOLERANCE["float32"])
 
 
 def _opaque(monkeypatch):

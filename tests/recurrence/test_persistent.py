@@ -27,8 +27,8 @@ from tests.samples import (
     assert_close,
     cast,
     fill_padding,
+    further_derivatives,
     ragged_lengths,
-    random_like,
     weighted_sum,
 )
 from tests.samples import sample as wild_sample
@@ -247,27 +247,7 @@ def test_more_rows_than_fit_at_once_take_several_launches(of_each, on_cpu):
 def test_other_derivatives_and_vmap(on_cpu):
     """Forward mode and second derivatives are those of `scan`; under `vmap` there is one launch after the other."""
     given, name = sample("gru", 3, 4, 3, 9), on_cpu()
-    along = random_like((given.params, given.xs), 9)
-    many = jax.tree.map(lambda leaf: np.stack([leaf, 0.5 * leaf]), (given.params, given.xs))
-
-    def results(backend):
-        def loss(params, xs):
-            done = s2s_jax.unroll(given.cell, params, xs, given.state, lengths=given.lengths, reverse=True, backend=backend)
-            return weighted_sum(done, given.weights)
-
-        gradient = jax.grad(loss, argnums=(0, 1))
-
-        @jax.jit
-        def all_of_them():
-            point = given.params, given.xs
-            forward = jax.jvp(loss, point, along)
-            second = jax.vjp(gradient, *point)[1](along)
-            summed = jax.grad(lambda p, x: jnp.sum(jax.vmap(loss, (0, None))(p, x)), argnums=(0, 1))(many[0], given.xs)
-            return forward, second, summed
-
-        return all_of_them()
-
-    assert_close(results(name), results("scan"), TOLERANCE["float32"])
+    assert_close(further_derivatives(given, name), further_derivatives(given, "scan"), TOLERANCE["float32"])
 
 
 def test_shard_map_over_the_batch(on_cpu):

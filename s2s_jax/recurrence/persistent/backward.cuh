@@ -26,14 +26,6 @@ struct BackwardDirection {
   int reverse;
 };
 
-template <typename Element>
-struct BackwardArguments {
-  Sizes sizes;
-  const int32_t* lengths;  // [B], or null
-  Exchange exchange;
-  BackwardDirection<Element> directions[kMostDirections];
-};
-
 // What a step back reads of one unit.
 template <typename Cell>
 struct Read {
@@ -80,7 +72,7 @@ template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
 using BackwardProduct = Product<Element, kRowTiles, kBatchTiles, 194 - 24 * kBackwardMost<kRowTiles, kBatchTiles>>;
 
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
-__global__ void __launch_bounds__(kThreads, 1) backward(const BackwardArguments<Element> a) {
+__global__ void __launch_bounds__(kThreads, 1) backward(const Arguments<BackwardDirection<Element>> a) {
   using Step = BackwardProduct<Cell, Element, kRowTiles, kBatchTiles>;
   constexpr int kGates = Cell::kGates, kSaved = Cell::kSaved;
   constexpr int kMost = kBackwardMost<kRowTiles, kBatchTiles>;

@@ -21,14 +21,6 @@ struct ForwardDirection {
   int reverse;
 };
 
-template <typename Element>
-struct ForwardArguments {
-  Sizes sizes;
-  const int32_t* lengths;  // [B], or null
-  Exchange exchange;
-  ForwardDirection<Element> directions[kMostDirections];
-};
-
 // What a unit is before it is activated, in and around: one number for each gate.
 template <typename Cell>
 struct Gates {
@@ -64,7 +56,7 @@ using ForwardProduct = Product<Element, kRowTiles, kBatchTiles,
                                186 - (8 + 2 * Cell::kGates) * kForwardMost<Cell, kRowTiles, kBatchTiles>>;
 
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
-__global__ void __launch_bounds__(kThreads, 1) forward(const ForwardArguments<Element> a) {
+__global__ void __launch_bounds__(kThreads, 1) forward(const Arguments<ForwardDirection<Element>> a) {
   using Step = ForwardProduct<Cell, Element, kRowTiles, kBatchTiles>;
   constexpr int kGates = Cell::kGates, kSaved = Cell::kSaved;
   constexpr int kMost = kForwardMost<Cell, kRowTiles, kBatchTiles>;

@@ -13,10 +13,10 @@ namespace {
 using Cell = S2S_CELL;
 using Element = S2S_ELEMENT;
 
-template <typename Arguments>
+template <typename Direction>
 struct Kernel {
   int row_tiles, batch_tiles;
-  void (*start)(Arguments);
+  void (*start)(Arguments<Direction>);
   size_t (*shared_bytes)(int chunks);
 };
 
@@ -25,10 +25,10 @@ struct Kernel {
 #define S2S_KERNELS(pass, Step, rows) \
   S2S_KERNEL(pass, Step, rows, 1), S2S_KERNEL(pass, Step, rows, 2), S2S_KERNEL(pass, Step, rows, 4)
 
-constexpr Kernel<ForwardArguments<Element>> kForward[] = {
+constexpr Kernel<ForwardDirection<Element>> kForward[] = {
     S2S_KERNELS(forward, ForwardProduct, 1), S2S_KERNELS(forward, ForwardProduct, 2), S2S_KERNELS(forward, ForwardProduct, 3),
     S2S_KERNELS(forward, ForwardProduct, 4)};
-constexpr Kernel<BackwardArguments<Element>> kBackward[] = {S2S_KERNELS(backward, BackwardProduct, 1),
+constexpr Kernel<BackwardDirection<Element>> kBackward[] = {S2S_KERNELS(backward, BackwardProduct, 1),
                                                             S2S_KERNELS(backward, BackwardProduct, 2)};
 
 std::string named(const char* what, cudaError_t error) { return std::string(what) + ": " + cudaGetErrorString(error); }
@@ -54,8 +54,8 @@ void take(BackwardDirection<Element>& d, void* const* arrays) {
 }
 
 // One launch after the other, each over as many tiles of the batch as have room for every block, and scratch memory.
-template <typename Arguments, size_t kKernels>
-std::string run(const Kernel<Arguments> (&kernels)[kKernels], int rows_per_unit, int vectors, const Split& split,
+template <typename Direction, size_t kKernels>
+std::string run(const Kernel<Direction> (&kernels)[kKernels], int rows_per_unit, int vectors, const Split& split,
                 const Layer& layer, cudaStream_t stream) {
   const auto* kernel = std::find_if(kernels, kernels + kKernels, [&](const auto& k) {
     return k.row_tiles == split.row_tiles && k.batch_tiles == split.batch_tiles;
@@ -76,7 +76,7 @@ std::string run(const Kernel<Arguments> (&kernels)[kKernels], int rows_per_unit,
   const int placed = multiprocessors * of_each / (blocks * layer.directions);
   if (placed < 1) return "the blocks of a team do not fit onto the device at the same time";
 
-  Arguments a = {};
+  Arguments<Direction> a = {};
   a.lengths = layer.lengths;
   a.exchange = {static_cast<unsigned char*>(layer.scratch), size_t(chunks) * rows * kChunkBytes};
   const size_t of_tile = layer.directions * (2 * a.exchange.buffer_bytes + blocks * sizeof(uint32_t));

@@ -90,6 +90,15 @@ struct Exchange {
   }
 };
 
+// What a kernel of either pass is given.
+template <typename Direction>
+struct Arguments {
+  Sizes sizes;
+  const int32_t* lengths;  // [B], or null
+  Exchange exchange;
+  Direction directions[kMostDirections];
+};
+
 // Where an element of the vector stands in a buffer; `gates` of them for each unit, gates of a chunk of units side by side.
 template <typename Element>
 __device__ Element* place(unsigned char* buffer, int rows, int gates, int gate, int unit, int row) {
