@@ -59,9 +59,10 @@ from s2s_jax.models.forecaster import AttentionForecaster, RepeatVectorForecaste
 from s2s_jax.models.segment_forecaster import SegmentForecaster
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
+from s2s_jax.training.config import ScoredSplit
 from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
-from s2s_jax.training.run import Run, ScoredSplit
+from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
 LOW, HIGH = 0.1, 0.9  # quantiles of the interval

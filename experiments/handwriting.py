@@ -59,9 +59,10 @@ from s2s_jax.models.line_reader import LineRead, LineReader, Reading, lines_per_
 from s2s_jax.text_metrics import character_edits, character_error_rate, confusions, word_error_rate
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
+from s2s_jax.training.config import ScoredSplit
 from s2s_jax.training.provenance import describe_device
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
-from s2s_jax.training.run import Run, ScoredSplit
+from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
 _KRAKEN = {"how": "Kraken, CNN + BLSTM + CTC, default settings, same split", "source": "README of Jean-Baptiste-Camps/FROC-MSS"}

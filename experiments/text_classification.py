@@ -52,9 +52,10 @@ from s2s_jax.models.classifier import TextClassifier
 from s2s_jax.models.occlusion import occlusion
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
+from s2s_jax.training.config import ScoredSplit
 from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
-from s2s_jax.training.run import Run, ScoredSplit
+from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
 # By data set and network (None: any): accuracy, how, and where it stands.

@@ -71,9 +71,10 @@ from s2s_jax.models.translator import Search, Translation, Translator
 from s2s_jax.text_metrics import TextScore, bleu, bleu_lowercased_tokens, chrf, exact_match_of_texts, has_four_words
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
+from s2s_jax.training.config import ScoredSplit
 from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
-from s2s_jax.training.run import Run, ScoredSplit
+from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
 _LIUM = {"how": "GRU with attention, joint BPE 10k, single run", "source": "README of lium-lst/wmt17-mmt"}

@@ -11,10 +11,11 @@ from flax import nnx
 
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.training.checkpoint import BestWeights, load_weights, save_weights
+from s2s_jax.training.config import RunConfig
 from s2s_jax.training.loop import Goal, Trained, fit
 from s2s_jax.training.optimizers import make_optimizer, make_schedule
 from s2s_jax.training.parallel import OwnRows, data_mesh
-from s2s_jax.training.run import Run, RunConfig
+from s2s_jax.training.run import Run
 from s2s_jax.training.step import Batch, Loss
 from s2s_jax.training.summary import summary
 

@@ -158,7 +158,8 @@ def test_training_on_them_needs_numpy_jax_flax_and_optax_alone(folder):
         from s2s_jax.metrics import mean_over
         from s2s_jax.models import SequenceClassifier
         from s2s_jax.training.loop import fit, make_measure
-        from s2s_jax.training.run import Run, RunConfig
+        from s2s_jax.training.config import RunConfig
+        from s2s_jax.training.run import Run
 
         source = datasets.load("things", "train[:8]", data_dir=sys.argv[1])
         only = lambda example: {"xs": example["image"].astype("float32"), "labels": example["label"]}

@@ -34,8 +34,9 @@ from s2s_jax.recurrence.choice import BACKENDS
 from s2s_jax.training import checkpoint
 from s2s_jax.training.checkpoint import BestWeights
 from s2s_jax.training.command import main
+from s2s_jax.training.config import RunConfig
 from s2s_jax.training.loop import Goal, fit, make_measure
-from s2s_jax.training.run import Run, RunConfig
+from s2s_jax.training.run import Run
 from s2s_jax.training.state import initial_train_state, model_of
 from s2s_jax.training.step import make_train_step
 from tests.samples import assert_close

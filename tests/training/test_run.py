@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import pytest
 
+from s2s_jax.training.config import RunConfig
 from s2s_jax.training.provenance import command, typed
-from s2s_jax.training.run import Run, RunConfig
+from s2s_jax.training.run import Run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
