@@ -21,11 +21,10 @@ of the training texts where `--language-weight` is above 0. WER: the same of wor
 import dataclasses
 import functools
 import itertools
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from flax import nnx
@@ -34,21 +33,16 @@ from s2s_jax import cells, plots
 from s2s_jax.attention import make_additive
 from s2s_jax.bootstrap import bootstrap, interval, length_groups
 from s2s_jax.data.augmentation import FADED
+from s2s_jax.data.line_sets import LineFlags, load_splits
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.text_lines import (
     EncodedLines,
     LineBatches,
-    Split,
     TextLines,
     describe,
-    digit_lines,
-    drawn_lines,
     fit_characters,
-    in_colour,
-    load_lines,
     picture_bytes,
     read_picture,
-    splits_of,
 )
 from s2s_jax.data.vocabulary import Characters
 from s2s_jax.layers import Backbone
@@ -90,17 +84,8 @@ class Scored(ScoredSplit, Reading):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Reading, TrainingConfig):
+class Config(LineFlags, Reading, TrainingConfig):
     steps: int = 600
-    dataset: str = "drawn"
-    """drawn; mnist_lines; or a folder, such as froc_mss, of pictures of lines and a manifest.tsv, tab-separated, with a header
-    and the columns split (train, val and, if any, test), file and text."""
-    text_column: str = "text"
-    """Of the manifest: what the lines say."""
-    height: int = 32
-    """Rows that all pictures are scaled to."""
-    colour: bool = False
-    """Read three channels instead of grey."""
     model: Literal["crnn", "attention"] = "crnn"
     """CTC over frames, or a decoder with attention that says one symbol after the other."""
     backbone: Literal["vgg", "residual"] = "vgg"
@@ -152,29 +137,6 @@ class Config(Reading, TrainingConfig):
             expected = f"a number from 0 to below {FADED:.2f}, where ink fades to nothing"
             raise ValueError(f"augment: expected {expected}, got {self.augment}")
 
-    @property
-    def channels(self) -> int:
-        return 3 if self.colour else 1
-
-
-def load_splits(config: Config, scored: Literal["test", "validation"]) -> dict[str, TextLines]:
-    """Training and validation, and where it is scored the test, if there is one: a folder may have none."""
-    splits: tuple[Split, ...] = get_args(Split) if scored == "test" else ("train", "validation")
-    own = splits if config.dataset in ("drawn", "mnist_lines") else splits_of(config.dataset, config.data_dir)
-    return {split: load_split(config, split) for split in splits if split in own}
-
-
-def load_split(config: Config, split: Split) -> TextLines:
-    if config.dataset == "drawn":
-        return in_colour(drawn_lines(split, height=config.height), config.channels)
-    if config.dataset == "mnist_lines":
-        given = config.data_dir or os.environ.get("S2S_DATA_DIR")
-        if not given:
-            raise ValueError("data_dir: expected a folder that holds mnist, got none")
-        folder = Path(given) / "mnist"
-        return in_colour(digit_lines(split, folder if folder.is_dir() else given, height=config.height), config.channels)
-    return load_lines(config.dataset, split, config.height, config.channels, config.data_dir, config.text_column)
-
 
 def build_model(config: Config, characters: Characters) -> CRNN | PictureToText:
     rngs = nnx.Rngs(config.seed)
@@ -196,11 +158,11 @@ def build_model(config: Config, characters: Characters) -> CRNN | PictureToText:
 
 def train(run: Run[Config]) -> None:
     config = run.config
-    lines = load_splits(config, run.flags.split)
+    lines = load_splits(config, run.flags.split, config.data_dir)
     training = lines["train"]
-    if origin(config) == "generated":
+    if config.origin == "generated":
         run.say("No data set named: trains on drawn number words, whose figures say nothing about handwriting.")
-    run.trained_on(training.name, origin(config), training.fingerprint)
+    run.trained_on(training.name, config.origin, training.fingerprint)
     characters = fit_characters(training)
     model = build_model(config, characters)
     encoded = {split: encode(config, model, of_split, characters) for split, of_split in lines.items()}
@@ -220,10 +182,6 @@ def train(run: Run[Config]) -> None:
     loss = functools.partial(line_loss, augment=config.augment, label_smoothing=config.label_smoothing)
     trained = train_by_recipe(run, model, loss, batches.shuffled(config.seed), evaluated)
     report(run, trained.model, characters, lines, batches, encoded)
-
-
-def origin(config: Config) -> Literal["real", "generated"]:
-    return "generated" if config.dataset == "drawn" else "real"
 
 
 def encode(config: Config, model: CRNN | PictureToText, lines: TextLines, characters: Characters) -> EncodedLines:
@@ -288,7 +246,7 @@ def report(
             run.say(f"{split}, lines whose texts do not fit their frames, which the loss leaves out: {left_out[split]}")
         metrics |= {f"{name}{suffix}": value for name, value in values.items()}
         told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
-        run.say(f"\n{split}, {len(references)} lines ({origin(config)}): {told}")
+        run.say(f"\n{split}, {len(references)} lines ({config.origin}): {told}")
         if cut := {how: count for how, count in unread.items() if count}:
             run.say(f"Lines of which no whole text was found: {cut}")
     last = [*scored.values()][-1]
@@ -383,8 +341,8 @@ def load(run: Run[Config]) -> tuple[CRNN | PictureToText, Characters]:
 
 def evaluate(run: Run[Config]) -> None:
     config = run.config
-    lines = load_splits(config, run.flags.split)
-    run.trained_on(lines["train"].name, origin(config), lines["train"].fingerprint)
+    lines = load_splits(config, run.flags.split, config.data_dir)
+    run.trained_on(lines["train"].name, config.origin, lines["train"].fingerprint)
     model, characters = load(run)
     encoded = {split: encode(config, model, of_split, characters) for split, of_split in lines.items()}
     batches = LineBatches(encoded["train"], columns=config.columns, shapes=config.shapes)

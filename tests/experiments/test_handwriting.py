@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from experiments import handwriting, report
-from experiments.handwriting import Config, build_model, encode, load_split
+from experiments.handwriting import Config, build_model, encode
+from s2s_jax.data.line_sets import load_split
 from s2s_jax.data.text_lines import LineBatches, drawn_lines, fit_characters
 from s2s_jax.data.vocabulary import END
 from s2s_jax.layers import Backbone, Stage
@@ -36,7 +37,7 @@ def few(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("S2S_DATA_DIR", raising=False)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(handwriting, "drawn_lines", lambda split, height: drawn_lines(split, height=height, count=12))
+        patch.setattr("s2s_jax.data.line_sets.drawn_lines", lambda split, height: drawn_lines(split, height=height, count=12))
         patch.setattr(handwriting, "Backbone", lambda channels, **options: Backbone(channels, stages, **options))
         yield
 
@@ -183,15 +184,10 @@ def test_columns_with_a_decoder(crnn, tmp_path, capsys):
     ],
 )
 def test_flags_that_contradict_each_other_are_refused_before_anything_is_read(flags, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(handwriting, "load_split", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr("s2s_jax.data.line_sets.load_split", lambda *_: pytest.fail("it was read"))
     with pytest.raises(SystemExit, match=message):
         call("--runs-dir", tmp_path, *flags.split())
     assert not any(tmp_path.iterdir())
-
-
-def test_colour_has_three_channels():
-    lines = load_split(Config(colour=True), "test")
-    assert {picture.shape[1:] for picture in lines.pictures} == {(32, 3)}
 
 
 def test_labels_end_for_a_decoder_only():
@@ -297,7 +293,7 @@ def test_errors_of_a_folder_name_no_flag_that_nobody_typed(tmp_path):
 def test_texts_that_do_not_fit_their_frames(tmp_path, monkeypatch):
     lines = drawn_lines("train", count=4)
     narrow = lines._replace(pictures=[lines.pictures[0][:20], *lines.pictures[1:]])
-    monkeypatch.setattr(handwriting, "drawn_lines", lambda split, height: narrow._replace(split=split))
+    monkeypatch.setattr("s2s_jax.data.line_sets.drawn_lines", lambda split, height: narrow._replace(split=split))
     small = [*SMALL, "--runs-dir", tmp_path, "--augment", "0"]
     with pytest.raises(
         SystemExit, match=r"--unfit-labels: expected 'drop', .*, got 1 .*: train 0, '\w.*', needs \d+ and has 5"
