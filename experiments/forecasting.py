@@ -36,7 +36,7 @@ import numpy as np
 from flax import nnx
 
 from s2s_jax import cells, plots
-from s2s_jax.data.calendar import Step, dates_from
+from s2s_jax.data.calendar import Step
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.series import Series
 from s2s_jax.data.series_sets import (
@@ -49,6 +49,7 @@ from s2s_jax.data.series_sets import (
     read_own,
     table_of,
     targets_of,
+    with_steps_ahead,
 )
 from s2s_jax.data.windows import Scaler, Scaling, Table
 from s2s_jax.distributions import DISTRIBUTIONS, Distribution
@@ -376,21 +377,8 @@ def extended(run: Run[Config], name: str) -> tuple[Series, Table, Scaler, int]:
     print(mended(series), end="")
     if list(series.step) != kept["step"]:
         raise ValueError(f"{name}: expected steps of {Step(*kept['step'])}, as in the training, got steps of {series.step}")
-    targets = tuple(series.columns.index(column) for column in targets_of(config, series))
-    origin = int(np.flatnonzero(series.observed[:, targets].any(axis=1))[-1]) + 1
-    ahead = origin + config.horizon
-    if origin < config.look_back:
-        raise ValueError(f"{name}: expected at least {config.look_back} steps, got {origin}")
-    for column in config.known_covariates:
-        if (there := int(series.observed[origin:ahead, series.columns.index(column)].sum())) < config.horizon:
-            raise ValueError(f"{name}: expected {column} for {config.horizon} steps ahead, got {there}")
-    missing = max(0, ahead - len(series.dates))
-    room = ((0, missing), (0, 0))
-    longer = series._replace(
-        dates=dates_from(series.dates[0], series.step, len(series.dates) + missing),
-        values=np.pad(series.values, room, mode="edge"),
-        observed=np.pad(series.observed, room),
-    )
+    longer, origin = with_steps_ahead(config, series, name)
+    targets = [series.columns.index(column) for column in targets_of(config, series)]
     scaler = Scaler(np.array(kept["mean"]), np.array(kept["deviation"]))
     static = None if kept["static"] is None else np.array(kept["static"], np.float32)
     return longer, table_of(config, longer, scaler, kept["cycles"], static), scaler.of(targets), origin

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from s2s_jax.data.calendar import cycles_of, time_features
+from s2s_jax.data.calendar import cycles_of, dates_from, time_features
 from s2s_jax.data.datasets.text_files import number_of, read_rows
 from s2s_jax.data.own_files import name_own_files
 from s2s_jax.data.series import BadRows, Series, read_series, seasonal_series
@@ -134,6 +134,30 @@ def _without_ahead(flags: SeriesFlags, series: Series) -> Series:
     told = f"{len(series.dates) - end} steps behind the last number of what is not known ahead are left out"
     dates, values, observed = (leaf[:end] for leaf in (series.dates, series.values, series.observed))
     return series._replace(dates=dates, values=values, observed=observed, findings=(*series.findings, told))
+
+
+def with_steps_ahead(flags: SeriesFlags, series: Series, file: str) -> tuple[Series, int]:
+    """A series with room for the steps ahead of its last observed target, and the first of them; errors name its file.
+
+    Raises:
+      ValueError: fewer steps of the past than the look-back; what is known ahead not told of all steps ahead.
+    """
+    targets = [series.columns.index(column) for column in targets_of(flags, series)]
+    origin = int(np.flatnonzero(series.observed[:, targets].any(axis=1))[-1]) + 1
+    ahead = origin + flags.horizon
+    if origin < flags.look_back:
+        raise ValueError(f"{file}: expected at least {flags.look_back} steps, got {origin}")
+    for column in flags.known_covariates:
+        if (there := int(series.observed[origin:ahead, series.columns.index(column)].sum())) < flags.horizon:
+            raise ValueError(f"{file}: expected {column} for {flags.horizon} steps ahead, got {there}")
+    missing = max(0, ahead - len(series.dates))
+    room = ((0, missing), (0, 0))
+    longer = series._replace(
+        dates=dates_from(series.dates[0], series.step, len(series.dates) + missing),
+        values=np.pad(series.values, room, mode="edge"),
+        observed=np.pad(series.observed, room),
+    )
+    return longer, origin
 
 
 def parts_of(flags: SeriesFlags, series: Series, *, scaled: bool = True) -> Parts:

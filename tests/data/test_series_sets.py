@@ -8,7 +8,7 @@ import pytest
 
 from s2s_jax.data.calendar import time_features
 from s2s_jax.data.series import seasonal_series
-from s2s_jax.data.series_sets import SeriesFlags, fingerprint, load_series, parts_of, read_own, read_static
+from s2s_jax.data.series_sets import SeriesFlags, fingerprint, load_series, parts_of, read_own, read_static, with_steps_ahead
 
 
 @pytest.fixture
@@ -109,6 +109,30 @@ def test_what_is_known_ahead_may_go_on_but_nothing_else(tmp_path):
     assert "line 11: no number in holiday" in load_series(flags, None).findings
     plain = load_series(dataclasses.replace(flags, known_covariates=()), None)
     assert "line 11: no number in y" in plain.findings
+
+
+def test_steps_ahead_have_room_and_what_is_known_of_them_stands_there(tmp_path):
+    path = tmp_path / "own.csv"
+    rows = [f"2020-01-{day:02},{'' if day > 8 else day},{day % 3}" for day in range(1, 11)]
+    path.write_text("date,y,holiday\n" + "\n".join(rows) + "\n")
+    flags = SeriesFlags(csv=path, targets=("y",), look_back=8, horizon=3)
+    short = tmp_path / "short.csv"
+    short.write_text("\n".join(path.read_text().splitlines()[:9]) + "\n")
+    series = read_own(flags, short)
+    longer, origin = with_steps_ahead(flags, series, "own.csv")
+    assert origin == 8
+    np.testing.assert_array_equal(longer.dates, np.datetime64("2020-01-01", "s") + np.arange(11) * np.timedelta64(86400, "s"))
+    np.testing.assert_array_equal(longer.values[:, 0], [*range(1, 9), 8, 8, 8])
+    assert longer.observed[:, 0].tolist() == [True] * 8 + [False] * 3
+    with pytest.raises(ValueError, match=r"^own\.csv: expected at least 9 steps, got 8$"):
+        with_steps_ahead(dataclasses.replace(flags, look_back=9), series, "own.csv")
+    known = dataclasses.replace(flags, known_covariates=("holiday",))
+    series = read_own(known, path)
+    with pytest.raises(ValueError, match=r"^own\.csv: expected holiday for 3 steps ahead, got 2$"):
+        with_steps_ahead(known, series, "own.csv")
+    longer, origin = with_steps_ahead(dataclasses.replace(known, horizon=2), series, "own.csv")
+    assert (origin, len(longer.dates)) == (8, 10)
+    assert longer.values[8:, longer.columns.index("holiday")].tolist() == [9 % 3, 10 % 3]
 
 
 def test_a_table_has_the_calendar_then_what_is_known_then_the_rest(tmp_path):
