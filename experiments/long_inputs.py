@@ -42,16 +42,13 @@ from s2s_jax.claims import Claim, judged, verdicts
 from s2s_jax.data.datasets.text_files import texts_named, write_texts
 from s2s_jax.data.pair_sets import (
     PATHS,
-    TOYS,
     PairBatches,
     PairFlags,
     PairPaths,
     between_spaces,
-    cased_or_not,
     fit,
     load_split,
     load_tests,
-    target_of_rules,
 )
 from s2s_jax.data.parallel import Pairs
 from s2s_jax.data.pipeline import Batches
@@ -61,7 +58,8 @@ from s2s_jax.metrics import Mean
 from s2s_jax.models.pair_loss import nats_of_targets, pair_loss
 from s2s_jax.models.seq2seq import Seq2Seq
 from s2s_jax.models.translator import Search, Translator
-from s2s_jax.text_metrics import TextCounts, bleu_counts, bleu_lowercased_tokens_counts, exact_match_counts, has_four_words
+from s2s_jax.pair_scores import counts_of, is_made_up, name_of_bleu, target_of_rules
+from s2s_jax.text_metrics import TextCounts, has_four_words
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
@@ -241,7 +239,7 @@ def report(run: Run[Config], models: Mapping[str, Seq2Seq], tokenizers: Tokenize
         if run.writes:
             path = run.folder / f"translations_{name}.txt"
             write_texts(path, texts)
-        counts[name] = counted(config, texts, pairs.targets)
+        counts[name] = counts_of(config, texts, pairs.targets)
     in_order = batches.in_order(pairs)
     values = {
         "score": bootstrap(counts, groups),
@@ -283,26 +281,6 @@ def report(run: Run[Config], models: Mapping[str, Seq2Seq], tokenizers: Tokenize
         details={"findings": {each.split: each.report.findings for each in (batches.training, pairs)}},
     )
     run.say_end(result)
-
-
-def is_made_up(config: Config) -> bool:
-    """Whether there is one right answer to each source."""
-    return config.dataset in (*TOYS, "numbers")
-
-
-def name_of_bleu(config: Config) -> str:
-    if target_of_rules(config)[0]:
-        return "bleu_lowercased_tokens"
-    return cased_or_not(config)[0]
-
-
-def counted(config: Config, texts: Sequence[str], references: Sequence[str]) -> TextCounts:
-    if is_made_up(config):
-        return exact_match_counts(texts, references)
-    language, _ = target_of_rules(config)
-    if language is None:
-        return bleu_counts(texts, references, **cased_or_not(config)[1])
-    return bleu_lowercased_tokens_counts(texts, references, language)
 
 
 def counted_loss(model: Seq2Seq, batches: Batches) -> TextCounts:

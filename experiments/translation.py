@@ -54,12 +54,10 @@ from s2s_jax.data.pair_sets import (
     PairFlags,
     PairPaths,
     between_spaces,
-    cased_or_not,
     fit,
     load_split,
     load_tests,
     seen_before,
-    target_of_rules,
 )
 from s2s_jax.data.parallel import Pairs
 from s2s_jax.data.pipeline import Batches
@@ -68,7 +66,7 @@ from s2s_jax.data.vocabulary import normalized
 from s2s_jax.models.pair_loss import measure_pairs, pair_loss
 from s2s_jax.models.seq2seq import Seq2Seq
 from s2s_jax.models.translator import Search, Translation, Translator
-from s2s_jax.text_metrics import TextScore, bleu, bleu_lowercased_tokens, chrf, exact_match_of_texts, has_four_words
+from s2s_jax.pair_scores import scores_of, target_of_rules
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.config import ScoredSplit
@@ -356,17 +354,6 @@ def report(
         },
     )
     run.say_end(result)
-
-
-def scores_of(config: Config, texts: Sequence[str], references: Sequence[str]) -> dict[str, TextScore]:
-    scores = {"chrf": chrf(texts, references, lowercase=config.lowercase)}
-    language, _ = target_of_rules(config)
-    if has_four_words(references, config.languages[1]):
-        name, how = cased_or_not(config)
-        scores[name] = bleu(texts, references, **how)
-        if language is not None:
-            scores["bleu_lowercased_tokens"] = bleu_lowercased_tokens(texts, references, language)
-    return {**scores, "exact_match": exact_match_of_texts(texts, references, lowercase=config.lowercase)}
 
 
 def search_of(config: Config, n_best: int) -> Search:

@@ -181,16 +181,6 @@ def fit(flags: PairFlags, pairs: Pairs) -> Tokenizers:
     return fit_tokenizers(kind, pairs.sources, pairs.targets, joint=flags.joint, languages=flags.languages, **options)
 
 
-def target_of_rules(flags: PairFlags) -> tuple[str | None, str]:
-    """The language of the targets, if they are sentences in one that Moses has rules for; else None, and of sentences why."""
-    language = moses.base_language(flags.languages[1])
-    if flags.dataset in (*TOYS, "numbers"):
-        return None, ""
-    if language is None:
-        return None, "the language of the targets is not known; --target would say it"
-    return (language, "") if moses.cuts_words(language) else (None, f"Moses has no rules for words of {language}")
-
-
 def between_spaces(flags: PairFlags) -> str:
     """With words: for people, which languages' words are what stands between spaces, for want of rules; "" where none are."""
     if flags.symbols != "words" or flags.dataset in TOYS:
@@ -198,12 +188,6 @@ def between_spaces(flags: PairFlags) -> str:
     without = [code for code in dict.fromkeys(flags.languages) if not moses.cuts_words(moses.base_language(code))]
     told = " and ".join("a language that is not known" if code is None else code for code in without)
     return f"Words of {told} are what stands between spaces: there are no rules that cut its texts." if told else ""
-
-
-def cased_or_not(flags: PairFlags) -> tuple[str, dict[str, Any]]:
-    """What BLEU of texts as people write them is called, and how it is counted: nothing cased is said with `lowercase`."""
-    name = "bleu_lowercased" if flags.lowercase else "bleu_cased"
-    return name, {"lowercase": flags.lowercase, "language": flags.languages[1]}
 
 
 class PairBatches:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s2s_jax.data.datasets.report import Report
-from s2s_jax.data.pair_sets import WAYS, PairBatches, PairFlags, between_spaces, fit, load_split, load_tests, target_of_rules
+from s2s_jax.data.pair_sets import WAYS, PairBatches, PairFlags, between_spaces, fit, load_split, load_tests
 from s2s_jax.data.parallel import Pairs
 
 
@@ -103,14 +103,6 @@ def test_languages_are_english_and_german_but_of_files_and_toys():
     assert PairFlags(dataset="multi30k", target="fr").languages == ("en", "fr")
     assert PairFlags(dataset="files").languages == PairFlags(dataset="copy").languages == (None, None)
     assert PairFlags(dataset="files", target="vi").languages == (None, "vi")
-
-
-def test_rules_are_of_the_language_of_the_targets():
-    assert target_of_rules(PairFlags(dataset="files", target="fr")) == ("fr", "")
-    assert target_of_rules(PairFlags(dataset="files", target="vi")) == (None, "Moses has no rules for words of vi")
-    said = "the language of the targets is not known; --target would say it"
-    assert target_of_rules(PairFlags(dataset="files", source="en")) == (None, said)
-    assert target_of_rules(PairFlags()) == target_of_rules(PairFlags(dataset="copy")) == (None, "")
 
 
 def test_files_go_without_saying_where_one_is_named():

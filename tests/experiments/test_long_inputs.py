@@ -162,22 +162,6 @@ def test_evaluate_scores_the_same_again_and_predict_asks_every_model(own, capsys
     assert [line.split()[0] for line in printed] == ["a", *MODELS, "d", *MODELS]
 
 
-@pytest.mark.parametrize(
-    ("dataset", "scores"),
-    [("copy", [1, 0]), ("numbers", [1, 0]), ("files", [100, 100 * (6 / 7 * 5 / 6 * 4 / 5 * 3 / 4) ** 0.25])],
-)
-def test_made_up_pairs_are_scored_by_exact_match_and_others_by_bleu(dataset, scores):
-    counts = long_inputs.counted(
-        Config(dataset=dataset, target="de"), ["1 2 3 4 5", "a b c d e F g"], ["1 2 3 4 5", "A B C D E f"]
-    )
-    assert counts.value(counts.counts) == pytest.approx(scores)
-
-
-def test_bleu_is_of_texts_as_they_are_where_there_are_no_rules():
-    config = Config(dataset="files", target="vi")
-    assert long_inputs.counted(config, ["A b c d"], ["a b c d"]).signature.startswith("nrefs:1|case:mixed")
-
-
 def of_digits():
     return fit_tokenizers("words", ["0 1 2 3 4 5 6 7 8 9"], ["0"], joint=True, split="spaces")
 

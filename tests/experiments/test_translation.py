@@ -20,7 +20,7 @@ import sacrebleu
 from flax import nnx
 
 from experiments import report, translation
-from experiments.translation import Config, build_model, scores_of
+from experiments.translation import Config, build_model
 from s2s_jax.data.datasets.text_files import read_lines, texts_named, write_texts
 from s2s_jax.data.pair_sets import TOYS
 from s2s_jax.data.tokenizers import fit_tokenizers, load_tokenizers
@@ -391,26 +391,6 @@ def test_a_toy_is_drawn_and_told_beside_its_published_figure(tmp_path, capsys, m
     assert [one["metric"] in result["metrics"] for one in result["published"]] == [True]
     for toy in TOYS:
         assert translation.PUBLISHED[(toy, *Config(dataset=toy).languages)]
-
-
-def test_a_metric_without_rules_is_left_out():
-    texts = ["a b c d"] * 2
-
-    def named(texts, **flags):
-        return set(scores_of(Config(dataset="files", **flags), texts, texts))
-
-    assert {target: named(texts, target=target) for target in ("de", "vi", "zh", "ja", None)} == {
-        "de": {"chrf", "bleu_cased", "exact_match", "bleu_lowercased_tokens"},
-        "vi": {"chrf", "bleu_cased", "exact_match"},
-        "zh": {"chrf", "bleu_cased", "exact_match"},
-        "ja": {"chrf", "bleu_cased", "exact_match"},
-        None: {"chrf", "bleu_cased", "exact_match"},
-    }
-    assert named(texts, target="de", lowercase=True) == {"chrf", "bleu_lowercased", "bleu_lowercased_tokens", "exact_match"}
-    of_lower = scores_of(Config(lowercase=True), ["ein haus"], ["Ein Haus"])
-    assert (of_lower["exact_match"].value, of_lower["chrf"].value) == (1, 100)
-    assert named(["a b c", "x"], target="de") == {"chrf", "exact_match"}  # whose BLEU would be 0
-    assert named(["我喜欢他的书"], target="zh-CN") == {"chrf", "bleu_cased", "exact_match"}
 
 
 def test_test_files_are_missed_before_the_training(pairs, tmp_path):
