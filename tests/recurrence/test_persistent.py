@@ -1,7 +1,9 @@
 """Backend `persistent`: its kernels compiled for a CPU (folder cuda_on_cpu), and for a GPU where there is nvcc."""
 
+import collections
 import functools
 import itertools
+import re
 import shutil
 import subprocess
 
@@ -59,9 +61,9 @@ def on_cpu(monkeypatch):
     return make
 
 
-def sample(name, *sizes):
+def sample(name, *sizes, seed=5):
     """With recurrent weights that do not make states explode, where rounding would be all that there is to compare."""
-    given = wild_sample(name, *sizes, seed=5)
+    given = wild_sample(name, *sizes, seed=seed)
     return given._replace(params=given.params._replace(u=given.params.u / np.sqrt(np.float32(sizes[-1]))))
 
 
@@ -134,17 +136,17 @@ def test_however_a_layer_is_divided(name, hidden, sizes, forward, backward, dtyp
     assert asked == want
 
 
-def assert_near_the_truth(given, backend, dtype, reverse=False, tolerance=None):
+def assert_near_the_truth(given, backend, dtype, reverse=False, tolerance=None, of=values_and_gradients):
     """In a narrow dtype, against float64 at the same rounded numbers; outputs are of that dtype and the state of float32."""
     dtype = jnp.dtype(dtype)
     params, xs, weights = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, dtype), np.float32), (given[1], given[2], given[5]))
     with jax.enable_x64(True):
         exact = given._replace(params=params, xs=xs, weights=weights)
-        truth = values_and_gradients(exact._replace(**cast(_arrays(exact), "float64")), "scan", reverse)
+        truth = of(exact._replace(**cast(_arrays(exact), "float64")), "scan", reverse)
     narrow = given._replace(
         params=_as(dtype, params), xs=_as(dtype, xs), weights=weights._replace(outputs=_as(dtype, weights.outputs))
     )
-    got = values_and_gradients(narrow, backend, reverse)
+    got = of(narrow, backend, reverse)
     assert got[0].outputs.dtype == dtype
     assert {leaf.dtype.name for leaf in jax.tree.leaves(got[0].state)} == {"float32"}
     assert_close(jax.tree.map(np.float64, got), truth, tolerance or 6 * float(jnp.finfo(dtype).eps))
@@ -233,6 +235,148 @@ def test_both_directions_and_layers(name, multiprocessors, on_cpu):
 
     got, want = (gradients(layer) for layer in made.values())
     assert_close(got, want, TOLERANCE["float32"])
+
+
+# Stacks -----------------------------------------------------------------------------------------------------------------
+
+
+def stack_of(name, hidden, layers, batch=9, time=6, features=3):
+    """A sample whose parameters, states and their weights are those of layers, as `unroll_stack` takes them."""
+    given = [sample(name, batch, time, features if k == 0 else hidden, hidden, seed=5 + k) for k in range(layers)]
+    params = [[one.params._replace(w=one.params.w / np.sqrt(np.float32(len(one.params.w))))] for one in given]
+    weights = Unrolled(given[0].weights.outputs, tuple((one.weights.state,) for one in given))
+    return given[0]._replace(params=params, state=[[one.state] for one in given], weights=weights)
+
+
+@functools.partial(jax.jit, static_argnames=("cell", "reverse", "backend"))
+def _of_stack(cell, params, xs, states, lengths, weights, *, reverse, backend):
+    def loss(params, xs, states):
+        directions = ("backward",) if reverse else ("forward",)
+        done = s2s_jax.unroll_stack(cell, params, xs, states, lengths=lengths, directions=directions, backend=backend)
+        return weighted_sum(done, weights), done
+
+    gradients, done = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(params, xs, states)
+    return done, Gradients(*gradients)
+
+
+def of_stack(given, backend, reverse=False):
+    return jax.tree.map(np.asarray, _of_stack(*given[:6], reverse=reverse, backend=backend))
+
+
+def _count(program):
+    """Launches of the way there in the text of a traced program, by kernel."""
+    return dict(collections.Counter(re.findall(r"s2s_persistent_forward_(\w+)_float32", program)))
+
+
+def launches(given, backend):
+    return _count(str(jax.make_jaxpr(functools.partial(of_stack_alone, given.cell, backend=backend))(*given[1:4])))
+
+
+def of_stack_alone(cell, params, xs, states, *, backend):
+    return s2s_jax.unroll_stack(cell, params, xs, states, backend=backend)
+
+
+@pytest.mark.parametrize("name", [*THREE, "lstm_no_bias", "gru_relu"])
+@forward_and_reverse
+def test_a_stack_in_one_launch(name, reverse, on_cpu):
+    """Equals PyTorch's, which has no stack that only runs backward, and `scan`'s."""
+    given, backend = stack_of(name, 20, 3, batch=17), on_cpu(plan.Device(24, 232448))
+    assert launches(given, backend) == {f"Stacked{name.split('_')[0].upper()}": 1}
+    got = of_stack(given, backend, reverse)
+    if reverse or name not in THREE:
+        assert_close(got, of_stack(given, "scan", reverse), TOLERANCE["float32"])
+    else:
+        done, gradients = oracles.torch_stack(*given[:6])
+        assert_close(got, (done, Gradients(*gradients)), TOLERANCE["float32"])
+
+
+# A cell, units, layers, and batch, steps, features; of both passes units, tiles of rows and of the batch.
+STACK_SPLITS = [
+    ("lstm", 70, 2, (33, 3, 2), (16, 4, 2), (32, 2, 1)),
+    ("gru", 37, 3, (20, 3, 2), (12, 3, 4), (16, 1, 1)),
+    ("gru", 144, 2, (9, 2, 2), (16, 4, 4), (32, 2, 4)),  # weights in shared memory too
+    ("rnn", 50, 8, (9, 3, 2), (48, 3, 2), (16, 1, 4)),
+]
+
+
+@pytest.mark.parametrize(("name", "hidden", "layers", "sizes", "forward", "backward"), STACK_SPLITS, ids=str)
+@pytest.mark.parametrize("at_once", ["all", "one"])
+def test_however_a_stack_is_divided(name, hidden, layers, sizes, forward, backward, at_once, on_cpu, monkeypatch):
+    """Also where the device has room for one tile of rows alone: there is one launch after the other."""
+    monkeypatch.setattr(persistent, "_is_worth_stacking", lambda layers, device: True)
+    given = stack_of(name, hidden, layers, *sizes)
+    of_one = layers * -(-hidden // min(forward[0], backward[0]))
+    device = cuda_on_cpu.HOPPER if at_once == "all" else plan.Device(of_one, 232448)
+    backend = on_cpu(device, splits={"forward": forward, "backward": backward})
+    assert_close(of_stack(given, backend), of_stack(given, "scan"), TOLERANCE["float32"])
+    layer = plan.Layer(given.cell.spec.gates, hidden, sizes[0], layers, 4, steps=sizes[1])
+    asked = [cuda_on_cpu.compiled(f"Stacked{name.upper()}", "float32").cuda_on_cpu_asked(ago) for ago in (1, 0)]
+    want = [plan.shared_bytes(layer, way, plan.Split(*split)) for way, split in (("forward", forward), ("backward", backward))]
+    assert asked == want
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("lstm", "bfloat16"), ("gru", "bfloat16"), ("gru", "float16")])
+def test_a_stack_of_a_narrow_dtype(name, dtype, on_cpu):
+    assert_near_the_truth(stack_of(name, 20, 3), on_cpu(plan.Device(24, 232448)), dtype, of=of_stack)
+
+
+def test_padding_reaches_nothing_in_a_stack(on_cpu):
+    given, backend = stack_of("gru", 19, 2, time=8), on_cpu(plan.Device(24, 232448))
+    want = of_stack(given, backend)
+    weights = given.weights._replace(outputs=fill_padding(given.weights.outputs, given.lengths, np.nan))
+    filled = given._replace(xs=fill_padding(given.xs, given.lengths, np.nan), weights=weights)
+    assert_close(of_stack(filled, backend)[1], want[1], 0.0)
+    assert_close(of_stack(given._replace(xs=filled.xs), backend), want, 0.0)
+    np.testing.assert_array_equal(want[0].outputs[np.arange(8)[None] >= given.lengths[:, None]], 0)
+
+
+def test_further_derivatives_of_a_stack(on_cpu):
+    """Forward mode and second derivatives are those of `scan`; under `vmap` there is one launch after the other."""
+    given, backend = stack_of("lstm", 9, 2, batch=2, time=3), on_cpu(plan.Device(24, 232448))
+
+    def derivatives(backend):
+        def loss(xs):
+            done = of_stack_alone(given.cell, given.params, xs, given.state, backend=backend)
+            return jnp.sum(jnp.sin(done.outputs)) + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(done.state))
+
+        of_each = jax.vmap(jax.grad(loss))(jnp.stack([given.xs, 2 * given.xs]))
+        return jax.jvp(jax.grad(loss), (given.xs,), (jnp.ones_like(given.xs),)), of_each
+
+    assert_close(derivatives(backend), derivatives("scan"), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "kernels"),
+    [
+        ({}, {"StackedLSTM": 1}),
+        ({"widths": [20] * 9, "multiprocessors": 132}, {"LSTM": 9}),
+        ({"widths": [20, 21]}, {"LSTM": 2}),
+        ({"multiprocessors": 2}, {"LSTM": 3}),
+        ({"guess": False}, {"LSTM": 3}),
+        ({"directions": 2}, {"LSTM": 3}),
+        ({"residual": True}, {"LSTM": 3}),
+    ],
+    ids=str,
+)
+def test_which_stacks_go_in_one_launch(changed, kernels, on_cpu, monkeypatch):
+    """The others go layer by layer; on two multiprocessors there is room for the weights of one at a time."""
+    if "guess" in changed:
+        monkeypatch.setattr(persistent, "_is_worth_stacking", lambda layers, device: changed["guess"])
+    backend = on_cpu(plan.Device(changed.get("multiprocessors", 24), 232448))
+    both = ("forward", "backward")[: changed.get("directions", 1)]
+    widths = changed.get("widths", [20, 20, 20])
+    params, features = [], 3
+    for hidden in widths:
+        params.append([sample("lstm", 2, 3, features, hidden).params for _ in both])
+        features = hidden * len(both)
+    given = sample("lstm", 2, 3, 3, 20)
+
+    def carried(xs):
+        options = {"directions": both, "residual": changed.get("residual", False), "backend": backend}
+        return s2s_jax.unroll_stack(given.cell, params, xs, **options)
+
+    text = str(jax.make_jaxpr(carried)(given.xs))
+    assert _count(text) == kernels
 
 
 @pytest.mark.parametrize("of_each", [1, 2])

@@ -1,23 +1,27 @@
-"""Backend `persistent`: one launch for a layer's whole sequence on an NVIDIA Hopper GPU, on which the weights stay in place.
+"""Backend `persistent`: one launch for whole sequences on an NVIDIA Hopper GPU, on which the weights stay in place.
 
 Each block of threads owns some hidden units and keeps their recurrent weights in registers and shared memory. In each step it
 reads the state of all units, which the blocks exchange through the L2 cache, multiplies on the tensor cores, applies the
 gates, and writes its share of the next state (Diamos et al. 2016, "Persistent RNNs"). What needs no order in time is one
 matrix product of XLA, before the loop for the inputs and after it for the gradients of weights and inputs.
 
+Both directions of a layer, or all layers of a stack in one direction, go in one launch. In a stack each layer also multiplies
+what the one below has made of the same step, so that layers follow each other at a distance of a step (a wavefront) and not of
+a sequence.
+
 State and sums are float32; the products are in the dtype of `xs`, float32 as TF32, as XLA's own are by default on such a GPU.
 Compiled, and tested by running the same source on a CPU; it has never run on a GPU yet.
 
-- layer.cuh: blocks, the exchange between them, the product of a step
+- layer.cuh: blocks, the exchange between them, the product of a step; how layers of a stack read each other
 - forward.cuh, backward.cuh: the two passes
 - platform.cuh: the instructions of the GPU that they use
 - launch.cu, launch.h, ffi.cc: how they are started, and the two calls that XLA makes
-- plan.py: how a layer is divided among the multiprocessors
+- plan.py: how layers are divided among the multiprocessors
 - build.py: compiles all that where it is used
 - calls.py: the calls and their arrays
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,14 +33,19 @@ from s2s_jax.cells import GRUSpec, LSTMSpec
 from s2s_jax.masks import where_valid
 from s2s_jax.recurrence import by_hand, scan
 from s2s_jax.recurrence.adjoint import call_with_adjoint
-from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, default_platform
+from s2s_jax.recurrence.backend import Backend, Direction, Options, Stack, TimeMajor, default_platform
 from s2s_jax.recurrence.persistent import build, calls, plan
 from s2s_jax.sharding import varying_as
 from s2s_jax.types import Cell, LSTMState
 
+MOST_LAYERS = 8  # `kMostChains` of layer.cuh
+
 
 class Args(NamedTuple):
-    """What is differentiated, in each tuple one entry for each direction, and the lengths."""
+    """What is differentiated, in each tuple one entry for each chain, and the lengths.
+
+    A chain is a direction of a layer, or a layer of a stack; of a stack only the lowest one reads `xs`.
+    """
 
     params: tuple[Any, ...]
     xs: tuple[Array, ...]
@@ -49,26 +58,62 @@ def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, opti
 
     Both directions at once, or one after the other where their weights do not stay in place together.
     """
-    params, xs, states = (tuple(getattr(d, name) for d in directions) for name in ("params", "xs", "state"))
-    args = Args(params, xs, states, lengths)
-    reversed = tuple(d.reverse for d in directions)
-    known = _kind(cell)
-    device = build.load(known.cell, args.xs[0].dtype.name).device if known is not None else None
-    assert known is not None  # `why_not` has looked
-    assert device is not None
-    if len(directions) > 1 and not _fits(directions, device):
+    call = _call(cell, directions, stacked=False)
+    if len(directions) > 1 and not _fits(directions, call.device, stacked=False):
         return [done for direction in directions for done in run(cell, [direction], lengths, options)]
-    call = calls.Call(known.cell, known.relu, known.saved, reversed, device)
+    params, xs, states = (tuple(getattr(d, name) for d in directions) for name in ("params", "xs", "state"))
 
     def reference(args: Args) -> list[TimeMajor]:
-        given = zip(*args[:3], reversed, strict=True)
+        given = zip(*args[:3], call.reversed, strict=True)
         whole = [Direction(params, xs, state, None, reverse) for params, xs, state, reverse in given]
         return scan.BACKEND.run(cell, whole, args.lengths, Options())
+
+    return _carried(cell, call, Args(params, xs, states, lengths), reference)
+
+
+def run_stack(
+    cells: Sequence[Cell], directions: Sequence[Sequence[Direction]], lengths: Array | None, options: Options
+) -> tuple[Array, Any]:
+    """Layers in one direction in one launch a pass; see `s2s_jax.recurrence.backend.Stack`."""
+    layers = [only for (only,) in directions]
+    call = _call(cells[0], layers, stacked=True)
+    params, states = (tuple(getattr(layer, name) for layer in layers) for name in ("params", "state"))
+
+    def reference(args: Args) -> list[TimeMajor]:
+        (xs,), done = args.xs, list[TimeMajor]()
+        for params, state, reverse in zip(args.params, args.states, call.reversed, strict=True):
+            (of_layer,) = scan.BACKEND.run(cells[0], [Direction(params, xs, state, None, reverse)], args.lengths, Options())
+            xs, done = of_layer.outputs, [*done, of_layer]
+        return _of_last(done)
+
+    done = _carried(cells[0], call, Args(params, (layers[0].xs,), states, lengths), reference)
+    return done[-1].outputs, tuple((each.state,) for each in done)
+
+
+def _of_last(done: Sequence[Any]) -> list[TimeMajor]:
+    """Of a stack only the outputs of the last layer are returned."""
+    return [TimeMajor(each.outputs if k == len(done) - 1 else None, each.state) for k, each in enumerate(done)]
+
+
+def _call(cell: Cell, chains: Sequence[Direction], stacked: bool) -> calls.Call:
+    known = _kind(cell)
+    assert known is not None  # `why_not` has looked
+    name = f"Stacked{known.cell}" if stacked else known.cell
+    device = build.load(name, chains[0].xs.dtype.name).device
+    assert device is not None
+    return calls.Call(name, known.relu, known.saved, tuple(chain.reverse for chain in chains), device)
+
+
+def _carried(cell: Cell, call: calls.Call, args: Args, reference: Callable[[Args], list[TimeMajor]]) -> list[TimeMajor]:
+    """All chains along time; `reference` gives the same, for derivatives that the kernels do not have."""
+
+    def returned(done: list[calls.Forward]) -> list[TimeMajor]:
+        return _of_last(done) if call.stacked else [TimeMajor(each.outputs, each.state) for each in done]
 
     # A call of a kernel cannot be batched: under `vmap` there is one after the other.
     @sequential_vmap
     def plain(args: Args) -> list[TimeMajor]:
-        return [TimeMajor(done.outputs, done.state) for done in _forward(cell, call, args, keep=False)]
+        return returned(_forward(cell, call, args, keep=False))
 
     @sequential_vmap
     def keeping(args: Args) -> list[calls.Forward]:
@@ -82,7 +127,7 @@ def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, opti
         if not keep:
             return plain(args), None
         done = keeping(args)
-        return [TimeMajor(each.outputs, each.state) for each in done], done
+        return returned(done), done
 
     def backward(args: Args, done: list[calls.Forward], cotangents: list[TimeMajor]) -> Args:
         d_params, d_xs, d_states = pulled(args, done, [(each.outputs, each.state) for each in cotangents])
@@ -147,17 +192,61 @@ def _why_no_kernel(cell: Cell, directions: Sequence[Direction]) -> str | None:
     device, reason = build.load(known.cell, directions[0].xs.dtype.name)
     if device is None:
         return reason
-    if not _fits(directions[:1], device):
-        room = f"{device.multiprocessors} multiprocessors of {device.shared_bytes} bytes of shared memory"
-        return f"weights of {directions[0].params.u.shape[0]} units in one direction do not stay in {room}"
-    return None
+    return None if _fits(directions[:1], device, stacked=False) else _no_room(directions[0], "one direction", device)
 
 
-def _fits(directions: Sequence[Direction], device: plan.Device) -> bool:
-    """Whether the weights of these directions stay in place at the same time, in both passes."""
-    xs, u = directions[0].xs, directions[0].params.u
-    layer = plan.Layer(u.shape[1] // u.shape[0], u.shape[0], xs.shape[1], len(directions), xs.dtype.itemsize)
+def why_not_stack(
+    cells: Sequence[Cell], directions: Sequence[Sequence[Direction]], lengths: Array | None, options: Options
+) -> str | None:
+    """Why all layers do not go in one launch; then they go one after the other. Asked of layers whose lowest can be run."""
+    if any(len(of_layer) > 1 for of_layer in directions):
+        return "with two directions an upper layer begins where those below it end"
+    layers = [only for (only,) in directions]
+    if any(cell.spec != cells[0].spec for cell in cells) or len({layer.params.u.shape for layer in layers}) > 1:
+        return "it needs layers of one cell and size"
+    if len(layers) > MOST_LAYERS:
+        return f"it has {MOST_LAYERS} layers at most"
+    for layer in layers[1:]:
+        if reason := why_not_these(cells[0], [layer], options):
+            return reason
+    known = _kind(cells[0])
+    assert known is not None
+    device, reason = build.load(f"Stacked{known.cell}", layers[0].xs.dtype.name)
+    if device is None:
+        return reason
+    if not _fits(layers, device, stacked=True):
+        return _no_room(layers[0], f"{len(layers)} layers", device)
+    return None if _is_worth_stacking(layers, device) else "one layer after the other should take less time"
+
+
+def _is_worth_stacking(layers: Sequence[Direction], device: plan.Device) -> bool:
+    """By the guess of `plan`: each step of a stack takes longer, but its layers do not wait for each other's last one."""
+    u, xs = layers[0].params.u, layers[0].xs
+    one, all_of_them = calls.layer(u, xs, 1, False), calls.layer(u, xs, len(layers), True)
+    steps = xs.shape[0]
+
+    def cycles(layer: plan.Layer, way: str) -> float:
+        split = plan.best(layer, way, device)
+        assert split is not None
+        return plan.cycles(layer, way, split, device)
+
+    apart = sum(steps * len(layers) * cycles(one, way) for way in build.PASSES)
+    return sum((steps + len(layers) - 1) * cycles(all_of_them, way) for way in build.PASSES) < apart
+
+
+def _features(cell: Cell, params: Any) -> int | None:
+    return None if _kind(cell) is None else params.u.shape[0]
+
+
+def _fits(chains: Sequence[Direction], device: plan.Device, stacked: bool) -> bool:
+    """Whether the weights of these directions, or layers, stay in place at the same time, in both passes."""
+    layer = calls.layer(chains[0].params.u, chains[0].xs, len(chains), stacked)
     return all(plan.best(layer, way, device) is not None for way in build.PASSES)
+
+
+def _no_room(chain: Direction, what: str, device: plan.Device) -> str:
+    room = f"{device.multiprocessors} multiprocessors of {device.shared_bytes} bytes of shared memory"
+    return f"weights of {chain.params.u.shape[0]} units in {what} do not stay in {room}"
 
 
 class _Kind(NamedTuple):
@@ -182,28 +271,35 @@ def _kind(cell: Cell) -> _Kind | None:
 def _forward(cell: Cell, call: calls.Call, args: Args, keep: bool) -> list[calls.Forward]:
     valid = _valid(args)
     params = _cast(args)
-    zs = [jax.vmap(cell.project, in_axes=(None, 0))(p, _zeroed(xs, valid)) for p, xs in zip(params, args.xs, strict=True)]
+    reading, above = params[: len(args.xs)], params[len(args.xs) :]
+    zs = [jax.vmap(cell.project, in_axes=(None, 0))(p, _zeroed(xs, valid)) for p, xs in zip(reading, args.xs, strict=True)]
+    zs += [cell.project(p, jnp.zeros((1, p.w.shape[0]), p.w.dtype))[0] for p in above]  # the biases
+    ws = [*[None] * len(args.xs), *(p.w for p in above)]
     b_ns = [getattr(p, "b_n", None) for p in params]
-    done = calls.forward(call, zs, [p.u for p in params], b_ns, args.states, args.lengths, keep)
+    done = calls.forward(call, zs, ws, [p.u for p in params], b_ns, args.states, args.lengths, keep)
     return varying_as(done, args)
 
 
 def _backward(cell: Cell, call: calls.Call, args: Args, done: list[calls.Forward], cotangents: list[Any]) -> Any:
-    """Cotangents of parameters, inputs and states; each a tuple over directions."""
+    """Cotangents of parameters, inputs and states; each a tuple, over what `args` has of them."""
     valid, params = _valid(args), _cast(args)
     rules: Any = by_hand.rules_of(cell)
     # Whatever the loss does with the padding ends here, NaN too.
-    cotangents = [(_zeroed(d_outputs, valid), d_state) for d_outputs, d_state in cotangents]
-    back = calls.backward(call, [p.u for p in params], args.states, done, cotangents, args.lengths)
+    cotangents = [(d if d is None else _zeroed(d, valid), d_state) for d, d_state in cotangents]
+    above = params[len(args.xs) :]
+    ws = [*(p.w for p in above), *[None] * (len(params) - len(above))]
+    back = calls.backward(call, ws, [p.u for p in params], args.states, done, cotangents, args.lengths)
     back = varying_as(back, args)
+    read = [_zeroed(xs, valid) for xs in args.xs] + [did.outputs for did in done[: len(above)]]
     found = []
-    for p, xs, state, did, (dz, d_state), reverse in zip(params, args.xs, args.states, done, back, call.reversed, strict=True):
+    for p, xs, state, did, (dz, d_state), reverse in zip(params, read, args.states, done, back, call.reversed, strict=True):
         befores = _before(did.outputs, by_hand.hidden(state), args.lengths, reverse)
         befores = LSTMState(befores, did.c) if isinstance(state, LSTMState) else befores
         saved = jnp.split(did.saved, call.saved, axis=-1) if call.saved else did.outputs
-        d_params, d_xs, _ = by_hand.gathered(rules, p, _zeroed(xs, valid), befores, saved, None, dz)
+        d_params, d_xs, _ = by_hand.gathered(rules, p, xs, befores, saved, None, dz)
         found.append((d_params, _zeroed(d_xs.astype(xs.dtype), valid), d_state))
-    return tuple(zip(*found, strict=True))
+    d_params, d_read, d_states = zip(*found, strict=True)
+    return d_params, d_read[: len(args.xs)], d_states
 
 
 def _before(outputs: Array, h_0: Array, lengths: Array | None, reverse: bool) -> Array:
@@ -234,4 +330,4 @@ def _zeroed(x: Array, valid: Array | None) -> Array:
     return x if valid is None else where_valid(valid, x, jnp.zeros((), x.dtype))
 
 
-BACKEND = Backend(run, why_not, at_a_glance=why_not_at_a_glance)
+BACKEND = Backend(run, why_not, Stack(run_stack, why_not_stack, _features), at_a_glance=why_not_at_a_glance)

@@ -10,14 +10,15 @@
 namespace s2s {
 
 template <typename Element>
-struct BackwardDirection {
+struct BackwardChain {
+  const Element* w;      // of the layer above this one, where there is one: [H, gates * H]
   const Element* u;      // [H, gates * H]
   const float* h_0;      // [B, H]
   const float* c_0;      // LSTM: [B, H]
   const Element* y;      // [T, B, H]
   const Element* saved;  // [T, B, kSaved * H]
   const float* c;        // LSTM: [T, B, H]
-  const Element* dy;     // [T, B, H]
+  const Element* dy;     // [T, B, H], or null where only the layer above reads y
   const float* dh_last;  // [B, H]
   const float* dc_last;  // LSTM: [B, H]
   Element* dz;           // [T, B, gates * H]
@@ -72,21 +73,26 @@ template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
 using BackwardProduct = Product<Element, kRowTiles, kBatchTiles, 194 - 24 * kBackwardMost<kRowTiles, kBatchTiles>>;
 
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
-__global__ void __launch_bounds__(kThreads, 1) backward(const Arguments<BackwardDirection<Element>> a) {
+__global__ void __launch_bounds__(kThreads, 1) backward(const Arguments<Cell, BackwardChain<Element>> a) {
   using Step = BackwardProduct<Cell, Element, kRowTiles, kBatchTiles>;
-  constexpr int kGates = Cell::kGates, kSaved = Cell::kSaved;
+  using Kind = typename Cell::Kind;
+  constexpr int kGates = Cell::kGates, kParts = Cell::kParts, kSaved = Cell::kSaved;
   constexpr int kMost = kBackwardMost<kRowTiles, kBatchTiles>;
   const Sizes& n = a.sizes;
-  const BackwardDirection<Element>& d = a.directions[blockIdx.z];
+  const BackwardChain<Element>& d = a.chains[blockIdx.z];
   const int first_unit = int(blockIdx.x) * n.units;
+  const bool below = Cell::kStacked && blockIdx.z + 1 < gridDim.z;  // another layer, which reads the output of this one
 
   // Row of the weights: a unit, whose state the gates of all units read.
-  Step product(ceil_div(n.hidden, kChunk<Element>) * kGates, kGates, n.units);
+  Step product(ceil_div(n.hidden, kChunk<Element>) * kParts, kParts, n.units, below ? 2 : 1);
+  const Element* weights = Cell::kStacked && product.of_other() ? d.w : d.u;
   product.load([&](int row, int chunk, int element) {
-    const int gate = chunk % kGates, unit = first_unit + row, by = chunk / kGates * kChunk<Element> + element;
-    const bool there = (row < n.units) & (unit < n.hidden) & (by < n.hidden);
-    return only_if(there, d.u + size_t(unit) * kGates * n.hidden + size_t(gate) * n.hidden + by);
+    const int unit = first_unit + row, by = chunk / kParts * kChunk<Element> + element;
+    const int gate = gate_of<Cell>(chunk % kParts, product.of_other());
+    const bool there = (gate >= 0) & (row < n.units) & (unit < n.hidden) & (by < n.hidden);
+    return only_if(there, weights + size_t(unit) * kGates * n.hidden + size_t(gate) * n.hidden + by);
   });
+  const int read_team = Cell::kStacked && product.of_other() ? team_of(int(blockIdx.z) + 1) : team();
 
   const int steps = longest(n, a.lengths, Step::kBatch);
   Place places[kMost];
@@ -94,14 +100,14 @@ __global__ void __launch_bounds__(kThreads, 1) backward(const Arguments<Backward
   for (int i = 0; i < kMost; ++i) places[i] = Place(n, a.lengths, Step::kBatch, threadIdx.x + i * kThreads);
   // The steps of the way there from the last to the first.
   const auto position = [&](int s) { return d.reverse ? s : steps - 1 - s; };
-  const auto ask_for = [&](int s, Read<Cell> (&read)[kMost]) {
+  const auto ask_for = [&](int s, Read<Kind> (&read)[kMost]) {
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
       const Place& p = places[i];
-      read[i] = Read<Cell>{};
+      read[i] = Read<Kind>{};
       const int t = position(s);
       if (s >= steps || t >= p.length) continue;
-      read[i].dy = to_float(d.dy[p.at(n, t, 1, 0)]);
+      if (!Cell::kStacked || d.dy != nullptr) read[i].dy = to_float(d.dy[p.at(n, t, 1, 0)]);
       if (kSaved == 0) read[i].y = to_float(d.y[p.at(n, t, 1, 0)]);
 #pragma unroll
       for (int k = 0; k < kSaved; ++k) read[i].saved[k] = to_float(d.saved[p.at(n, t, kSaved, k)]);
@@ -117,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward(const Arguments<Backward
     }
   };
   float dh[kMost], dc[kMost], c[kMost];
-  Read<Cell> read[kMost];
+  Read<Kind> read[kMost];
 #pragma unroll
   for (int i = 0; i < kMost; ++i) {
     const Place& p = places[i];
@@ -126,33 +132,32 @@ __global__ void __launch_bounds__(kThreads, 1) backward(const Arguments<Backward
     c[i] = p.length > 0 && Cell::kMemory ? d.c[p.at(n, d.reverse ? 0 : p.length - 1, 1, 0)] : 0.0f;
   }
   ask_for(0, read);
+  a.exchange.publish(0);  // of zeros: nothing comes from behind the last step
 
   for (int s = 0; s < steps; ++s) {
-    Read<Cell> next[kMost];
-    Made<Cell> made[kMost];
+    Read<Kind> next[kMost];
+    Made<Kind> made[kMost];
     ask_for(s + 1, next);  // a step ahead: it comes from far
-    if (s > 0) {
-      product.run(a.exchange, s - 1);
-      __syncthreads();
-    }
+    product.run(a.exchange, read_team, Cell::kStacked && product.of_other() ? s + 1 : s);
+    __syncthreads();
     const int t = position(s);
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
       const Place& p = places[i];
-      made[i] = Made<Cell>{};
+      made[i] = Made<Kind>{};
       if (!p.mine) continue;
-      if (s > 0) dh[i] += product.sum(p.local, p.row);
+      dh[i] += product.sum(p.local, p.row);
       if (t < p.length) {
         dh[i] += read[i].dy;
-        made[i] = step_back(Cell(), read[i], n.relu, dh[i], dc[i], c[i]);
+        made[i] = step_back(Kind(), read[i], n.relu, dh[i], dc[i], c[i]);
       }
 #pragma unroll
-      for (int gate = 0; gate < kGates; ++gate) {
-        *place<Element>(a.exchange.buffer(s), Step::kBatch, kGates, gate, p.unit, p.row) =
-            operand<Element>(made[i].recurrent[gate]);
+      for (int part = 0; part < kParts; ++part) {
+        const float of_part = part < kGates ? made[i].recurrent[part] : made[i].dz[kGates - 1];
+        *place<Element>(a.exchange.buffer(team(), s + 1), Step::kBatch, kParts, part, p.unit, p.row) = operand<Element>(of_part);
       }
     }
-    a.exchange.publish(s);
+    a.exchange.publish(s + 1);
     // What nobody waits for.
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
@@ -165,15 +170,13 @@ __global__ void __launch_bounds__(kThreads, 1) backward(const Arguments<Backward
     }
   }
 
-  if (steps > 0) {
-    product.run(a.exchange, steps - 1);
-    __syncthreads();
-  }
+  product.run(a.exchange, read_team, steps, !(Cell::kStacked && product.of_other()));
+  __syncthreads();
 #pragma unroll
   for (int i = 0; i < kMost; ++i) {
     const Place& p = places[i];
     if (!p.mine) continue;
-    d.dh_0[p.at(n, 0, 1, 0)] = dh[i] + (steps > 0 ? product.sum(p.local, p.row) : 0.0f);
+    d.dh_0[p.at(n, 0, 1, 0)] = dh[i] + product.sum(p.local, p.row);
     if (Cell::kMemory) d.dc_0[p.at(n, 0, 1, 0)] = dc[i];
     for (int t = steps; t < n.time; ++t) {  // where every row of the tile is padded
       for (int gate = 0; gate < kGates; ++gate) d.dz[p.at(n, t, kGates, gate)] = from_float<Element>(0.0f);

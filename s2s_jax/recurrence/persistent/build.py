@@ -27,7 +27,7 @@ _log = logging.getLogger("s2s_jax")
 _lock = threading.Lock()
 FLAGS = ("-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-split-compile=0", "-shared", "-Xcompiler", "-fPIC")
 ELEMENTS = {"float32": "float", "bfloat16": "__nv_bfloat16", "float16": "__half"}
-CELLS = ("RNN", "LSTM", "GRU")
+CELLS = ("RNN", "LSTM", "GRU", "StackedRNN", "StackedLSTM", "StackedGRU")
 PASSES = ("forward", "backward")
 
 

@@ -16,11 +16,11 @@ class Call(NamedTuple):
     """What is fixed when a program is compiled.
 
     Attributes:
-      cell: one of `build.CELLS`.
+      cell: one of `build.CELLS`; of the stacked ones each chain is a layer, of the others a direction.
       relu: whether the activation is relu and not tanh.
       saved: numbers of a unit and step that are kept for the way back.
-      reversed: of each direction.
-      device: what the layer is divided for.
+      reversed: of each chain.
+      device: what the layers are divided for.
     """
 
     cell: str
@@ -29,9 +29,13 @@ class Call(NamedTuple):
     reversed: tuple[bool, ...]
     device: plan.Device
 
+    @property
+    def stacked(self) -> bool:
+        return self.cell.startswith("Stacked")
+
 
 class Forward(NamedTuple):
-    """Of one direction; `saved` and `c` are empty where no way back follows, `c` also for a cell without memory cells."""
+    """Of one chain; `saved` and `c` are empty where no way back follows, `c` also for a cell without memory cells."""
 
     outputs: Float[Array, "T B H"]
     state: Any
@@ -40,32 +44,37 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """Of one direction: gradients of z and of the first state."""
+    """Of one chain: gradients of z and of the first state."""
 
     dz: Float[Array, "T B gates*H"]
     d_state: Any
 
 
-def layer(u: Any, batch: int, directions: int) -> plan.Layer:
-    """How `plan` sees a layer with recurrent weights `u` [H, gates * H]."""
-    return plan.Layer(u.shape[1] // u.shape[0], u.shape[0], batch, directions, u.dtype.itemsize)
+def layer(u: Any, xs: Any, chains: int, stacked: bool) -> plan.Layer:
+    """How `plan` sees layers of recurrent weights `u` [H, gates * H] that read or give a sequence like `xs`, [T, B, ...]."""
+    time, batch, *_ = xs.shape
+    return plan.Layer(u.shape[1] // u.shape[0], u.shape[0], batch, chains, xs.dtype.itemsize, time if stacked else 0)
 
 
 def forward(
     call: Call,
-    zs: Sequence[Float[Array, "T B gates*H"]],
+    zs: Sequence[Float[Array, "T B gates*H"] | Float[Array, " gates*H"]],
+    ws: Sequence[Float[Array, "H gates*H"] | None],
     us: Sequence[Float[Array, "H gates*H"]],
     b_ns: Sequence[Float[Array, " H"] | None],
     states: Sequence[Any],
     lengths: Int[Array, " B"] | None,
     keep: bool,
 ) -> list[Forward]:
-    """A layer along time in each direction; z, biases and states in float32, weights and outputs in theirs."""
+    """All chains along time; z, biases and states in float32, weights and outputs in theirs.
+
+    Of a layer of a stack above another z is its biases alone, and only such a one has a `w`.
+    """
     time, batch, _ = zs[0].shape
     hidden, dtype = us[0].shape[0], us[0].dtype
     operands, shapes = [_or_nothing(lengths, jnp.int32)], []
-    for z, u, b_n, state in zip(zs, us, b_ns, states, strict=True):
-        operands += [z, u, _or_nothing(b_n), *_both(state)]
+    for z, w, u, b_n, state in zip(zs, ws, us, b_ns, states, strict=True):
+        operands += [z, _or_nothing(w, dtype), u, _or_nothing(b_n), *_both(state)]
         of_state = jax.ShapeDtypeStruct((batch, hidden), jnp.float32)
         memory = isinstance(state, LSTMState)
         shapes += [
@@ -75,7 +84,7 @@ def forward(
             jax.ShapeDtypeStruct((time, batch, call.saved * hidden) if keep and call.saved else (0,), dtype),
             jax.ShapeDtypeStruct((time, batch, hidden) if keep and memory else (0,), jnp.float32),
         ]
-    outs = _ffi_call("forward", call, us[0], batch, operands, shapes)
+    outs = _ffi_call("forward", call, us[0], shapes[0], operands, shapes)
     found = []
     for d, state in enumerate(states):
         y, h, c_last, saved, c = outs[5 * d : 5 * d + 5]
@@ -85,31 +94,36 @@ def forward(
 
 def backward(
     call: Call,
+    ws: Sequence[Float[Array, "H gates*H"] | None],
     us: Sequence[Float[Array, "H gates*H"]],
     states: Sequence[Any],
     done: Sequence[Forward],
-    cotangents: Sequence[tuple[Float[Array, "T B H"], Any]],
+    cotangents: Sequence[tuple[Float[Array, "T B H"] | None, Any]],
     lengths: Int[Array, " B"] | None,
 ) -> list[Backward]:
-    """The way back through what `forward` did, for the cotangents of outputs and last state."""
+    """The way back through what `forward` did, for the cotangents of outputs and last state.
+
+    `ws`: of each layer of a stack that of the layer above it, which alone reads its outputs; these have no cotangent then.
+    """
     time, batch, hidden = done[0].outputs.shape
     operands, shapes = [_or_nothing(lengths, jnp.int32)], []
-    for u, state, did, (d_outputs, d_state) in zip(us, states, done, cotangents, strict=True):
-        operands += [u, *_both(state), did.outputs, did.saved, did.c, d_outputs, *_both(d_state)]
+    for w, u, state, did, (d_outputs, d_state) in zip(ws, us, states, done, cotangents, strict=True):
+        operands += [_or_nothing(w, u.dtype), u, *_both(state), did.outputs, did.saved, did.c]
+        operands += [_or_nothing(d_outputs, u.dtype), *_both(d_state)]
         of_state = jax.ShapeDtypeStruct((batch, hidden), jnp.float32)
         shapes += [jax.ShapeDtypeStruct((time, batch, u.shape[1]), u.dtype)]
         shapes += [of_state, of_state if isinstance(state, LSTMState) else _NOTHING]
-    outs = _ffi_call("backward", call, us[0], batch, operands, shapes)
+    outs = _ffi_call("backward", call, us[0], done[0].outputs, operands, shapes)
     return [Backward(outs[3 * d], _state(state, *outs[3 * d + 1 : 3 * d + 3])) for d, state in enumerate(states)]
 
 
-def _ffi_call(way: str, call: Call, u: Array, batch: int, operands: list[Array], shapes: list[Any]) -> Sequence[Array]:
-    divided = layer(u, batch, len(call.reversed))
+def _ffi_call(way: str, call: Call, u: Array, outputs: Any, operands: list[Array], shapes: list[Any]) -> Sequence[Array]:
+    divided = layer(u, outputs, len(call.reversed), call.stacked)
     split = plan.best(divided, way, call.device)
     assert split is not None  # `why_not` has looked
     scratch = jax.ShapeDtypeStruct((plan.scratch_bytes(divided, way, split, call.device),), jnp.uint8)
     backward = sum(1 << d for d, reverse in enumerate(call.reversed) if reverse)
-    attributes = {"relu": call.relu, "reversed": backward, "directions": len(call.reversed), **split._asdict()}
+    attributes = {"relu": call.relu, "reversed": backward, "chains": len(call.reversed), **split._asdict()}
     run = jax.ffi.ffi_call(build.target(way, call.cell, u.dtype.name), [*shapes, scratch])
     return run(*operands, **{name: np.int64(value) for name, value in attributes.items()})
 

@@ -1,4 +1,4 @@
-// The two calls that XLA makes: a layer forward and a layer backward, each for one direction or two.
+// The two calls that XLA makes: forward and backward through the directions of a layer, or the layers of a stack.
 //
 // Arrays that do not apply come with no elements. The last result of either is scratch memory.
 
@@ -13,49 +13,50 @@ namespace {
 
 using Arguments = ffi::RemainingArgs;
 using Results = ffi::RemainingRets;
-using Pass = std::string(const Split&, const Layer&, cudaStream_t);
+using Pass = std::string(const Split&, const Layers&, cudaStream_t);
 
 template <typename Buffer>
 void* pointer(const Buffer& buffer) {
   return buffer.element_count() == 0 ? nullptr : buffer.untyped_data();
 }
 
-// Operands are the lengths, then those of each direction; `sequence` says which of a direction's arrays is [T, B, ...], and
-// `state` which is [B, H].
+// Operands are the lengths, then those of each chain; `sequence` says which arrays of the first are [T, B, ...], and `state`
+// which are [B, H].
 ffi::Error run(Pass& pass, cudaStream_t stream, const Arguments& args, const Results& rets, int64_t relu, int64_t reversed,
-               int64_t directions, int64_t units, int64_t row_tiles, int64_t batch_tiles, int per_direction_args,
-               int per_direction_rets, int sequence, int state) {
+               int64_t chains, int64_t units, int64_t row_tiles, int64_t batch_tiles, int chain_args, int chain_rets,
+               int sequence, int state) {
   const auto arg = [&](int64_t i) { return args.get<ffi::AnyBuffer>(i).value(); };
   const auto ret = [&](int64_t i) { return *rets.get<ffi::AnyBuffer>(i).value(); };
-  Layer layer = {};
-  layer.time = int(arg(1 + sequence).dimensions()[0]);
-  layer.batch = int(arg(1 + state).dimensions()[0]);
-  layer.hidden = int(arg(1 + state).dimensions()[1]);
-  layer.relu = relu != 0;
-  layer.lengths = static_cast<const int32_t*>(pointer(arg(0)));
-  layer.directions = int(directions);
-  for (int64_t i = 0; i < directions; ++i) {
-    for (int k = 0; k < per_direction_args; ++k) layer.of[i].arrays[k] = pointer(arg(1 + i * per_direction_args + k));
-    for (int k = 0; k < per_direction_rets; ++k) {
-      layer.of[i].arrays[per_direction_args + k] = pointer(ret(i * per_direction_rets + k));
-    }
-    layer.of[i].reverse = (reversed >> i) & 1;
+  if (chains < 1 || chains > Layers::kMost) {
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "backend persistent: there are too many layers or directions");
   }
-  const auto scratch = ret(directions * per_direction_rets);
-  layer.scratch = scratch.untyped_data();
-  layer.scratch_bytes = scratch.size_bytes();
-  const std::string why = pass({int(units), int(row_tiles), int(batch_tiles)}, layer, stream);
+  Layers layers = {};
+  layers.time = int(arg(1 + sequence).dimensions()[0]);
+  layers.batch = int(arg(1 + state).dimensions()[0]);
+  layers.hidden = int(arg(1 + state).dimensions()[1]);
+  layers.relu = relu != 0;
+  layers.lengths = static_cast<const int32_t*>(pointer(arg(0)));
+  layers.chains = int(chains);
+  for (int64_t i = 0; i < chains; ++i) {
+    for (int k = 0; k < chain_args; ++k) layers.of[i].arrays[k] = pointer(arg(1 + i * chain_args + k));
+    for (int k = 0; k < chain_rets; ++k) layers.of[i].arrays[chain_args + k] = pointer(ret(i * chain_rets + k));
+    layers.of[i].reverse = (reversed >> i) & 1;
+  }
+  const auto scratch = ret(chains * chain_rets);
+  layers.scratch = scratch.untyped_data();
+  layers.scratch_bytes = scratch.size_bytes();
+  const std::string why = pass({int(units), int(row_tiles), int(batch_tiles)}, layers, stream);
   return why.empty() ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kFailedPrecondition, "backend persistent: " + why);
 }
 
-ffi::Error call_forward(cudaStream_t stream, Arguments args, Results rets, int64_t relu, int64_t reversed, int64_t directions,
+ffi::Error call_forward(cudaStream_t stream, Arguments args, Results rets, int64_t relu, int64_t reversed, int64_t chains,
                         int64_t units, int64_t row_tiles, int64_t batch_tiles) {
-  return run(forward, stream, args, rets, relu, reversed, directions, units, row_tiles, batch_tiles, 5, 5, 0, 3);
+  return run(forward, stream, args, rets, relu, reversed, chains, units, row_tiles, batch_tiles, 6, 5, 0, 4);
 }
 
-ffi::Error call_backward(cudaStream_t stream, Arguments args, Results rets, int64_t relu, int64_t reversed, int64_t directions,
+ffi::Error call_backward(cudaStream_t stream, Arguments args, Results rets, int64_t relu, int64_t reversed, int64_t chains,
                          int64_t units, int64_t row_tiles, int64_t batch_tiles) {
-  return run(backward, stream, args, rets, relu, reversed, directions, units, row_tiles, batch_tiles, 9, 3, 3, 1);
+  return run(backward, stream, args, rets, relu, reversed, chains, units, row_tiles, batch_tiles, 10, 3, 4, 2);
 }
 
 }  // namespace
@@ -69,7 +70,7 @@ ffi::Error call_backward(cudaStream_t stream, Arguments args, Results rets, int6
                                     .RemainingRets()                              \
                                     .Attr<int64_t>("relu")                        \
                                     .Attr<int64_t>("reversed")                    \
-                                    .Attr<int64_t>("directions")                  \
+                                    .Attr<int64_t>("chains")                      \
                                     .Attr<int64_t>("units")                       \
                                     .Attr<int64_t>("row_tiles")                   \
                                     .Attr<int64_t>("batch_tiles"))

@@ -7,8 +7,9 @@
 namespace s2s {
 
 template <typename Element>
-struct ForwardDirection {
-  const float* z;       // [T, B, gates * H], biases included
+struct ForwardChain {
+  const float* z;       // [T, B, gates * H], biases included; of a layer above another the biases alone, [gates * H]
+  const Element* w;     // of a layer above another: [H, gates * H]
   const Element* u;     // [H, gates * H]
   const float* b_n;     // GRU: [H], or null
   const float* h_0;     // [B, H]
@@ -50,27 +51,32 @@ __device__ inline void step(GRU, const Gates<GRU>& in, float b_n, int relu, floa
 
 // Numbers of the state in a thread, and a product that leaves registers for them; `_held` of plan.py has the same numbers.
 template <typename Cell, int kRowTiles, int kBatchTiles>
-constexpr int kForwardMost = ceil_div(16 * kRowTiles / Cell::kGates * 8 * kBatchTiles, kThreads);
+constexpr int kForwardMost = ceil_div(16 * kRowTiles / Cell::kParts * 8 * kBatchTiles, kThreads);
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
 using ForwardProduct = Product<Element, kRowTiles, kBatchTiles,
                                186 - (8 + 2 * Cell::kGates) * kForwardMost<Cell, kRowTiles, kBatchTiles>>;
 
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
-__global__ void __launch_bounds__(kThreads, 1) forward(const Arguments<ForwardDirection<Element>> a) {
+__global__ void __launch_bounds__(kThreads, 1) forward(const Arguments<Cell, ForwardChain<Element>> a) {
   using Step = ForwardProduct<Cell, Element, kRowTiles, kBatchTiles>;
+  using Kind = typename Cell::Kind;
   constexpr int kGates = Cell::kGates, kSaved = Cell::kSaved;
   constexpr int kMost = kForwardMost<Cell, kRowTiles, kBatchTiles>;
   const Sizes& n = a.sizes;
-  const ForwardDirection<Element>& d = a.directions[blockIdx.z];
+  const ForwardChain<Element>& d = a.chains[blockIdx.z];
   const int first_unit = int(blockIdx.x) * n.units;
+  const bool above = Cell::kStacked && blockIdx.z > 0;  // another layer, whose output this one reads
 
-  // Row of the weights: gate * units + unit.
-  Step product(ceil_div(n.hidden, kChunk<Element>), 1, n.units);
+  // Row of the weights: part * units + unit.
+  Step product(ceil_div(n.hidden, kChunk<Element>), 1, n.units, above ? 2 : 1);
+  const Element* weights = Cell::kStacked && product.of_other() ? d.w : d.u;
   product.load([&](int row, int chunk, int element) {
-    const int gate = row / n.units, unit = first_unit + row % n.units, from = chunk * kChunk<Element> + element;
-    const bool there = (gate < kGates) & (unit < n.hidden) & (from < n.hidden);
-    return only_if(there, d.u + size_t(from) * kGates * n.hidden + size_t(gate) * n.hidden + unit);
+    const int part = row / n.units, unit = first_unit + row % n.units, from = chunk * kChunk<Element> + element;
+    const int gate = gate_of<Cell>(part, product.of_other());
+    const bool there = (part < Cell::kParts) & (gate >= 0) & (unit < n.hidden) & (from < n.hidden);
+    return only_if(there, weights + size_t(from) * kGates * n.hidden + size_t(gate) * n.hidden + unit);
   });
+  const int read_team = Cell::kStacked && product.of_other() ? team_of(int(blockIdx.z) - 1) : team();
 
   const int steps = longest(n, a.lengths, Step::kBatch);
   Place places[kMost];
@@ -84,7 +90,8 @@ __global__ void __launch_bounds__(kThreads, 1) forward(const Arguments<ForwardDi
       const Place& p = places[i];
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate) {
-        z[i][gate] = s < steps && position(s) < p.length ? d.z[p.at(n, position(s), kGates, gate)] : 0.0f;
+        const bool there = s < steps && position(s) < p.length;
+        z[i][gate] = there ? d.z[above ? gate * n.hidden + p.unit : p.at(n, position(s), kGates, gate)] : 0.0f;
       }
     }
   };
@@ -95,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward(const Arguments<ForwardDi
     h[i] = p.mine ? d.h_0[at] : 0.0f;
     c[i] = p.mine && Cell::kMemory ? d.c_0[at] : 0.0f;
     b_n[i] = p.mine && d.b_n != nullptr ? d.b_n[p.unit] : 0.0f;
-    if (p.mine) *place<Element>(a.exchange.buffer(0), Step::kBatch, 1, 0, p.unit, p.row) = operand<Element>(h[i]);
+    if (p.mine) *place<Element>(a.exchange.buffer(team(), 0), Step::kBatch, 1, 0, p.unit, p.row) = operand<Element>(h[i]);
   }
   ask_for(0, z);
   a.exchange.publish(0);
@@ -103,22 +110,25 @@ __global__ void __launch_bounds__(kThreads, 1) forward(const Arguments<ForwardDi
   for (int s = 0; s < steps; ++s) {
     float next[kMost][kGates], saved[kMost][kSaved > 0 ? kSaved : 1];
     ask_for(s + 1, next);  // a step ahead: it comes from far
-    product.run(a.exchange, s);
+    product.run(a.exchange, read_team, Cell::kStacked && product.of_other() ? s + 1 : s);
     __syncthreads();
     const int t = position(s);
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
       const Place& p = places[i];
       if (t < p.length) {
-        Gates<Cell> in;
+        Gates<Kind> in;
 #pragma unroll
         for (int gate = 0; gate < kGates; ++gate) {
           in.recurrent[gate] = product.sum(gate * n.units + p.local, p.row);
           in.z[gate] = z[i][gate];
         }
-        step(Cell(), in, b_n[i], n.relu, h[i], c[i], saved[i]);
+        if (Cell::kParts > kGates) in.z[kGates - 1] += product.sum(kGates * n.units + p.local, p.row);
+        step(Kind(), in, b_n[i], n.relu, h[i], c[i], saved[i]);
       }
-      if (p.mine) *place<Element>(a.exchange.buffer(s + 1), Step::kBatch, 1, 0, p.unit, p.row) = operand<Element>(h[i]);
+      if (p.mine) {
+        *place<Element>(a.exchange.buffer(team(), s + 1), Step::kBatch, 1, 0, p.unit, p.row) = operand<Element>(h[i]);
+      }
     }
     a.exchange.publish(s + 1);
     // What nobody waits for.

@@ -1,4 +1,4 @@
-// The kernels for one cell (S2S_CELL: RNN, LSTM or GRU) and one dtype (S2S_ELEMENT), and how they are started.
+// The kernels for one cell (S2S_CELL: RNN, LSTM, GRU, or a stack's) and one dtype (S2S_ELEMENT), and how they are started.
 
 #include "launch.h"
 
@@ -13,11 +13,11 @@ namespace {
 using Cell = S2S_CELL;
 using Element = S2S_ELEMENT;
 
-template <typename Direction>
+template <typename Chain>
 struct Kernel {
   int row_tiles, batch_tiles;
-  void (*start)(Arguments<Direction>);
-  size_t (*shared_bytes)(int chunks);
+  void (*start)(Arguments<Cell, Chain>);
+  size_t (*shared_bytes)(int chunks, int vectors);
 };
 
 #define S2S_KERNEL(pass, Step, rows, batch) \
@@ -25,11 +25,12 @@ struct Kernel {
 #define S2S_KERNELS(pass, Step, rows) \
   S2S_KERNEL(pass, Step, rows, 1), S2S_KERNEL(pass, Step, rows, 2), S2S_KERNEL(pass, Step, rows, 4)
 
-constexpr Kernel<ForwardDirection<Element>> kForward[] = {
+constexpr Kernel<ForwardChain<Element>> kForward[] = {
     S2S_KERNELS(forward, ForwardProduct, 1), S2S_KERNELS(forward, ForwardProduct, 2), S2S_KERNELS(forward, ForwardProduct, 3),
     S2S_KERNELS(forward, ForwardProduct, 4)};
-constexpr Kernel<BackwardDirection<Element>> kBackward[] = {S2S_KERNELS(backward, BackwardProduct, 1),
-                                                            S2S_KERNELS(backward, BackwardProduct, 2)};
+constexpr Kernel<BackwardChain<Element>> kBackward[] = {S2S_KERNELS(backward, BackwardProduct, 1),
+                                                        S2S_KERNELS(backward, BackwardProduct, 2)};
+static_assert(kMostChains == Layers::kMost);
 
 std::string named(const char* what, cudaError_t error) { return std::string(what) + ": " + cudaGetErrorString(error); }
 
@@ -38,33 +39,34 @@ std::string named(const char* what, cudaError_t error) { return std::string(what
     if (const cudaError_t error = (call)) return named(#call, error);      \
   } while (false)
 
-void take(ForwardDirection<Element>& d, void* const* arrays) {
-  d = {static_cast<const float*>(arrays[0]), static_cast<const Element*>(arrays[1]), static_cast<const float*>(arrays[2]),
-       static_cast<const float*>(arrays[3]), static_cast<const float*>(arrays[4]),   static_cast<Element*>(arrays[5]),
-       static_cast<float*>(arrays[6]),       static_cast<float*>(arrays[7]),         static_cast<Element*>(arrays[8]),
-       static_cast<float*>(arrays[9]),       0};
+void take(ForwardChain<Element>& d, void* const* arrays) {
+  d = {static_cast<const float*>(arrays[0]), static_cast<const Element*>(arrays[1]), static_cast<const Element*>(arrays[2]),
+       static_cast<const float*>(arrays[3]), static_cast<const float*>(arrays[4]),   static_cast<const float*>(arrays[5]),
+       static_cast<Element*>(arrays[6]),     static_cast<float*>(arrays[7]),         static_cast<float*>(arrays[8]),
+       static_cast<Element*>(arrays[9]),     static_cast<float*>(arrays[10]),        0};
 }
 
-void take(BackwardDirection<Element>& d, void* const* arrays) {
-  d = {static_cast<const Element*>(arrays[0]), static_cast<const float*>(arrays[1]),   static_cast<const float*>(arrays[2]),
-       static_cast<const Element*>(arrays[3]), static_cast<const Element*>(arrays[4]), static_cast<const float*>(arrays[5]),
-       static_cast<const Element*>(arrays[6]), static_cast<const float*>(arrays[7]),   static_cast<const float*>(arrays[8]),
-       static_cast<Element*>(arrays[9]),       static_cast<float*>(arrays[10]),        static_cast<float*>(arrays[11]),
-       0};
+void take(BackwardChain<Element>& d, void* const* arrays) {
+  d = {static_cast<const Element*>(arrays[0]), static_cast<const Element*>(arrays[1]), static_cast<const float*>(arrays[2]),
+       static_cast<const float*>(arrays[3]),   static_cast<const Element*>(arrays[4]), static_cast<const Element*>(arrays[5]),
+       static_cast<const float*>(arrays[6]),   static_cast<const Element*>(arrays[7]), static_cast<const float*>(arrays[8]),
+       static_cast<const float*>(arrays[9]),   static_cast<Element*>(arrays[10]),      static_cast<float*>(arrays[11]),
+       static_cast<float*>(arrays[12]),        0};
 }
 
 // One launch after the other, each over as many tiles of the batch as have room for every block, and scratch memory.
-template <typename Direction, size_t kKernels>
-std::string run(const Kernel<Direction> (&kernels)[kKernels], int rows_per_unit, int vectors, const Split& split,
-                const Layer& layer, cudaStream_t stream) {
+// `rows_per_unit`: of the weights; `numbers_per_unit`: of what the blocks exchange.
+template <typename Chain, size_t kKernels>
+std::string run(const Kernel<Chain> (&kernels)[kKernels], int rows_per_unit, int numbers_per_unit, const Split& split,
+                const Layers& layers, cudaStream_t stream) {
   const auto* kernel = std::find_if(kernels, kernels + kKernels, [&](const auto& k) {
     return k.row_tiles == split.row_tiles && k.batch_tiles == split.batch_tiles;
   });
   if (kernel == kernels + kKernels || split.units < 1 || split.units * rows_per_unit > 16 * split.row_tiles) {
     return "there is no kernel for this split";
   }
-  const int chunks = ceil_div(layer.hidden, kChunk<Element>) * vectors, rows = 8 * split.batch_tiles;
-  const size_t shared = kernel->shared_bytes(chunks);
+  const int chunks = ceil_div(layers.hidden, kChunk<Element>) * numbers_per_unit, rows = 8 * split.batch_tiles;
+  const size_t shared = kernel->shared_bytes(chunks, Cell::kStacked ? 2 : 1);
   int device = 0, multiprocessors = 0, of_each = 0, cooperative = 0;
   S2S_TRY(cudaGetDevice(&device));
   S2S_TRY(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device));
@@ -72,28 +74,29 @@ std::string run(const Kernel<Direction> (&kernels)[kKernels], int rows_per_unit,
   S2S_TRY(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   S2S_TRY(cudaFuncSetAttribute(kernel->start, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
   S2S_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_each, kernel->start, kThreads, shared));
-  const int blocks = ceil_div(layer.hidden, split.units), tiles = ceil_div(layer.batch, rows);
-  const int placed = multiprocessors * of_each / (blocks * layer.directions);
+  const int blocks = ceil_div(layers.hidden, split.units), tiles = ceil_div(layers.batch, rows);
+  const int placed = multiprocessors * of_each / (blocks * layers.chains);
   if (placed < 1) return "the blocks of a team do not fit onto the device at the same time";
 
-  Arguments<Direction> a = {};
-  a.lengths = layer.lengths;
-  a.exchange = {static_cast<unsigned char*>(layer.scratch), size_t(chunks) * rows * kChunkBytes};
-  const size_t of_tile = layer.directions * (2 * a.exchange.buffer_bytes + blocks * sizeof(uint32_t));
-  if (layer.scratch_bytes < of_tile) return "the scratch memory is too small";
+  Arguments<Cell, Chain> a = {};
+  a.lengths = layers.lengths;
+  const int buffers = Cell::kStacked ? layers.time + 1 : 2;
+  a.exchange = {static_cast<unsigned char*>(layers.scratch), size_t(chunks) * rows * kChunkBytes, buffers};
+  const size_t of_tile = layers.chains * (buffers * a.exchange.buffer_bytes + blocks * sizeof(uint32_t));
+  if (layers.scratch_bytes < of_tile) return "the scratch memory is too small";
   // plan.py, which sized it, counts on one block for each multiprocessor: there may be room for more.
-  const int most = int(std::min<size_t>(std::min(tiles, placed), layer.scratch_bytes / of_tile));
-  for (int i = 0; i < layer.directions; ++i) {
-    take(a.directions[i], layer.of[i].arrays);
-    a.directions[i].reverse = layer.of[i].reverse;
+  const int most = int(std::min<size_t>(std::min(tiles, placed), layers.scratch_bytes / of_tile));
+  for (int i = 0; i < layers.chains; ++i) {
+    take(a.chains[i], layers.of[i].arrays);
+    a.chains[i].reverse = layers.of[i].reverse;
   }
   for (int first = 0; first < tiles; first += most) {
     const int now = std::min(most, tiles - first);
-    a.sizes = {layer.time, layer.batch, layer.hidden, split.units, first * rows, layer.relu};
-    S2S_TRY(cudaMemsetAsync(layer.scratch, 0, now * of_tile, stream));
+    a.sizes = {layers.time, layers.batch, layers.hidden, split.units, first * rows, layers.relu};
+    S2S_TRY(cudaMemsetAsync(layers.scratch, 0, now * of_tile, stream));
     void* arguments[] = {&a};
     // Which the driver refuses where not all blocks have a place at the same time.
-    S2S_TRY(cudaLaunchCooperativeKernel(kernel->start, dim3(blocks, now, layer.directions), dim3(kThreads), arguments, shared,
+    S2S_TRY(cudaLaunchCooperativeKernel(kernel->start, dim3(blocks, now, layers.chains), dim3(kThreads), arguments, shared,
                                         stream));
   }
   return "";
@@ -101,12 +104,12 @@ std::string run(const Kernel<Direction> (&kernels)[kKernels], int rows_per_unit,
 
 }  // namespace
 
-std::string forward(const Split& split, const Layer& layer, cudaStream_t stream) {
-  return run(kForward, Cell::kGates, 1, split, layer, stream);
+std::string forward(const Split& split, const Layers& layers, cudaStream_t stream) {
+  return run(kForward, Cell::kParts, 1, split, layers, stream);
 }
 
-std::string backward(const Split& split, const Layer& layer, cudaStream_t stream) {
-  return run(kBackward, 1, Cell::kGates, split, layer, stream);
+std::string backward(const Split& split, const Layers& layers, cudaStream_t stream) {
+  return run(kBackward, 1, Cell::kParts, split, layers, stream);
 }
 
 std::string limits(int* multiprocessors, int* shared_bytes) {

@@ -1,14 +1,18 @@
 // What both passes share: how a layer is laid out over blocks, the exchange between them, and the product of a step.
 //
-// Teams and blocks. A team carries a tile of 8 * kBatchTiles rows of the batch in one direction; teams never wait for each
-// other. Block p of a team owns `units` hidden units with all their gates, and keeps their weights for the whole sequence.
+// Teams and blocks. A team carries a tile of 8 * kBatchTiles rows of the batch along one chain: a direction, or a layer of a
+// stack. Block p of a team owns `units` hidden units with all their gates, and keeps their weights for the whole sequence.
 // In each step a block multiplies its weights by a vector that all blocks of the team know (h of the step before; on the way
 // back the gradients of all gates), and adds its share of the next one.
 //
-// Exchange. Each block writes its share into one of two buffers in turn, and then the number of the step to its own flag.
-// Each warp multiplies a part of the vector alone and waits for the flags of the blocks that wrote that part. Two buffers
-// are enough: whoever writes share s + 1 has read all of vector s, to which every block added after it had read all of
-// vector s - 1.
+// Stacks. A layer also multiplies its input weights by what the layer below has made of the same step (on the way back those
+// of the layer above, by its gradients): half of the warps take one vector, the others the other one. So layers follow each
+// other at a distance of a step or more. Teams of directions, and of other rows, never wait for each other.
+//
+// Exchange. Each block writes its share into a buffer, and then the number of the step to its own flag. Each warp multiplies
+// a part of the vector alone and waits for the flags of the blocks that wrote that part. Two buffers in turn are enough:
+// whoever writes share s + 1 has read all of vector s, to which every block added after it had read all of vector s - 1. In a
+// stack each vector has its own, for the layer that reads it may be far behind.
 //
 // Chunks. The vector is cut into chunks of 64 bytes for each row of the batch, and stands as [chunk][row][64 bytes]; of a
 // chunk the lanes of a warp read 16 bytes each: lane l those of row l / 4, beginning at byte 16 (l % 4). These are the
@@ -33,25 +37,53 @@ __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / 
 __host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
 __host__ __device__ constexpr int most(int a, int b) { return a < b ? b : a; }
 
+// `kParts`: of a unit, rows of weights on the way there, and numbers that are exchanged on the way back.
 struct RNN {
-  static constexpr int kGates = 1;
+  using Kind = RNN;
+  static constexpr bool kStacked = false;
+  static constexpr int kGates = 1, kParts = 1;
   static constexpr int kSaved = 0;  // the output says all
   static constexpr bool kMemory = false;
 };
 
 struct LSTM {
-  static constexpr int kGates = 4;
+  using Kind = LSTM;
+  static constexpr bool kStacked = false;
+  static constexpr int kGates = 4, kParts = 4;
   static constexpr int kSaved = 4;  // i f g o
   static constexpr bool kMemory = true;
 };
 
 struct GRU {
-  static constexpr int kGates = 3;
+  using Kind = GRU;
+  static constexpr bool kStacked = false;
+  static constexpr int kGates = 3, kParts = 3;
   static constexpr int kSaved = 4;  // r z n, and what the reset gate scales
   static constexpr bool kMemory = false;
 };
 
-constexpr int kMostDirections = 2;
+struct StackedRNN : RNN {
+  static constexpr bool kStacked = true;
+};
+
+struct StackedLSTM : LSTM {
+  static constexpr bool kStacked = true;
+};
+
+// What state and input give to n is apart, for the reset gate scales the one alone: r z, n by the state, n by the input.
+struct StackedGRU : GRU {
+  static constexpr bool kStacked = true;
+  static constexpr int kParts = 4;
+};
+
+// The gate of a part in the weights of the state, or in those of what another layer has made; -1 for none.
+template <typename Cell>
+__device__ int gate_of(int part, bool of_other) {
+  if (Cell::kParts == Cell::kGates || part < 2) return part;
+  return (part == 3) == of_other ? 2 : -1;
+}
+
+constexpr int kMostChains = 8;
 
 struct Sizes {
   int time, batch, hidden;
@@ -60,30 +92,35 @@ struct Sizes {
   int relu;       // instead of tanh
 };
 
-// Blocks of a team, teams of a direction, directions: the grid.
-__device__ inline int team() { return int(blockIdx.z * gridDim.y + blockIdx.y); }
+// Blocks of a team, teams of a chain, chains: the grid.
+__device__ inline int team_of(int chain) { return int(chain * gridDim.y + blockIdx.y); }
+__device__ inline int team() { return team_of(int(blockIdx.z)); }
 
 // Memory that the blocks exchange their shares through; zero when a launch begins.
+template <bool kStacked>
 struct Exchange {
   unsigned char* memory;  // buffers of all teams, and behind them the flags of all blocks
-  size_t buffer_bytes;    // one of the two buffers of a team
+  size_t buffer_bytes;
+  int buffers;  // of a team
 
-  __device__ unsigned char* buffer(int step) const { return memory + (2 * size_t(team()) + step % 2) * buffer_bytes; }
-  __device__ uint32_t* flags() const {
+  __device__ unsigned char* buffer(int team, int step) const {
+    return memory + (size_t(buffers) * team + (kStacked ? step : step % 2)) * buffer_bytes;
+  }
+  __device__ uint32_t* flags(int team) const {
     const size_t teams = size_t(gridDim.y) * gridDim.z;
-    return reinterpret_cast<uint32_t*>(memory + 2 * teams * buffer_bytes) + size_t(team()) * gridDim.x;
+    return reinterpret_cast<uint32_t*>(memory + buffers * teams * buffer_bytes) + size_t(team) * gridDim.x;
   }
 
   // By all threads of a block, after its share of vector `step` is written. When it returns, shared memory may be reused.
   __device__ void publish(int step) const {
     __syncthreads();
-    if (threadIdx.x == 0) store_release(flags() + blockIdx.x, uint32_t(step + 1));
+    if (threadIdx.x == 0) store_release(flags(team()) + blockIdx.x, uint32_t(step + 1));
   }
 
-  // By one warp, for the shares of vector `step` of blocks first to last.
-  __device__ void await(int step, int first, int last) const {
+  // By one warp, for the shares of vector `step` of blocks first to last of a team.
+  __device__ void await(int team, int step, int first, int last) const {
     for (int block = first + int(threadIdx.x % 32); block <= last; block += 32) {
-      while (load_acquire(flags() + block) < uint32_t(step + 1)) {
+      while (load_acquire(flags(team) + block) < uint32_t(step + 1)) {
       }
     }
     __syncwarp();
@@ -91,18 +128,18 @@ struct Exchange {
 };
 
 // What a kernel of either pass is given.
-template <typename Direction>
+template <typename Cell, typename Chain>
 struct Arguments {
   Sizes sizes;
   const int32_t* lengths;  // [B], or null
-  Exchange exchange;
-  Direction directions[kMostDirections];
+  Exchange<Cell::kStacked> exchange;
+  Chain chains[kMostChains];
 };
 
-// Where an element of the vector stands in a buffer; `gates` of them for each unit, gates of a chunk of units side by side.
+// Where an element of the vector stands in a buffer; `parts` of them for each unit, parts of a chunk of units side by side.
 template <typename Element>
-__device__ Element* place(unsigned char* buffer, int rows, int gates, int gate, int unit, int row) {
-  const int chunk = unit / kChunk<Element> * gates + gate;
+__device__ Element* place(unsigned char* buffer, int rows, int parts, int part, int unit, int row) {
+  const int chunk = unit / kChunk<Element> * parts + part;
   return reinterpret_cast<Element*>(buffer) + (size_t(chunk) * rows + row) * kChunk<Element> + unit % kChunk<Element>;
 }
 
@@ -124,18 +161,22 @@ class Product {
   static constexpr int kAhead = kBatchTiles < 4 ? 4 / kBatchTiles : 1;  // of the others so many are asked for at once
   static constexpr int kStride = kRows + 4;  // so that the lanes that write sums do not meet in one bank
 
-  // chunks: of the vector; gates: how many chunks come from the same units.
-  __device__ Product(int chunks, int gates, int units) {
-    const int warp = threadIdx.x / 32, each = ceil_div(chunks, kWarps);
-    first_ = warp * each;
+  // chunks: of a vector; parts: how many chunks come from the same units; vectors: 1, or 2 with that of another layer.
+  __device__ Product(int chunks, int parts, int units, int vectors) {
+    const int warp = threadIdx.x / 32, warps = kWarps / vectors, each = ceil_div(chunks, warps);
+    of_other_ = warp >= warps;
+    first_ = warp % warps * each;
     count_ = max(0, min(each, chunks - first_));
     sums_ = reinterpret_cast<float*>(shared_memory());
     rest_ = reinterpret_cast<uint4*>(sums_ + kWarps * kBatch * kStride) + size_t(warp) * max(0, each - kHeld) * kUint4s;
     const int last = max(first_, first_ + count_ - 1);
-    first_block_ = first_ / gates * kChunk<Element> / units;
-    const int beyond = min(int(gridDim.x), ceil_div((last / gates + 1) * kChunk<Element>, units));
+    first_block_ = first_ / parts * kChunk<Element> / units;
+    const int beyond = min(int(gridDim.x), ceil_div((last / parts + 1) * kChunk<Element>, units));
     last_block_ = count_ == 0 ? first_block_ - 1 : beyond - 1;
   }
+
+  // Whether this warp takes the vector of another layer.
+  __device__ bool of_other() const { return of_other_; }
 
   // weight(row, chunk, element) is where it stands; null beyond the layer.
   template <typename Weight>
@@ -160,30 +201,32 @@ class Product {
     }
   }
 
-  // Waits for vector `step` and leaves the sums of this warp in shared memory.
-  __device__ void run(const Exchange& exchange, int step) {
-    exchange.await(step, first_block_, last_block_);
-    const uint4* whole = reinterpret_cast<const uint4*>(exchange.buffer(step));
+  // Waits for vector `step` of a team and leaves the sums of this warp in shared memory; zeros where it is none of its own.
+  template <bool kStacked>
+  __device__ void run(const Exchange<kStacked>& exchange, int team, int step, bool some = true) {
+    const int count = some ? count_ : 0;
+    if (some) exchange.await(team, step, first_block_, last_block_);
+    const uint4* whole = reinterpret_cast<const uint4*>(exchange.buffer(team, step));
     const uint4* vector = whole + size_t(first_) * kBatch * 4 + threadIdx.x % 32;
     Sums sums[kTurns] = {};
     uint4 parts[kHeld][kBatchTiles];  // all on their way before the first is needed
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
-      if (j < count_) read(vector, j, parts[j]);
+      if (j < count) read(vector, j, parts[j]);
     }
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
-      if (j < count_) add(held_[j], parts[j], sums, 2 * j);
+      if (j < count) add(held_[j], parts[j], sums, 2 * j);
     }
-    for (int j = kHeld; j < count_; j += kAhead) {
+    for (int j = kHeld; j < count; j += kAhead) {
       uint4 part[kAhead][kBatchTiles];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (j + i < count_) read(vector, j + i, part[i]);
+        if (j + i < count) read(vector, j + i, part[i]);
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (j + i < count_) {
+        if (j + i < count) {
           uint32_t a[kRowTiles][2][4];
 #pragma unroll
           for (int m = 0; m < kRowTiles; ++m) {
@@ -222,8 +265,8 @@ class Product {
     return total;
   }
 
-  static size_t shared_bytes(int chunks) {
-    const int beyond = ceil_div(chunks, kWarps) - kHeld;
+  static size_t shared_bytes(int chunks, int vectors) {
+    const int beyond = ceil_div(chunks, kWarps / vectors) - kHeld;
     return kWarps * (size_t(kBatch) * kStride * sizeof(float) + size_t(beyond > 0 ? beyond : 0) * kUint4s * sizeof(uint4));
   }
 
@@ -269,6 +312,7 @@ class Product {
   }
 
   int first_, count_, first_block_, last_block_;
+  bool of_other_;
   float* sums_;
   uint4* rest_;
   uint32_t held_[kHeld][kRowTiles][2][4];

@@ -1,4 +1,4 @@
-"""How a layer is divided among the multiprocessors of a GPU; see layer.cuh for what teams, blocks and tiles are."""
+"""How layers are divided among the multiprocessors of a GPU; see layer.cuh for what teams, chains, blocks and tiles are."""
 
 from typing import NamedTuple
 
@@ -25,13 +25,36 @@ class Device(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What decides how a layer is divided; `element_bytes` are those of a number of its weights."""
+    """What decides how a layer is divided, in one direction or two, or a stack of equal layers.
+
+    Attributes:
+      gates, hidden, batch: of each layer and direction.
+      chains: directions of the layer, or layers of the stack.
+      element_bytes: of a number of the weights.
+      steps: of a stack; 0 for a layer by itself, of which they do not matter.
+    """
 
     gates: int
     hidden: int
     batch: int
-    directions: int
+    chains: int
     element_bytes: int
+    steps: int = 0
+
+    @property
+    def parts(self) -> int:
+        """Of a unit, rows of weights on the way there, and numbers exchanged on the way back: `kParts` of a cell."""
+        return 4 if self.steps and self.gates == 3 else self.gates
+
+    @property
+    def vectors(self) -> int:
+        """That a block multiplies in a step; a layer of a stack also what the one below or above has made."""
+        return 2 if self.steps else 1
+
+    @property
+    def buffers(self) -> int:
+        """Of a team; those of a stack keep the vectors of all steps, and the first."""
+        return self.steps + 1 if self.steps else 2
 
 
 class Split(NamedTuple):
@@ -51,14 +74,13 @@ def splits(layer: Layer, way: str, device: Device) -> list[Split]:
     found: dict[tuple[int, int], tuple[float, int, Split]] = {}
     for batch_tiles in BATCH_TILES:
         for units in range(1, layer.hidden + 1):
-            rows = units * layer.gates if way == "forward" else units
+            rows = units * layer.parts if way == "forward" else units
             row_tiles = -(-rows // MULTIPLE)
             if row_tiles not in ROW_TILES[way]:
                 break
             split = Split(units, row_tiles, batch_tiles)
             if _at_once(layer, split, device) >= 1 and shared_bytes(layer, way, split) <= device.shared_bytes:
-                launches = -(-tiles(layer, split) // _at_once(layer, split, device))
-                one = launches * _cycles(layer, way, split), blocks(layer, split), split
+                one = cycles(layer, way, split, device), blocks(layer, split), split
                 found[row_tiles, batch_tiles] = min(one, found.get((row_tiles, batch_tiles), one))
     return [split for *_, split in sorted(found.values())]
 
@@ -73,15 +95,21 @@ def blocks(layer: Layer, split: Split) -> int:
     return -(-layer.hidden // split.units)
 
 
+def cycles(layer: Layer, way: str, split: Split, device: Device) -> float:
+    """Of one step of all rows of the batch, as a guess to compare splits by."""
+    return -(-tiles(layer, split) // _at_once(layer, split, device)) * _cycles(layer, way, split)
+
+
 def scratch_bytes(layer: Layer, way: str, split: Split, device: Device) -> int:
     """Of the memory through which the blocks of one launch exchange what they make, and its flags."""
-    of_team = 2 * chunks(layer, way) * BATCH_MULTIPLE * split.batch_tiles * CHUNK_BYTES + 4 * blocks(layer, split)
+    buffer = chunks(layer, way) * BATCH_MULTIPLE * split.batch_tiles * CHUNK_BYTES
+    of_team = layer.buffers * buffer + 4 * blocks(layer, split)
     return teams(layer, split, device) * of_team
 
 
 def teams(layer: Layer, split: Split, device: Device) -> int:
-    """Teams of one launch, of all directions together."""
-    return max(1, min(tiles(layer, split), _at_once(layer, split, device))) * layer.directions
+    """Teams of one launch, of all chains together."""
+    return max(1, min(tiles(layer, split), _at_once(layer, split, device))) * layer.chains
 
 
 def tiles(layer: Layer, split: Split) -> int:
@@ -90,23 +118,27 @@ def tiles(layer: Layer, split: Split) -> int:
 
 
 def chunks(layer: Layer, way: str) -> int:
-    """Of 64 bytes for each row of the batch, in what the blocks exchange."""
+    """Of 64 bytes for each row of the batch, in a vector that the blocks of a team exchange."""
     of_units = -(-layer.hidden * layer.element_bytes // CHUNK_BYTES)
-    return of_units if way == "forward" else of_units * layer.gates
+    return of_units if way == "forward" else of_units * layer.parts
 
 
 def shared_bytes(layer: Layer, way: str, split: Split) -> int:
     """Of shared memory that a block takes: `Product::shared_bytes`."""
     sums = WARPS * BATCH_MULTIPLE * split.batch_tiles * (MULTIPLE * split.row_tiles + 4) * 4
-    beyond = max(0, -(-chunks(layer, way) // WARPS) - _held(layer, way, split))
+    beyond = max(0, _chunks_of_warp(layer, way) - _held(layer, way, split))
     return sums + WARPS * beyond * split.row_tiles * MULTIPLE * CHUNK_BYTES
+
+
+def _chunks_of_warp(layer: Layer, way: str) -> int:
+    return -(-chunks(layer, way) // (WARPS // layer.vectors))
 
 
 def _held(layer: Layer, way: str, split: Split) -> int:
     """Chunks whose weights a warp keeps in registers: `Product::kHeld`, of what forward.cuh and backward.cuh leave for them."""
     rows, batch = MULTIPLE * split.row_tiles, BATCH_MULTIPLE * split.batch_tiles
     if way == "forward":
-        registers = 186 - (8 + 2 * layer.gates) * -(-(rows // layer.gates * batch) // (32 * WARPS))
+        registers = 186 - (8 + 2 * layer.gates) * -(-(rows // layer.parts * batch) // (32 * WARPS))
     else:
         registers = 194 - 24 * -(-rows * batch // (32 * WARPS))
     of_chunk, sums = 8 * split.row_tiles + 4 * split.batch_tiles, 4 * split.row_tiles * split.batch_tiles * _turns(split)
@@ -121,15 +153,15 @@ def _turns(split: Split) -> int:
 
 def _at_once(layer: Layer, split: Split, device: Device) -> int:
     """Tiles that have a multiprocessor for every block."""
-    return device.multiprocessors // (blocks(layer, split) * layer.directions)
+    return device.multiprocessors // (blocks(layer, split) * layer.chains)
 
 
 def _cycles(layer: Layer, way: str, split: Split) -> float:
     """Of one step."""
-    pieces, rows = chunks(layer, way), BATCH_MULTIPLE * split.batch_tiles
+    pieces, rows = chunks(layer, way) * layer.vectors, BATCH_MULTIPLE * split.batch_tiles
     sums = 2 * WARPS * rows * MULTIPLE * split.row_tiles * 4 / _SHARED
     read = pieces * rows * CHUNK_BYTES / _FAR
     weights = (shared_bytes(layer, way, split) - sums * _SHARED / 2) / _SHARED
     products = 2 * pieces * split.row_tiles * split.batch_tiles * _PRODUCT
-    waited = 2 * -(-pieces // WARPS) / _turns(split) * _AFTER_ANOTHER
+    waited = 2 * _chunks_of_warp(layer, way) / _turns(split) * _AFTER_ANOTHER
     return _EXCHANGE + max(read, weights, products, waited) + sums
