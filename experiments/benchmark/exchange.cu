@@ -16,7 +16,7 @@ enum Kind { kBlock, kCluster, kGrid };
 // `chunks` of 64 bytes for each of `rows`, as `Product` reads them.
 struct Arguments {
   int chunks, rows, steps;
-  s2s::Exchange exchange;
+  s2s::Exchange<false> exchange;
   uint32_t* result;
 };
 
@@ -30,13 +30,13 @@ __global__ void __launch_bounds__(s2s::kThreads, 1) through_grid(const Arguments
   uint32_t seen = threadIdx.x;
   for (int s = 0; s <= a.steps; ++s) {
     if (s > 0) {
-      a.exchange.await(s - 1, from, to);
-      const uint4* vector = reinterpret_cast<const uint4*>(a.exchange.buffer(s - 1));
+      a.exchange.await(s2s::team(), s - 1, from, to);
+      const uint4* vector = reinterpret_cast<const uint4*>(a.exchange.buffer(s2s::team(), s - 1));
 #pragma unroll 8
       for (int i = first * a.rows * 4 + lane; i < end * a.rows * 4; i += 32) seen ^= mixed(s2s::load_shared_by_all(vector + i));
       __syncthreads();
     }
-    uint4* vector = reinterpret_cast<uint4*>(a.exchange.buffer(s));
+    uint4* vector = reinterpret_cast<uint4*>(a.exchange.buffer(s2s::team(), s));
     const int mine = int(blockIdx.x) * units;
     for (int i = mine + int(threadIdx.x); i < min(mine + units, a.chunks * a.rows * 4); i += s2s::kThreads) {
       vector[i] = make_uint4(seen, s, i, 0);
@@ -109,8 +109,8 @@ cudaError_t start(int kind, int blocks, int teams, const Arguments& a) {
 // of 64 bytes for each of `rows` are exchanged between the blocks of each of so many teams.
 extern "C" const char* exchange_microseconds(int kind, int blocks, int teams, int chunks, int rows, float* microseconds) {
   constexpr int kShort = 500, kLong = 2500, kRuns = 5;
-  Arguments a = {chunks, rows, 0, {nullptr, size_t(chunks) * rows * 64}, nullptr};
-  const size_t bytes = size_t(teams) * (2 * a.exchange.buffer_bytes + blocks * sizeof(uint32_t));
+  Arguments a = {chunks, rows, 0, {nullptr, size_t(chunks) * rows * 64, 2}, nullptr};
+  const size_t bytes = size_t(teams) * (a.exchange.buffers * a.exchange.buffer_bytes + blocks * sizeof(uint32_t));
   TRY(cudaMalloc(&a.exchange.memory, bytes));
   TRY(cudaMalloc(&a.result, sizeof(uint32_t)));
   cudaEvent_t before, after;

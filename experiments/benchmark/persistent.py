@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from experiments.benchmark import exchange, machine
-from experiments.benchmark.case import CELLS, Case
+from experiments.benchmark.case import CELLS, KINDS, Case
 from experiments.benchmark.peers import peers as all_peers
 from experiments.benchmark.pool import Failed, Patience, Pool
 from experiments.benchmark.program import Peer, ours
@@ -30,6 +30,8 @@ CASES = (
     Case("lstm", (16, T, 512, 512), "bfloat16"),
     Case("gru", (16, T, 512, 512), "bfloat16"),
     Case("lstm", (16, T, 768, 768), "float32"),
+    Case("lstm", (16, T, 512, 512), "bfloat16", "deep"),
+    Case("lstm", (16, T, 256, 256), "bfloat16"),
     Case("lstm", (16, T, 256, 256), "bfloat16", "both"),
     Case("lstm", (20, T, 512, 512), "bfloat16"),
     Case("lstm", (16, T, 320, 320), "bfloat16"),
@@ -52,43 +54,68 @@ def peers(platform: str, backend: str) -> dict[str, Peer]:
 
 def _divided(k: int) -> Peer:
     def build_divided(case: Case, platform: str) -> Any:
-        def best(layer: plan.Layer, way: str, device: plan.Device) -> plan.Split | None:
-            return next(iter(plan.splits(layer, way, device)[k:]), None)
+        divided, first = _divided_of(case), plan.best
 
-        plan.best = best  # the process is this peer's alone
+        def best(layer: plan.Layer, way: str, device: plan.Device) -> plan.Split | None:
+            return next(iter(plan.splits(layer, way, device)[k:]), None) if layer == divided else first(layer, way, device)
+
+        # The process is this peer's alone.
+        plan.best, plan.gains_by_stacking = best, lambda *_: divided.steps > 0
         return ours("persistent", case)
 
     setting = f'unroll(backend="persistent"), divided as the plan has it in place {k + 1}'
-    return Peer(build_divided, setting, "s2s_jax", lambda case, platform: divisions(case) > k)
+    return Peer(build_divided, setting, "s2s_jax", lambda case, platform: divisions(case, _device(case)) > k)
 
 
-def divisions(case: Case) -> int:
-    """Among how many the plan chooses for a case in both passes; of kernels that have been built."""
-    device = build.load(case.cell.upper(), case.dtype).device
-    return 0 if device is None else min(len(plan.splits(layer_of(case), way, device)) for way in build.PASSES)
+def _device(case: Case) -> plan.Device | None:
+    return build.load(case.cell.upper(), case.dtype).device
 
 
-def layer_of(case: Case) -> plan.Layer:
-    """One layer of a case, as `plan` sees it."""
-    batch, _, _, hidden = case.shape
-    gates = CELLS[case.cell].spec.gates
-    return plan.Layer(gates, hidden, batch, len(case.directions), jnp.dtype(case.dtype).itemsize)
+def _divided_of(case: Case) -> plan.Layer:
+    device = _device(case)
+    assert device is not None  # `divisions` has looked
+    return layer_of(case, device)
 
 
-def products(case: Case, part: str) -> float:
-    """Operations of the products that need no order in time: of inputs, and of the gradients of weights and inputs."""
+def divisions(case: Case, device: plan.Device | None) -> int:
+    """Among how many the plan chooses for a case in both passes; none without a device whose kernels have been built."""
+    return 0 if device is None else min(len(plan.splits(layer_of(case, device), way, device)) for way in build.PASSES)
+
+
+def layer_of(case: Case, device: plan.Device) -> plan.Layer:
+    """What goes in one launch, as `plan` sees it: one layer of a case, or all of them."""
     batch, time, _, hidden = case.shape
+    gates = CELLS[case.cell].spec.gates
+    one = plan.Layer(gates, hidden, batch, len(case.directions), jnp.dtype(case.dtype).itemsize)
+    together = plan.stack(one, case.layers, time)
+    if case.layers == 1 or len(case.directions) > 1 or not plan.fits(together, device):
+        return one
+    return together if plan.gains_by_stacking(one, case.layers, time, device) else one
+
+
+def products(case: Case, part: str, stacked: bool) -> float:
+    """Operations of the products that need no order in time: of inputs, and of the gradients of weights and inputs.
+
+    In a stack that goes in one launch only the lowest layer has its inputs before.
+    """
+    batch, time, features, hidden = case.shape
     steps = batch * time if case.lengths is None else int(case.lengths.sum())
-    recurrent = 2.0 * steps * CELLS[case.cell].spec.gates * hidden * hidden * len(case.directions) * case.layers
-    forward = case.operations("forward") - recurrent
-    return forward if part == "forward" else 3 * forward + recurrent
+    of_row = 2.0 * steps * CELLS[case.cell].spec.gates * hidden
+    inputs = case.operations("forward") - of_row * hidden * len(case.directions) * case.layers
+    if stacked:
+        inputs = of_row * features
+    return inputs if part == "forward" else 2 * inputs + case.operations("forward")
 
 
-def floor_seconds(case: Case, part: str, microseconds: Mapping[str, float], rate: float) -> float:
-    """T steps each way, one layer after the other, at what an exchange takes; and the products at the machine's rate."""
-    steps = case.shape[1] * case.layers
+def floor_seconds(case: Case, part: str, microseconds: Mapping[str, float], rate: float, stacked: bool) -> float:
+    """All steps each way at what an exchange takes, and the products at the machine's rate.
+
+    Layers follow each other at a distance of a sequence, or of a step in one launch.
+    """
+    _, time, _, _ = case.shape
+    steps = time + case.layers - 1 if stacked else time * case.layers
     passes = build.PASSES[:1] if part == "forward" else build.PASSES
-    return steps * sum(microseconds[way] for way in passes) * 1e-6 + products(case, part) / rate
+    return steps * sum(microseconds[way] for way in passes) * 1e-6 + products(case, part, stacked) / rate
 
 
 def run(config: Any, platform: str, path: Path) -> None:
@@ -99,7 +126,7 @@ def run(config: Any, platform: str, path: Path) -> None:
     report = Report(path, machine.describe(platform))
     present = {name: peer for name, peer in peers(platform, "persistent").items() if not peer.missing}
     print(legend(present))
-    library, kinds = _built({_kind(case) for case in CASES}, patience, report)
+    library, kinds = _built({kind for case in CASES for kind in _kinds(case)}, patience, report)
     device = build.load(*kinds[0]).device if kinds else None
     if device is None:
         raise ValueError("persistent: nothing to measure without its kernels, for the reasons above")
@@ -108,19 +135,19 @@ def run(config: Any, platform: str, path: Path) -> None:
     pool, rates = None, {}
     try:
         for case in CASES:
-            if _kind(case) not in kinds:
+            if not set(_kinds(case)) <= set(kinds):
                 report.refused(case, "ours", "its kernels are not built")
                 continue
             if patience.seconds() == 0:
                 report.refused(case, "ours", f"left out: {IN_ALL:.0f} s are over")
                 continue
             for k in DIVISIONS:
-                if divisions(case) <= k:
-                    report.refused(case, f"division {k + 1}", f"the plan has {divisions(case)} only")
+                if (found := divisions(case, device)) <= k:
+                    report.refused(case, f"division {k + 1}", f"the plan has {found} only")
             pool = pool or Pool(present, platform, "persistent", "persistent", patience)
             try:
                 rates[case.dtype] = rates.get(case.dtype) or pool.workers["ours"].ask("rate", case.dtype)
-                floor = _floor_of(floors[case], rates[case.dtype])
+                floor = _floor_of(floors[case], rates[case.dtype], layer_of(case, device).steps > 0)
                 whole = True
                 for outcome in measure([case], pool.workers, present, platform, row_plan, floor):
                     if isinstance(outcome, Refused):
@@ -142,9 +169,11 @@ def run(config: Any, platform: str, path: Path) -> None:
     print(f"All figures are in {path}.")
 
 
-def _kind(case: Case) -> tuple[str, str]:
-    """What kernels are built for."""
-    return case.cell.upper(), case.dtype
+def _kinds(case: Case) -> list[tuple[str, str]]:
+    """What kernels are built for: a cell and a dtype."""
+    plain = case.cell.upper()
+    both = [plain, f"Stacked{plain}"] if case.layers > 1 and len(case.directions) == 1 else [plain]
+    return [(name, case.dtype) for name in both]
 
 
 def _built(kinds: set[tuple[str, str]], patience: Patience, report: Report) -> tuple[Path | None, list[tuple[str, str]]]:
@@ -169,7 +198,8 @@ def _built(kinds: set[tuple[str, str]], patience: Patience, report: Report) -> t
 
 def _floors(library: Path | None, device: plan.Device, patience: Patience, report: Report) -> dict[Case, dict[str, float]]:
     """Microseconds of an exchange for each case and pass; infinite where it could not be measured."""
-    wanted = {(case, way): exchange.of_layer(layer_of(case), way, device) for case in CASES for way in build.PASSES}
+    layers = {case: layer_of(case, device) for case in CASES}
+    wanted = {(case, way): exchange.of_layer(layers[case], way, device) for case in CASES for way in build.PASSES}
     every = list(dict.fromkeys([*wanted.values(), *exchange.of_each_kind()]))
     until = min(patience.until, time.monotonic() + EXCHANGES)
     told = exchange.microseconds(library, every, patience._replace(until=until)) if library is not None else {}
@@ -186,16 +216,28 @@ def _floors(library: Path | None, device: plan.Device, patience: Patience, repor
     return {case: {way: number(wanted[case, way]) for way in build.PASSES} for case in CASES}
 
 
-def _floor_of(microseconds: Mapping[str, float], rate: float) -> Any:
-    return lambda case, part: floor_seconds(case, part, microseconds, rate)
+def _floor_of(microseconds: Mapping[str, float], rate: float, stacked: bool) -> Any:
+    return lambda case, part: floor_seconds(case, part, microseconds, rate, stacked)
 
 
 def _conclusion(rows: list[dict[str, Any]]) -> str:
-    """The peers' times over ours, and ours over the floor."""
+    """The peers' times over ours, and ours of stacks and of both directions over that of one layer."""
     lines = ["\nGeometric mean and least of times over ours:"]
     for part in ("forward", "forward+grad"):
         for peer in dict.fromkeys(row["peer"] for row in rows):
             ratios = [row["ratio"] for row in rows if (row["peer"], row["part"]) == (peer, part)]
             if ratios:
                 lines.append(f"  {part:<14}{peer:<24}{geometric_mean(ratios):7.2f}{min(ratios):7.2f}   of {len(ratios)}")
+    alone = {}
+    for row in rows:
+        place = row["cell"], tuple(row["shape"]), row["dtype"], row["part"]
+        if row["kind"] == "layer":
+            alone[place] = row["ours_ms"]
+    for place, kind, ms in dict.fromkeys(
+        ((row["cell"], tuple(row["shape"]), row["dtype"], row["part"]), row["kind"], row["ours_ms"]) for row in rows
+    ):
+        if kind in ("deep", "both") and place in alone:
+            cell, shape, dtype, part = place
+            at = ", ".join(map(str, shape))
+            lines.append(f"{cell.upper()} {at}{KINDS[kind].words}, {dtype}, {part}: {ms / alone[place]:.2f} times one layer")
     return "\n".join(lines)

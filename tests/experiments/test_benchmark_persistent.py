@@ -25,7 +25,8 @@ SMALL = plan.Device(8, 232448)
 def kernels_on_cpu(monkeypatch):
     monkeypatch.setattr(persistent, "_why_not_here", lambda directions: None)
     monkeypatch.setattr(build, "load", lambda cell, dtype: cuda_on_cpu.load(cell, dtype, SMALL))
-    monkeypatch.setattr(plan, "best", plan.best)  # which other divisions put something else in the place of
+    for name in ("best", "gains_by_stacking"):  # which other divisions put something else in the place of
+        monkeypatch.setattr(plan, name, getattr(plan, name))
 
 
 KINDS = ("layer", "both", "deep")
@@ -125,12 +126,14 @@ def test_a_division_that_the_plan_has_not_is_left_out(monkeypatch):
     """And not another one measured under its name."""
     small, case = plan.Device(8, 40000), Case("lstm", (16, 5, 128, 128), "bfloat16")
     monkeypatch.setattr(build, "load", lambda cell, dtype: build.Loaded(small, None))
-    monkeypatch.setattr(plan, "best", plan.best)
+    for name in ("best", "gains_by_stacking"):
+        monkeypatch.setattr(plan, name, getattr(plan, name))
     peers = part.peers("gpu", "persistent")
-    assert [len(plan.splits(part.layer_of(case), way, small)) for way in build.PASSES] == [2, 6]
+    layer = part.layer_of(case, small)
+    assert [len(plan.splits(layer, way, small)) for way in build.PASSES] == [2, 6]
     assert [peers[name].takes(case, "gpu") for name in ("division 2", "division 3")] == [True, False]
     peers["division 3"].build(case, "gpu")
-    assert plan.best(part.layer_of(case), "forward", small) is None
+    assert plan.best(layer, "forward", small) is None
 
 
 def test_all_that_run_on_jax_are_beside_it():
@@ -152,16 +155,18 @@ def test_the_arithmetic_of_the_floor():
     case = Case("gru", (2, 10, 3, 4), kind="deep")
     inputs = 2 * 20 * (3 + 3 * 4) * 12
     recurrent = 4 * 2 * 20 * 4 * 12
-    assert part.products(case, "forward") == inputs
-    assert part.products(case, "forward+grad") == 3 * inputs + recurrent
-    seconds = part.floor_seconds(case, "forward+grad", {"forward": 1.0, "backward": 2.0}, 1e9)
-    assert seconds == pytest.approx(40 * 3e-6 + (3 * inputs + recurrent) / 1e9)
-    assert math.isinf(part.floor_seconds(case, "forward", {"forward": math.inf}, 1e9))
+    lowest, weights = 2 * 20 * 3 * 12, inputs + recurrent
+    for stacked, before, steps in ((False, inputs, 40), (True, lowest, 13)):
+        assert part.products(case, "forward", stacked) == before
+        assert part.products(case, "forward+grad", stacked) == 2 * before + weights
+        seconds = part.floor_seconds(case, "forward+grad", {"forward": 1.0, "backward": 2.0}, 1e9, stacked)
+        assert seconds == pytest.approx(steps * 3e-6 + (2 * before + weights) / 1e9)
+    assert math.isinf(part.floor_seconds(case, "forward", {"forward": math.inf}, 1e9, False))
 
 
 def test_every_case_has_a_division_and_its_exchange():
     for case in part.CASES:
-        layer = part.layer_of(case)
+        layer = part.layer_of(case, cuda_on_cpu.HOPPER)
         for way in build.PASSES:
             one = exchange.of_layer(layer, way, cuda_on_cpu.HOPPER)
             assert one.blocks * one.teams <= cuda_on_cpu.HOPPER.multiprocessors

@@ -303,7 +303,7 @@ STACK_SPLITS = [
 @pytest.mark.parametrize("at_once", ["all", "one"])
 def test_however_a_stack_is_divided(name, hidden, layers, sizes, forward, backward, at_once, on_cpu, monkeypatch):
     """Also where the device has room for one tile of rows alone: there is one launch after the other."""
-    monkeypatch.setattr(persistent, "_is_worth_stacking", lambda layers, device: True)
+    monkeypatch.setattr(plan, "gains_by_stacking", lambda *_: True)
     given = stack_of(name, hidden, layers, *sizes)
     of_one = layers * -(-hidden // min(forward[0], backward[0]))
     device = cuda_on_cpu.HOPPER if at_once == "all" else plan.Device(of_one, 232448)
@@ -361,7 +361,7 @@ def test_further_derivatives_of_a_stack(on_cpu):
 def test_which_stacks_go_in_one_launch(changed, kernels, on_cpu, monkeypatch):
     """The others go layer by layer; on two multiprocessors there is room for the weights of one at a time."""
     if "guess" in changed:
-        monkeypatch.setattr(persistent, "_is_worth_stacking", lambda layers, device: changed["guess"])
+        monkeypatch.setattr(plan, "gains_by_stacking", lambda *_: changed["guess"])
     backend = on_cpu(plan.Device(changed.get("multiprocessors", 24), 232448))
     both = ("forward", "backward")[: changed.get("directions", 1)]
     widths = changed.get("widths", [20, 20, 20])

@@ -59,7 +59,7 @@ def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, opti
     Both directions at once, or one after the other where their weights do not stay in place together.
     """
     call = _call(cell, directions, stacked=False)
-    if len(directions) > 1 and not _fits(directions, call.device, stacked=False):
+    if len(directions) > 1 and not _fits(directions, call.device):
         return [done for direction in directions for done in run(cell, [direction], lengths, options)]
     params, xs, states = (tuple(getattr(d, name) for d in directions) for name in ("params", "xs", "state"))
 
@@ -192,7 +192,7 @@ def _why_no_kernel(cell: Cell, directions: Sequence[Direction]) -> str | None:
     device, reason = build.load(known.cell, directions[0].xs.dtype.name)
     if device is None:
         return reason
-    return None if _fits(directions[:1], device, stacked=False) else _no_room(directions[0], "one direction", device)
+    return None if _fits(directions[:1], device) else _no_room(directions[0], "one direction", device)
 
 
 def why_not_stack(
@@ -214,34 +214,19 @@ def why_not_stack(
     device, reason = build.load(f"Stacked{known.cell}", layers[0].xs.dtype.name)
     if device is None:
         return reason
-    if not _fits(layers, device, stacked=True):
+    one, steps = calls.layer(layers[0].params.u, layers[0].xs, 1), layers[0].xs.shape[0]
+    if not plan.fits(plan.stack(one, len(layers), steps), device):
         return _no_room(layers[0], f"{len(layers)} layers", device)
-    return None if _is_worth_stacking(layers, device) else "one layer after the other should take less time"
-
-
-def _is_worth_stacking(layers: Sequence[Direction], device: plan.Device) -> bool:
-    """By the guess of `plan`: each step of a stack takes longer, but its layers do not wait for each other's last one."""
-    u, xs = layers[0].params.u, layers[0].xs
-    one, all_of_them = calls.layer(u, xs, 1, False), calls.layer(u, xs, len(layers), True)
-    steps = xs.shape[0]
-
-    def cycles(layer: plan.Layer, way: str) -> float:
-        split = plan.best(layer, way, device)
-        assert split is not None
-        return plan.cycles(layer, way, split, device)
-
-    apart = sum(steps * len(layers) * cycles(one, way) for way in build.PASSES)
-    return sum((steps + len(layers) - 1) * cycles(all_of_them, way) for way in build.PASSES) < apart
+    return None if plan.gains_by_stacking(one, len(layers), steps, device) else "layer by layer it should take less time"
 
 
 def _features(cell: Cell, params: Any) -> int | None:
     return None if _kind(cell) is None else params.u.shape[0]
 
 
-def _fits(chains: Sequence[Direction], device: plan.Device, stacked: bool) -> bool:
-    """Whether the weights of these directions, or layers, stay in place at the same time, in both passes."""
-    layer = calls.layer(chains[0].params.u, chains[0].xs, len(chains), stacked)
-    return all(plan.best(layer, way, device) is not None for way in build.PASSES)
+def _fits(directions: Sequence[Direction], device: plan.Device) -> bool:
+    """Whether the weights of these directions stay in place at the same time, in both passes."""
+    return plan.fits(calls.layer(directions[0].params.u, directions[0].xs, len(directions)), device)
 
 
 def _no_room(chain: Direction, what: str, device: plan.Device) -> str:

@@ -50,10 +50,9 @@ class Backward(NamedTuple):
     d_state: Any
 
 
-def layer(u: Any, xs: Any, chains: int, stacked: bool) -> plan.Layer:
-    """How `plan` sees layers of recurrent weights `u` [H, gates * H] that read or give a sequence like `xs`, [T, B, ...]."""
-    time, batch, *_ = xs.shape
-    return plan.Layer(u.shape[1] // u.shape[0], u.shape[0], batch, chains, xs.dtype.itemsize, time if stacked else 0)
+def layer(u: Any, xs: Any, directions: int) -> plan.Layer:
+    """How `plan` sees a layer of recurrent weights `u` [H, gates * H] that reads or gives a sequence like `xs`, [T, B, ...]."""
+    return plan.Layer(u.shape[1] // u.shape[0], u.shape[0], xs.shape[1], directions, xs.dtype.itemsize)
 
 
 def forward(
@@ -118,7 +117,8 @@ def backward(
 
 
 def _ffi_call(way: str, call: Call, u: Array, outputs: Any, operands: list[Array], shapes: list[Any]) -> Sequence[Array]:
-    divided = layer(u, outputs, len(call.reversed), call.stacked)
+    chains, steps = len(call.reversed), outputs.shape[0]
+    divided = plan.stack(layer(u, outputs, 1), chains, steps) if call.stacked else layer(u, outputs, chains)
     split = plan.best(divided, way, call.device)
     assert split is not None  # `why_not` has looked
     scratch = jax.ShapeDtypeStruct((plan.scratch_bytes(divided, way, split, call.device),), jnp.uint8)

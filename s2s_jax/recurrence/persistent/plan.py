@@ -65,6 +65,25 @@ class Split(NamedTuple):
     batch_tiles: int
 
 
+def stack(layer: Layer, layers: int, steps: int) -> Layer:
+    """So many layers like this one in one launch, for so many steps."""
+    return layer._replace(chains=layers, steps=steps)
+
+
+def fits(layer: Layer, device: Device) -> bool:
+    """Whether the weights stay in place, in both passes."""
+    return all(best(layer, way, device) is not None for way in ROW_TILES)
+
+
+def gains_by_stacking(layer: Layer, layers: int, steps: int, device: Device) -> bool:
+    """Whether in one launch they should take less time than one after the other; of layers that fit either way.
+
+    A step of a stack takes longer, but none of its layers waits for the last step of another.
+    """
+    together = stack(layer, layers, steps)
+    return (steps + layers - 1) * _best_cycles(together, device) < steps * layers * _best_cycles(layer, device)
+
+
 def splits(layer: Layer, way: str, device: Device) -> list[Split]:
     """For each number of tiles the best split that fits, the one first that should take least time.
 
@@ -80,7 +99,7 @@ def splits(layer: Layer, way: str, device: Device) -> list[Split]:
                 break
             split = Split(units, row_tiles, batch_tiles)
             if _at_once(layer, split, device) >= 1 and shared_bytes(layer, way, split) <= device.shared_bytes:
-                one = cycles(layer, way, split, device), blocks(layer, split), split
+                one = _all_cycles(layer, way, split, device), blocks(layer, split), split
                 found[row_tiles, batch_tiles] = min(one, found.get((row_tiles, batch_tiles), one))
     return [split for *_, split in sorted(found.values())]
 
@@ -95,8 +114,14 @@ def blocks(layer: Layer, split: Split) -> int:
     return -(-layer.hidden // split.units)
 
 
-def cycles(layer: Layer, way: str, split: Split, device: Device) -> float:
-    """Of one step of all rows of the batch, as a guess to compare splits by."""
+def _best_cycles(layer: Layer, device: Device) -> float:
+    """Of one step there and one back."""
+    ways = {way: best(layer, way, device) for way in ROW_TILES}
+    return sum(_all_cycles(layer, way, split, device) for way, split in ways.items() if split is not None)
+
+
+def _all_cycles(layer: Layer, way: str, split: Split, device: Device) -> float:
+    """Of one step of all rows of the batch."""
     return -(-tiles(layer, split) // _at_once(layer, split, device)) * _cycles(layer, way, split)
 
 
