@@ -38,7 +38,7 @@ _NOT_OF: dict[str, tuple[str, ...]] = {
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     grid: Literal["small", "full"] = "small"
-    """Six shapes, or 53, with stacks, streaming and peak memory; of the other parts, how many rounds."""
+    """Six shapes, or 60, with stacks, streaming and peak memory; of the other parts, how many rounds."""
     cells: tuple[Name, ...] = ("lstm", "gru", "rnn")
     """Cells; RNN is measured at one shape, beside the two others. Those that only s2s_jax has, on its backends alone."""
     shapes: tuple[str, ...] = ()

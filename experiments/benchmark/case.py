@@ -23,6 +23,16 @@ SMALL = (
     (1, 200, 256, 256),
     (8, 200, 128, 512),
 )
+# Where the best backend is another one: hardly a step, or very many.
+SHORT_AND_LONG = (
+    (1, 1, 256, 256),
+    (4, 1, 128, 128),
+    (64, 1, 512, 512),
+    (32, 2, 128, 128),
+    (8, 5, 256, 256),
+    (16, 1024, 256, 256),
+    (1, 4096, 128, 128),
+)
 COMPARED = (64, 128, 128, 256)  # where RNN, LSTM and GRU are set beside each other
 STACK = (32, 200, 256, 256)
 STREAM = (1, 200, 256, 256)  # so many steps, one in each call
@@ -148,6 +158,7 @@ def grid(
     layers = list(SMALL)
     if name == "full":
         layers += [(b, t, h, h) for t in (50, 200, 784) for h in (64, 128, 256, 512) for b in (1, 8, 32, 128)]
+        layers += SHORT_AND_LONG
     of_kind = {"layer": layers, "stack": [STACK], "streaming": [STREAM]}
     chosen = [(shape, kind) for kind in kinds for shape in dict.fromkeys(shapes or of_kind[kind])]
     cases = [Case(cell, shape, dtype, kind) for shape, kind in chosen for cell in chosen_cells]

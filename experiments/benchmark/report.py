@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark.case import KINDS, Case
+from experiments.benchmark.case import KINDS, PARTS, Case
 from experiments.benchmark.program import Peer
 from experiments.benchmark.timing import summary
+from s2s_jax.recurrence.choice import BACKENDS
+
+NEAR = 1.05
 
 
 class Report:
@@ -75,6 +78,7 @@ def conclusion(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{one['cell'].upper():<15}{one['part']:<14}{one['peer']:<24}{one['mean']:6.2f}{one['least']:7.2f}   {at}"
             f" (of {one['shapes']})"
         )
+    lines += [_beside_backends(part, [row for row in rows if row["part"] == part]) for part in PARTS]
     by_place: dict[tuple[Any, ...], dict[str, float]] = {}
     for row in rows:
         by_place.setdefault((tuple(row["shape"]), row["part"]), {})[row["cell"]] = row["ours_ms"]
@@ -82,7 +86,25 @@ def conclusion(rows: Sequence[Mapping[str, Any]]) -> str:
         if set(cells) >= {"rnn", "lstm", "gru"}:
             told = ", ".join(f"{cell.upper()} {_ms(cells[cell])} ms" for cell in ("rnn", "lstm", "gru"))
             lines.append(f"Ours, {part}, at {', '.join(map(str, shape))}: {told}")
-    return "\n".join(lines)
+    return "\n".join(line for line in lines if line is not None)
+
+
+def _beside_backends(part: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """How near ours is to the best of the other backends, where any was measured; not beside its own program."""
+    least: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in rows:
+        place = row["cell"], tuple(row["shape"])
+        if row["peer"] in BACKENDS and row["peer"] != row["backend"]:
+            least[place] = min(row, least.get(place, row), key=lambda one: one["ratio"])
+    if not least:
+        return None
+    over = {place: 1 / row["ratio"] for place, row in least.items()}
+    cell, shape = worst = max(over, key=lambda place: over[place])
+    near, row = sum(value <= NEAR for value in over.values()), least[worst]
+    return (
+        f"Ours, {part}, takes at most {NEAR} times the best other backend at {near} of {len(over)}; at most {over[worst]:.2f} "
+        f"times: {row['backend']} where {row['peer']} was best, {cell.upper()} {', '.join(map(str, shape))}"
+    )
 
 
 def peak_line(case: Case, part: str, peaks: Mapping[str, int | None]) -> str:

@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from experiments import addition, pixels
-from experiments.benchmark import chart, decoding, recurrence, training_step
+from experiments.benchmark import chart, decoding, recurrence, report, training_step
 from experiments.benchmark.__main__ import main
 from experiments.benchmark.case import COMPARED, SMALL, Case, grid
 from experiments.benchmark.decoding import measure as measure_decoding
@@ -171,7 +171,7 @@ def test_the_grids():
     assert [c for c in small if c.cell == "rnn"] == [Case("rnn", COMPARED)]
     full = grid("full", "float32", ("lstm", "gru"))
     # (1, 200, 256, 256) is in both
-    assert len([c for c in full if c.kind == "layer" and c.cell == "gru"]) == 6 + 4 * 4 * 3 - 1
+    assert len([c for c in full if c.kind == "layer" and c.cell == "gru"]) == 6 + 4 * 4 * 3 - 1 + 7
     assert grid("small", "float32", ("gru",), kinds=("streaming",)) == [
         c for c in full if (c.kind, c.cell) == ("streaming", "gru")
     ]
@@ -193,6 +193,28 @@ def test_ratios():
     ]
     (one,) = summary(rows)
     assert (one["mean"], one["least"], one["least_at"], one["shapes"]) == (pytest.approx(1.0), 0.5, [1], 2)
+
+
+def test_how_near_the_best_of_our_backends_is_told():
+    """Of other programs alone: one that runs the same as ours tells how far two measurements are apart."""
+
+    def row(shape, part, peer, ratio, backend="native"):
+        return {"cell": "gru", "shape": shape, "part": part, "peer": peer, "ratio": ratio, "backend": backend, "ours_ms": 1.0}
+
+    rows = [
+        row([1, 2, 3, 4], "forward", "native", 0.5),
+        row([1, 2, 3, 4], "forward", "scan", 0.96),
+        row([1, 2, 3, 4], "forward", "torch", 0.1),
+        row([2, 2, 3, 4], "forward", "fused", 0.8),
+        row([2, 2, 3, 4], "forward", "scan", 1.2),
+        row([2, 2, 3, 4], "forward+grad", "torch", 0.1),
+    ]
+    last = report.conclusion(rows).splitlines()[-1]
+    assert last == (
+        "Ours, forward, takes at most 1.05 times the best other backend at 1 of 2; at most 1.25 times: native where fused was"
+        " best, GRU 2, 2, 3, 4"
+    )
+    assert "best other" not in report.conclusion(rows[:1])
 
 
 def test_all_are_timed_in_every_round_and_in_changing_order():
