@@ -26,11 +26,9 @@ BACKENDS = {
 }
 VARIABLE = "S2S_JAX_BACKEND"
 _MARK = "s2s_jax_backend_"
-# Steps. At one, native was slower than scan where it arranges the weights, at five it was faster.
-_WORTH_PACKING = 3
-# Weights of a layer, those of an LSTM of 256 units and features. One step that reads them in place took half as long as scan's,
-# and with its gradient, which arranges them, no longer; with 512 units the gradient took up to three times as long.
-_WORTH_READING_IN_PLACE = 2**19
+# Weights of a layer, those of an LSTM of 256 units and features. More of them native did not arrange for a single step faster
+# than scan reads them.
+_WORTH_PACKING_FOR_A_STEP = 2**19
 # Of an LRU's complex states associative took up to 2.5 times as long with gradients on a CPU.
 _WORTH_A_PASS_AT_ONCE = (MinGRUSpec, MinLSTMSpec)
 
@@ -167,16 +165,12 @@ def _why_not_by_itself(
     if name == "native" and native.why_not_these(cell, directions, options) is None:
         if jax.device_count() > 1:
             return "there are several devices, and the compiler cannot split its call over them"
-        if directions[0].xs.shape[0] < _WORTH_PACKING and not (
-            native.reads_in_place(directions) and _weights(directions[0]) <= _WORTH_READING_IN_PLACE
-        ):
-            return f"there are fewer than {_WORTH_PACKING} steps, too few to make up for arranging the weights"
+        params, steps = directions[0].params, directions[0].xs.shape[0]
+        packed = 0 if native.reads_in_place(directions) else params.w.size + params.u.size
+        if steps == 1 and packed > _WORTH_PACKING_FOR_A_STEP:
+            return "there is one step, which does not make up for arranging the weights"
         if native.on_a_mesh(directions, lengths):
             return "the arrays are split over a mesh"
     if name == "associative" and associative.promised(cell) and not isinstance(cell.spec, _WORTH_A_PASS_AT_ONCE):
         return "it was slower, or has not been measured, with this cell"
     return BACKENDS[name].why_not(cell, directions, lengths, options)
-
-
-def _weights(direction: Direction) -> int:
-    return direction.params.w.size + direction.params.u.size

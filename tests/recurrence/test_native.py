@@ -472,27 +472,44 @@ def test_code_is_not_loaded_from_where_others_may_write(tmp_path):
         build.build(folder=folder)
 
 
-def test_a_few_steps_are_left_to_scan():
-    out, err = _run(STEPS="2", S2S_JAX_NATIVE="own").communicate(timeout=300)
-    assert "scan there are fewer than 3 steps" in out, err
-
-
 @pytest.mark.parametrize(
     ("batch", "time", "hidden", "backend"),
     [
         (1, 1, 64, "native"),
-        (4, 1, 32, "native"),
-        (5, 1, 64, "scan"),
-        (1, 1, 40, "scan"),
-        (1, 2, 64, "scan"),
-        (5, 3, 40, "native"),
-        (1, 1, 640, "scan"),
+        (5, 1, 64, "native"),
+        (1, 1, 640, "native"),  # read in place
+        (5, 1, 640, "scan"),
+        (1, 1, 630, "scan"),
+        (5, 2, 640, "native"),
     ],
 )
-def test_one_step_is_native_where_its_weights_stay_in_place(batch, time, hidden, backend, monkeypatch):
+def test_one_step_is_native_unless_many_weights_had_to_be_arranged(batch, time, hidden, backend, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     params = cells.gru.init(jax.random.key(0), 3, hidden)
     assert s2s_jax.explain_backend(cells.gru, params, jnp.ones((batch, time, 3))).backend == backend
+
+
+@pytest.mark.parametrize(("batch", "time", "few"), [(2, 4, True), (1, 1, True), (64, 2, True), (3, 3, False), (65, 2, False)])
+@pytest.mark.parametrize("directions", [("forward",), ("forward", "backward")], ids=len)
+def test_few_rows_of_many_weights_are_differentiated_by_fused(batch, time, few, directions):
+    """For whom arranging the weights for a native way back takes longer than all else."""
+    given = sample("lstm", batch, time, 256, 256)
+
+    def loss(params, xs, state, backend):
+        both = [params] * len(directions), [state] * len(directions)
+        done = s2s_jax.unroll_stack(
+            given.cell, [both[0]], xs, [both[1]], lengths=given.lengths, directions=directions, backend=backend
+        )
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(done))
+
+    found = {
+        backend: jax.jit(jax.grad(functools.partial(loss, backend=backend), argnums=(0, 1, 2)))
+        for backend in ("native", "scan")
+    }
+    arguments = given.params, given.xs, given.state
+    compiled = found["native"].lower(*arguments).compile()
+    assert ("s2s_backward" not in compiled.as_text()) == few
+    assert_close(compiled(*arguments), found["scan"](*arguments), TOLERANCE["float32"])
 
 
 def test_portable_code_gives_the_same(tmp_path):

@@ -21,7 +21,10 @@ from s2s_jax.types import Cell
 
 
 def run(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> list[TimeMajor]:
-    """Both directions of a layer in one call; see `Backend`. On a mesh it is the backend `scan` that runs."""
+    """Both directions of a layer in one call; see `Backend`. On a mesh it is the backend `scan` that runs.
+
+    Where rows and steps are few for so many weights, derivatives are those of the backend `fused`: see calls.py.
+    """
     if on_a_mesh(directions, lengths):
         return scan.BACKEND.run(cell, directions, lengths, options)
     arguments = calls.Arguments(
@@ -62,7 +65,7 @@ def why_not_these(cell: Cell, directions: Sequence[Direction], options: Options)
 def reads_in_place(directions: Sequence[Direction]) -> bool:
     """Whether the forward pass reads the weights where they are, on any CPU, instead of arranging them: see forward.h."""
     time, batch_size = directions[0].xs.shape[:2]
-    return time == 1 and batch_size <= 4 and directions[0].params.u.shape[0] % 32 == 0
+    return time <= 2 and batch_size <= 4 and directions[0].params.u.shape[0] % 32 == 0
 
 
 def on_a_mesh(directions: Sequence[Direction], lengths: Array | None) -> bool:

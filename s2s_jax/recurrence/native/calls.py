@@ -1,10 +1,10 @@
 """The native layer as JAX primitives: forward, its tangent, and its gradient.
 
-The gradient of `forward` is one native call. Where `vmap` goes over the sequences and not over the parameters, the mapped axis
-becomes more rows of one call; all else takes one call after the other: parameters that differ, or whose gradients are kept
-apart, and sequences that are shared, which would have to be copied. Whatever else may be asked for
-(derivatives of the gradient, forward mode, another platform than the CPU) is that of the backend `scan`, which computes the
-same function.
+The gradient of `forward` is one native call, but for few rows and steps with many weights: there the backend `fused` is faster,
+and differentiates what it has computed itself. Where `vmap` goes over the sequences and not over the parameters, the mapped
+axis becomes more rows of one call; all else takes one call after the other: parameters that differ, or whose gradients are kept
+apart, and sequences that are shared, which would have to be copied. Whatever else may be asked for (derivatives of the
+gradient, forward mode, another platform than the CPU) is that of the backend `scan`, which computes the same function.
 """
 
 import functools
@@ -19,8 +19,8 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 from s2s_jax import cells
-from s2s_jax.recurrence import scan
-from s2s_jax.recurrence.backend import Direction, Options
+from s2s_jax.recurrence import fused, scan
+from s2s_jax.recurrence.backend import Direction, Options, TimeMajor
 from s2s_jax.types import Cell, LSTMState
 
 
@@ -89,38 +89,44 @@ def forward(cell: Cell, reversed: Sequence[bool], arguments: Arguments, lengths:
 # By scan -------------------------------------------------------------------------------------------------------------------
 
 
-def _forward_by_scan(*flat: Array, call: Call, saving: bool) -> list[Array]:
+def _forward_by(run: Callable[..., TimeMajor], *flat: Array, call: Call) -> list[Array]:
+    """The results by a backend that carries one direction at a time."""
     arguments, lengths = jax.tree.unflatten(call.arguments, flat)
     done = [
-        scan.run(call.cell, Direction(params, jnp.swapaxes(xs, 0, 1), state, None, reverse), lengths, Options())
+        run(call.cell, Direction(params, jnp.swapaxes(xs, 0, 1), state, None, reverse), lengths, Options())
         for reverse, params, xs, state in zip(call.reversed, *arguments, strict=True)
     ]
-    results = Results(tuple(jnp.swapaxes(d.outputs, 0, 1) for d in done), tuple(d.state for d in done))
+    return jax.tree.leaves(Results(tuple(jnp.swapaxes(d.outputs, 0, 1) for d in done), tuple(d.state for d in done)))
+
+
+def _forward_by_scan(*flat: Array, call: Call, saving: bool) -> list[Array]:
     # What is computed by scan is differentiated by scan, which does not look at it; whoever does shall see it.
     saved = [jnp.full(s.shape, jnp.nan, s.dtype) for s in _saved(call, flat)] if saving else []
-    return [*jax.tree.leaves(results), *saved]
+    return [*_forward_by(scan.run, *flat, call=call), *saved]
 
 
 def _tangent_by_scan(*operands: Array, call: Call, wrt: tuple[int, ...]) -> list[Array]:
     flat, _, tangents = _split(operands, call, len(wrt))
     primals = [flat[i] for i in wrt]
-    return jax.jvp(_function_of(flat, call, wrt), primals, tangents)[1]
+    return jax.jvp(_function_of(scan.run, flat, call, wrt), primals, tangents)[1]
 
 
 def _gradient_by_scan(*operands: Array, call: Call, wrt: tuple[int, ...], given: tuple[bool, ...]) -> list[Array]:
     flat, results, cotangents = _split(operands, call, sum(given))
-    _, pull = jax.vjp(_function_of(flat, call, wrt), *[flat[i] for i in wrt])
+    _, pull = jax.vjp(_function_of(scan.run, flat, call, wrt), *[flat[i] for i in wrt])
     return list(pull(_all_cotangents(results, cotangents, given)))
 
 
-def _function_of(flat: Sequence[Array], call: Call, wrt: tuple[int, ...]) -> Callable[..., list[Array]]:
-    """The layer as a function of some of its arguments."""
+def _function_of(
+    run: Callable[..., TimeMajor], flat: Sequence[Array], call: Call, wrt: tuple[int, ...]
+) -> Callable[..., list[Array]]:
+    """The layer by a backend, as a function of some of its arguments."""
 
     def function(*some: Array) -> list[Array]:
         whole = list(flat)
         for i, value in zip(wrt, some, strict=True):
             whole[i] = value
-        return _forward_by_scan(*whole, call=call, saving=False)
+        return _forward_by(run, *whole, call=call)
 
     return function
 
@@ -345,10 +351,26 @@ _tangent_p = _primitive("native_recurrence_tangent", _tangent_by_scan)
 _gradient_p = _primitive("native_recurrence_gradient", _gradient_by_scan, (_gradient_natively, _rows_of_gradient))
 
 
+# Rows times steps up to which the gradient is that of `fused`: the square of the number of weights over these. The native way
+# back arranges the weights anew, which then takes longer than all else: with 512 units and one row up to four times as long as
+# the whole of `fused`, at up to fifty steps. Of two steps or fewer there is hardly an order to keep.
+_HARDLY_A_SEQUENCE, _A_SEQUENCE = 2**31, 2**35
+
+
+def _has_few_rows(primals: Sequence[Array], call: Call) -> bool:
+    arguments, _ = jax.tree.unflatten(call.arguments, primals)
+    batch_size, time, _ = arguments.xs[0].shape
+    weights = arguments.params[0].w.size + arguments.params[0].u.size
+    return 0 < batch_size * time * (_HARDLY_A_SEQUENCE if time <= 2 else _A_SEQUENCE) <= weights**2
+
+
 def _forward_jvp(primals: Sequence[Array], tangents: Sequence[Any], *, call: Call, saving: bool) -> tuple[Any, Any]:
+    wrt = tuple(i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero))
+    if not saving and _has_few_rows(primals, call):
+        along = [tangents[i] for i in wrt]
+        return jax.jvp(_function_of(fused.run, primals, call, wrt), [primals[i] for i in wrt], along)
     outs = _forward_p.bind(*primals, call=call, saving=True)
     results = len(outs) - len(call.reversed)
-    wrt = tuple(i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero))
     moved = _tangent_p.bind(*primals, *outs, *[tangents[i] for i in wrt], call=call, wrt=wrt)
     if not saving:
         return outs[:results], moved

@@ -57,7 +57,7 @@ class Forward {
  private:
   static constexpr long kChunkRows = 384;
   static constexpr long kOwnCache = 512 << 10;
-  static constexpr long kInPlaceSteps = 1;
+  static constexpr long kInPlaceSteps = 2;
   enum class Kind { kPack, kRows, kInputs, kStep, kCandidate };
   struct Phase {
     Kind kind;
