@@ -40,6 +40,7 @@ CASES = (
 )
 BESIDE = ("torch", "jax cudnn", "flax linen", "flax nnx", "scan", "fused")
 DIVISIONS = (1, 2)  # by their place in `plan.splits`, beside the first
+_BEST, _GAINS_BY_STACKING = plan.best, plan.gains_by_stacking  # which other divisions put something else in the place of
 PATIENCE = 60.0  # seconds for one answer
 IN_ALL = 280.0  # seconds after which nothing is waited for
 EXCHANGES = 60.0  # seconds of these for all exchanges together
@@ -54,12 +55,13 @@ def peers(platform: str, backend: str) -> dict[str, Peer]:
 
 def _divided(k: int) -> Peer:
     def build_divided(case: Case, platform: str) -> Any:
-        divided, first = _divided_of(case), plan.best
+        # The process is this peer's alone, and for one case after the other.
+        plan.best, plan.gains_by_stacking = _BEST, _GAINS_BY_STACKING
+        divided = _divided_of(case)
 
         def best(layer: plan.Layer, way: str, device: plan.Device) -> plan.Split | None:
-            return next(iter(plan.splits(layer, way, device)[k:]), None) if layer == divided else first(layer, way, device)
+            return next(iter(plan.splits(layer, way, device)[k:]), None) if layer == divided else _BEST(layer, way, device)
 
-        # The process is this peer's alone.
         plan.best, plan.gains_by_stacking = best, lambda *_: divided.steps > 0
         return ours("persistent", case)
 
@@ -110,7 +112,8 @@ def products(case: Case, part: str, stacked: bool) -> float:
 def floor_seconds(case: Case, part: str, microseconds: Mapping[str, float], rate: float, stacked: bool) -> float:
     """All steps each way at what an exchange takes, and the products at the machine's rate.
 
-    Layers follow each other at a distance of a sequence, or of a step in one launch.
+    Layers follow each other at a distance of a sequence, or of a step in one launch; what a layer of a stack reads of another
+    one beside its own state is left out.
     """
     _, time, _, _ = case.shape
     steps = time + case.layers - 1 if stacked else time * case.layers
@@ -221,7 +224,7 @@ def _floor_of(microseconds: Mapping[str, float], rate: float, stacked: bool) -> 
 
 
 def _conclusion(rows: list[dict[str, Any]]) -> str:
-    """The peers' times over ours, and ours of stacks and of both directions over that of one layer."""
+    """The peers' times over ours, and ours of stacks and of both directions over that of one layer, timed by itself before."""
     lines = ["\nGeometric mean and least of times over ours:"]
     for part in ("forward", "forward+grad"):
         for peer in dict.fromkeys(row["peer"] for row in rows):

@@ -26,9 +26,11 @@ BACKENDS = {
 }
 VARIABLE = "S2S_JAX_BACKEND"
 _MARK = "s2s_jax_backend_"
-# Weights of a layer, those of an LSTM of 256 units and features. More of them native did not arrange for a single step faster
-# than scan reads them.
-_WORTH_PACKING_FOR_A_STEP = 2**19
+# Weights of a layer, those of an LSTM of 256 units and features: more of them native did not arrange for a single step faster
+# than others read them. And three quarters of those of an LSTM of 640: of more of them, rows times steps had to be a
+# 2^18th part or more. (512 units: native at any number of both; 1,024: up to twice as long at 16, less at 50 and 128.)
+_WORTH_ARRANGING_FOR_A_STEP = 2**19
+_MANY, _WORTH_ROWS = 3 * 2**20, 2**18
 # Of an LRU's complex states associative took up to 2.5 times as long with gradients on a CPU.
 _WORTH_A_PASS_AT_ONCE = (MinGRUSpec, MinLSTMSpec)
 
@@ -155,7 +157,7 @@ def _order() -> tuple[str, ...]:
     # for minGRU and minLSTM associative is scan forward, and with gradients took 0.34 to 0.73 times as long in ten of twelve
     # rows, and 1.06 and 1.19 times in the largest.
     # Elsewhere nothing has been measured: scan is what is known to work.
-    return ("native", "associative", "scan") if default_platform() == "cpu" else ("scan",)
+    return ("native", "associative", "fused", "scan") if default_platform() == "cpu" else ("scan",)
 
 
 def _why_not_by_itself(
@@ -165,12 +167,23 @@ def _why_not_by_itself(
     if name == "native" and native.why_not_these(cell, directions, options) is None:
         if jax.device_count() > 1:
             return "there are several devices, and the compiler cannot split its call over them"
-        params, steps = directions[0].params, directions[0].xs.shape[0]
-        packed = 0 if native.reads_in_place(directions) else params.w.size + params.u.size
-        if steps == 1 and packed > _WORTH_PACKING_FOR_A_STEP:
-            return "there is one step, which does not make up for arranging the weights"
+        if _is_read_faster_than_arranged(directions):
+            return "there are few rows and steps, which do not make up for arranging so many weights"
         if native.on_a_mesh(directions, lengths):
             return "the arrays are split over a mesh"
+    if name == "fused" and not (
+        native.why_not_these(cell, directions, options) is None and _is_read_faster_than_arranged(directions)
+    ):
+        return "it is taken for few rows and steps with many weights of a plain cell in float32 alone"
     if name == "associative" and associative.promised(cell) and not isinstance(cell.spec, _WORTH_A_PASS_AT_ONCE):
         return "it was slower, or has not been measured, with this cell"
     return BACKENDS[name].why_not(cell, directions, lengths, options)
+
+
+def _is_read_faster_than_arranged(directions: Sequence[Direction]) -> bool:
+    """Whether `fused`, which reads weights as they are, is faster than `native`, which arranges them before the first step."""
+    params, (steps, batch_size) = directions[0].params, directions[0].xs.shape[:2]
+    weights = params.w.size + params.u.size
+    if steps == 1 and not native.reads_in_place(directions) and weights > _WORTH_ARRANGING_FOR_A_STEP:
+        return True
+    return weights > _MANY and steps * batch_size * _WORTH_ROWS <= weights

@@ -136,6 +136,23 @@ def test_a_division_that_the_plan_has_not_is_left_out(monkeypatch):
     assert plan.best(layer, "forward", small) is None
 
 
+@pytest.mark.parametrize("before", [None, "layer"], ids=str)
+def test_a_division_of_a_stack_is_one_of_a_stack(before, kernels_on_cpu, monkeypatch):
+    """Whatever the process has divided before."""
+    device, shape = cuda_on_cpu.HOPPER, (3, 5, 64, 64)
+    monkeypatch.setattr(build, "load", lambda cell, dtype: build.Loaded(device, None))
+    peer, stack = part.peers("gpu", "persistent")["division 2"], Case("lstm", shape, kind="deep")
+    layer = part.layer_of(stack, device)
+    assert (layer.chains, layer.steps) == (4, 5)
+    if before is not None:
+        peer.build(Case("lstm", shape, kind=before), "gpu")
+    peer.build(stack, "gpu")
+    assert part.layer_of(stack, device) == layer
+    one = layer._replace(chains=1, steps=0)
+    for of, place in ((layer, 1), (one, 0)):
+        assert plan.best(of, "forward", device) == plan.splits(of, "forward", device)[place]
+
+
 def test_all_that_run_on_jax_are_beside_it():
     assert {"torch", "jax cudnn", "flax linen", "flax nnx", "scan"} <= set(part.peers("gpu", "persistent"))
 

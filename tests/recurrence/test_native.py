@@ -25,7 +25,7 @@ from s2s_jax.recurrence.choice import VARIABLE
 from s2s_jax.recurrence.native import build
 from s2s_jax.types import Unrolled
 from tests import oracles
-from tests.samples import TOLERANCE, Gradients, assert_close, fill_padding, weighted_sum
+from tests.samples import TOLERANCE, Gradients, assert_close, fill_padding, further_derivatives, weighted_sum
 from tests.samples import sample as wild_sample
 
 NATIVE = ("rnn", "rnn_relu", "rnn_no_bias", "lstm", "lstm_no_bias", "gru", "gru_no_bias", "gru_before", "gru_before_no_bias")
@@ -478,9 +478,12 @@ def test_code_is_not_loaded_from_where_others_may_write(tmp_path):
         (1, 1, 64, "native"),
         (5, 1, 64, "native"),
         (1, 1, 640, "native"),  # read in place
-        (5, 1, 640, "scan"),
-        (1, 1, 630, "scan"),
+        (5, 1, 640, "fused"),
+        (1, 1, 630, "fused"),
         (5, 2, 640, "native"),
+        (1, 1, 1216, "fused"),  # read in place, but so many take longer
+        (8, 2, 1216, "fused"),
+        (10, 2, 1216, "native"),
     ],
 )
 def test_one_step_is_native_unless_many_weights_had_to_be_arranged(batch, time, hidden, backend, monkeypatch):
@@ -510,6 +513,19 @@ def test_few_rows_of_many_weights_are_differentiated_by_fused(batch, time, few, 
     compiled = found["native"].lower(*arguments).compile()
     assert ("s2s_backward" not in compiled.as_text()) == few
     assert_close(compiled(*arguments), found["scan"](*arguments), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_all_derivatives_of_few_rows_of_many_weights(name):
+    given = sample(name, 2, 4, 256, 256)
+    assert_close(further_derivatives(given, "native"), further_derivatives(given, "scan"), TOLERANCE["float32"])
+    lengths = np.array([3, 1], np.int32)
+
+    def gradient(xs):
+        loss = lambda xs: jnp.sum(jnp.sin(s2s_jax.unroll(*given[:2], xs, lengths=lengths, backend="native").outputs))  # noqa: E731
+        return jax.grad(loss)(xs)
+
+    np.testing.assert_array_equal(gradient(fill_padding(given.xs, lengths, np.nan)), gradient(given.xs))
 
 
 def test_portable_code_gives_the_same(tmp_path):

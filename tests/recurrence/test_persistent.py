@@ -353,6 +353,7 @@ def test_further_derivatives_of_a_stack(on_cpu):
         ({"widths": [20, 21]}, {"LSTM": 2}),
         ({"multiprocessors": 2}, {"LSTM": 3}),
         ({"guess": False}, {"LSTM": 3}),
+        ({"scratch": 10_000}, {"LSTM": 3}),
         ({"directions": 2}, {"LSTM": 3}),
         ({"residual": True}, {"LSTM": 3}),
     ],
@@ -362,6 +363,8 @@ def test_which_stacks_go_in_one_launch(changed, kernels, on_cpu, monkeypatch):
     """The others go layer by layer; on two multiprocessors there is room for the weights of one at a time."""
     if "guess" in changed:
         monkeypatch.setattr(plan, "gains_by_stacking", lambda *_: changed["guess"])
+    if "scratch" in changed:
+        monkeypatch.setattr(plan, "MOST_SCRATCH", changed["scratch"])
     backend = on_cpu(plan.Device(changed.get("multiprocessors", 24), 232448))
     both = ("forward", "backward")[: changed.get("directions", 1)]
     widths = changed.get("widths", [20, 20, 20])
@@ -377,6 +380,35 @@ def test_which_stacks_go_in_one_launch(changed, kernels, on_cpu, monkeypatch):
 
     text = str(jax.make_jaxpr(carried)(given.xs))
     assert _count(text) == kernels
+
+
+def test_a_mask_of_an_upper_layer_counts(on_cpu, monkeypatch):
+    """Of a stack whose lowest layer the kernels know."""
+    given, masks = stack_of("lstm", 20, 2), [[None], [np.linspace(0, 2, 9 * 20, dtype=np.float32).reshape(9, 20)]]
+
+    def outputs():
+        return s2s_jax.unroll_stack(given.cell, given.params, given.xs, given.state, contexts=masks).outputs
+
+    want = outputs()
+    monkeypatch.setenv("S2S_JAX_BACKEND", on_cpu(plan.Device(24, 232448)))
+    assert_close(outputs(), want, TOLERANCE["float32"])
+
+
+def test_when_a_stack_gains():
+    """Not where a device has so little room that its steps take as long as those of its layers together."""
+    small, large = plan.Layer(4, 256, 16, 1, 2), plan.Layer(4, 512, 128, 1, 2)
+    for layer, gains in ((small, True), (large, False)):
+        assert plan.fits(plan.stack(layer, 4, 1024), cuda_on_cpu.HOPPER)
+        assert plan.gains_by_stacking(layer, 4, 1024, cuda_on_cpu.HOPPER) == gains
+    assert not plan.gains_by_stacking(small, 4, 1, cuda_on_cpu.HOPPER)  # one layer waits for the other anyway
+
+
+def test_the_memory_of_a_stack_grows_with_its_steps():
+    """And is refused where it is more than a device has to spare."""
+    layer = plan.Layer(3, 128, 1, 1, 4)
+    bytes_of = [plan.most_scratch_bytes(plan.stack(layer, 8, steps), cuda_on_cpu.HOPPER) for steps in (1000, 1_000_000)]
+    assert 999 < bytes_of[1] / bytes_of[0] < 1001
+    assert bytes_of[0] < plan.MOST_SCRATCH < bytes_of[1]
 
 
 @pytest.mark.parametrize("of_each", [1, 2])
@@ -433,6 +465,21 @@ def test_on_a_gpu(name, dtype, sizes):
     for reverse in (False, True):
         assert_near_the_truth(given, "persistent", dtype, reverse, tolerance=2e-3 if dtype == "float32" else None)
     again = [values_and_gradients(given, "persistent") for _ in range(5)]
+    for other in again[1:]:
+        assert_close(other, again[0], 0.0)
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("name", THREE)
+@pytest.mark.parametrize("sizes", [(256, 4, 16, 200), (128, 8, 3, 520)], ids=str)
+def test_a_stack_on_a_gpu(name, sizes, monkeypatch):
+    """Blocks of layers that run ahead of each other; and the same bits each time, where a race would show."""
+    monkeypatch.setattr(plan, "gains_by_stacking", lambda *_: True)
+    hidden, depth, batch, time = sizes
+    given = stack_of(name, hidden, depth, batch, time)
+    for reverse in (False, True):
+        assert_near_the_truth(given, "persistent", "float32", reverse, tolerance=2e-3, of=of_stack)
+    again = [of_stack(given, "persistent") for _ in range(5)]
     for other in again[1:]:
         assert_close(other, again[0], 0.0)
 
@@ -563,11 +610,12 @@ def _nvcc():
 
 
 @pytest.mark.skipif(_nvcc() is None, reason="there is no nvcc")
-def test_compiles_for_hopper(tmp_path):
-    path = build.build("GRU", "bfloat16", tmp_path)
+@pytest.mark.parametrize("cell", ["GRU", "StackedGRU"])
+def test_compiles_for_hopper(cell, tmp_path):
+    path = build.build(cell, "bfloat16", tmp_path)
     symbols = subprocess.run(["nm", "-D", str(path)], capture_output=True, text=True, check=True).stdout
     assert all(f" s2s_persistent_{way}\n" in symbols for way in build.PASSES)
-    assert build.build("GRU", "bfloat16", tmp_path) == path
+    assert build.build(cell, "bfloat16", tmp_path) == path
 
 
 def test_without_nvcc_the_log_says_so_once(monkeypatch, tmp_path, caplog):

@@ -351,17 +351,19 @@ _tangent_p = _primitive("native_recurrence_tangent", _tangent_by_scan)
 _gradient_p = _primitive("native_recurrence_gradient", _gradient_by_scan, (_gradient_natively, _rows_of_gradient))
 
 
-# Rows times steps up to which the gradient is that of `fused`: the square of the number of weights over these. The native way
-# back arranges the weights anew, which then takes longer than all else: with 512 units and one row up to four times as long as
-# the whole of `fused`, at up to fifty steps. Of two steps or fewer there is hardly an order to keep.
-_HARDLY_A_SEQUENCE, _A_SEQUENCE = 2**31, 2**35
+# Rows times steps up to which the gradient is that of `fused`: the square of the number of weights over the first two, and no
+# more than the third. The native way back arranges the weights anew, which then takes longer than all else: with 512 units and
+# one row up to four times as long as the whole of `fused`, at up to fifty steps. Of two steps or fewer there is hardly an order
+# to keep.
+_HARDLY_A_SEQUENCE, _A_SEQUENCE, _FEW = 2**31, 2**35, 256
 
 
 def _has_few_rows(primals: Sequence[Array], call: Call) -> bool:
     arguments, _ = jax.tree.unflatten(call.arguments, primals)
     batch_size, time, _ = arguments.xs[0].shape
     weights = arguments.params[0].w.size + arguments.params[0].u.size
-    return 0 < batch_size * time * (_HARDLY_A_SEQUENCE if time <= 2 else _A_SEQUENCE) <= weights**2
+    rows = batch_size * time
+    return 0 < rows <= min(_FEW, weights**2 // (_HARDLY_A_SEQUENCE if time <= 2 else _A_SEQUENCE))
 
 
 def _forward_jvp(primals: Sequence[Array], tangents: Sequence[Any], *, call: Call, saving: bool) -> tuple[Any, Any]:

@@ -211,13 +211,18 @@ def why_not_stack(
             return reason
     known = _kind(cells[0])
     assert known is not None
-    device, reason = build.load(f"Stacked{known.cell}", layers[0].xs.dtype.name)
+    device, reason = build.load(known.cell, layers[0].xs.dtype.name)
     if device is None:
         return reason
     one, steps = calls.layer(layers[0].params.u, layers[0].xs, 1), layers[0].xs.shape[0]
-    if not plan.fits(plan.stack(one, len(layers), steps), device):
+    together = plan.stack(one, len(layers), steps)
+    if not plan.fits(together, device):
         return _no_room(layers[0], f"{len(layers)} layers", device)
-    return None if plan.gains_by_stacking(one, len(layers), steps, device) else "layer by layer it should take less time"
+    if (wanted := plan.most_scratch_bytes(together, device)) > plan.MOST_SCRATCH:
+        return f"its layers would exchange {wanted} bytes, which are kept for all steps"
+    if not plan.gains_by_stacking(one, len(layers), steps, device):
+        return "layer by layer it should take less time"
+    return build.load(f"Stacked{known.cell}", layers[0].xs.dtype.name).why_not
 
 
 def _features(cell: Cell, params: Any) -> int | None:

@@ -70,7 +70,8 @@ __device__ inline Made<GRU> step_back(GRU, const Read<GRU>& in, int relu, float&
 template <int kRowTiles, int kBatchTiles>
 constexpr int kBackwardMost = ceil_div(16 * kRowTiles * 8 * kBatchTiles, kThreads);
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
-using BackwardProduct = Product<Element, kRowTiles, kBatchTiles, 194 - 24 * kBackwardMost<kRowTiles, kBatchTiles>>;
+using BackwardProduct = Product<Element, kRowTiles, kBatchTiles,
+                                (Cell::kStacked ? 172 : 194) - 24 * kBackwardMost<kRowTiles, kBatchTiles>>;
 
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
 __global__ void __launch_bounds__(kThreads, 1) backward(const Arguments<Cell, BackwardChain<Element>> a) {

@@ -54,7 +54,8 @@ template <typename Cell, int kRowTiles, int kBatchTiles>
 constexpr int kForwardMost = ceil_div(16 * kRowTiles / Cell::kParts * 8 * kBatchTiles, kThreads);
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
 using ForwardProduct = Product<Element, kRowTiles, kBatchTiles,
-                               186 - (8 + 2 * Cell::kGates) * kForwardMost<Cell, kRowTiles, kBatchTiles>>;
+                               (Cell::kStacked ? 136 : 186) -
+                                   (8 + 2 * Cell::kGates) * kForwardMost<Cell, kRowTiles, kBatchTiles>>;
 
 template <typename Cell, typename Element, int kRowTiles, int kBatchTiles>
 __global__ void __launch_bounds__(kThreads, 1) forward(const Arguments<Cell, ForwardChain<Element>> a) {

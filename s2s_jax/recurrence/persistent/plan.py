@@ -8,6 +8,7 @@ BATCH_MULTIPLE = 8  # rows of the batch that they take at once
 ROW_TILES = {"forward": (1, 2, 3, 4), "backward": (1, 2)}  # there are kernels for these
 BATCH_TILES = (1, 2, 4)
 CHUNK_BYTES = 64
+MOST_SCRATCH = 2**30  # bytes that a stack may exchange; it is cleared at each launch, in a third of a millisecond
 
 # Cycles, to choose between splits: derived from what the machine is said to do, not measured.
 _EXCHANGE = 1200  # until what a block writes has been seen and read by another
@@ -132,6 +133,12 @@ def scratch_bytes(layer: Layer, way: str, split: Split, device: Device) -> int:
     return teams(layer, split, device) * of_team
 
 
+def most_scratch_bytes(layer: Layer, device: Device) -> int:
+    """Of the pass that takes more; of a layer that fits."""
+    ways = {way: best(layer, way, device) for way in ROW_TILES}
+    return max(scratch_bytes(layer, way, split, device) for way, split in ways.items() if split is not None)
+
+
 def teams(layer: Layer, split: Split, device: Device) -> int:
     """Teams of one launch, of all chains together."""
     return max(1, min(tiles(layer, split), _at_once(layer, split, device))) * layer.chains
@@ -163,9 +170,9 @@ def _held(layer: Layer, way: str, split: Split) -> int:
     """Chunks whose weights a warp keeps in registers: `Product::kHeld`, of what forward.cuh and backward.cuh leave for them."""
     rows, batch = MULTIPLE * split.row_tiles, BATCH_MULTIPLE * split.batch_tiles
     if way == "forward":
-        registers = 186 - (8 + 2 * layer.gates) * -(-(rows // layer.parts * batch) // (32 * WARPS))
+        registers = (136 if layer.steps else 186) - (8 + 2 * layer.gates) * -(-(rows // layer.parts * batch) // (32 * WARPS))
     else:
-        registers = 194 - 24 * -(-rows * batch // (32 * WARPS))
+        registers = (172 if layer.steps else 194) - 24 * -(-rows * batch // (32 * WARPS))
     of_chunk, sums = 8 * split.row_tiles + 4 * split.batch_tiles, 4 * split.row_tiles * split.batch_tiles * _turns(split)
     return max(1, min(-(-12 // split.row_tiles), (registers - sums) // of_chunk))
 

@@ -2,8 +2,8 @@
 //
 // Every thread of every block of a launch is a fiber of one thread of the CPU. The order in which they go on is drawn anew
 // all the time, and whole blocks are held up, those in the middle of the grid's z most, so that a missing barrier or a buffer
-// that is written too early shows in the numbers. Memory is sequentially consistent here, as it is not on a GPU: fences that are missing do not show. Shared memory
-// begins as NaN. Where nobody can go on the launch fails.
+// that is written too early shows in the numbers. Memory is sequentially consistent here, as it is not on a GPU: fences that
+// are missing do not show. Shared memory begins as NaN. Where nobody can go on the launch fails.
 
 #pragma once
 
