@@ -1,6 +1,7 @@
 """Recurrence over segments of a window instead of its points: SegRNN (Lin et al., arXiv 2308.11200)."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,9 @@ class SegmentForecaster(nnx.Module):
 
     SegRNN also takes the last value off its window and adds it to what it says (section 4.2). That is done outside, as with
     any model: by `loss_of` and `forecast` with `window_scaling="last"`, without which this is another model.
+
+    Embedding, output layer and the embeddings of places and series are drawn as PyTorch draws them, for it is so that SegRNN is
+    trained; its cell is `make_gru(kernel_init="uniform", recurrent_init="uniform", bias_init="uniform")`.
 
     Args:
       sizes: see `Sizes`.
@@ -59,16 +63,16 @@ class SegmentForecaster(nnx.Module):
             raise ValueError(f"segment: expected one that the horizon {sizes.horizon} is a multiple of, got {segment}")
         self.sizes, self.segment, self.cell = sizes, segment, cell
         self.dropout = Dropout(dropout)
-        self.embed = nnx.Linear(segment, hidden_features, rngs=rngs)
+        self.embed = _linear(segment, hidden_features, rngs)
         self.parameters = Parameters(cell.init(rngs.params(), hidden_features, hidden_features))
-        normal = jax.nn.initializers.normal(1.0)  # as PyTorch draws embeddings
+        normal = jax.nn.initializers.normal(1.0)
         ahead = sizes.horizon // segment
         self.positions = nnx.Param(normal(rngs.params(), (ahead, hidden_features // 2), jnp.float32))
         self.series = nnx.Param(normal(rngs.params(), (sizes.series, hidden_features // 2), jnp.float32))
         out_features = jax.eval_shape(
             lambda: unroll(cell, self.parameters(), jnp.zeros((1, 1, hidden_features))).outputs
         ).shape[-1]
-        self.output = nnx.Linear(out_features, segment * sizes.features, rngs=rngs)
+        self.output = _linear(out_features, segment * sizes.features, rngs)
 
     def __call__(self, window: Window, *, training: bool = False, key: Array | None = None) -> Float[Array, "B H C P"]:
         """Raw numbers of every step ahead; a key turns dropout on.
@@ -98,6 +102,16 @@ class SegmentForecaster(nnx.Module):
         raw = self.output(self.dropout(said.astype(dtype), key=key))
         raw = raw.reshape(ahead, batch_size, series, self.segment, self.sizes.features)
         return raw.transpose(1, 0, 3, 2, 4).reshape(batch_size, self.sizes.horizon, series, self.sizes.features)
+
+
+def _linear(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """Weights and biases uniform within ±1 / sqrt(in_features)."""
+    limit = in_features**-0.5
+
+    def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> Array:
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return nnx.Linear(in_features, out_features, kernel_init=uniform, bias_init=uniform, rngs=rngs)
 
 
 def _for_each_row(z: Float[Array, "C M *Z"], batch_size: int) -> Float[Array, "M BC *Z"]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from s2s_jax.data.windows import Scaler
 from s2s_jax.forecast_metrics import mae, mse
 from s2s_jax.models.backtest import ForecastBatch
 from s2s_jax.training.command import main
+from tests.oracles import oracle
 
 FUNCTIONS = {"train": forecasting.train, "evaluate": forecasting.evaluate, "predict": forecasting.predict}
 SMALL = ["--steps", "3", "--evaluate-every", "3", "--hidden-features", "4", "--look-back", "24", "--horizon", "6"]
@@ -150,16 +152,36 @@ def test_the_other_models(tmp_path, flags):
 def documented(word):
     """The arguments of the command in the module's docstring that names a word."""
     commands = (forecasting.__doc__ or "").replace("\\\n", " ").splitlines()
-    return next(line for line in commands if word in line and "python -m" in line).split()[3:]
+    return shlex.split(next(line for line in commands if word in line and "python -m" in line))[3:]
 
 
 def test_segrnn_is_the_command_that_was_measured():
     """Flag by flag that of the card, but for its name and flags that came later."""
     config = tyro.cli(Config, args=documented("segments"))
-    card = "experiments/results/forecasting-etth1-multivariate-96-segments-48-seed0.json"
+    card = "experiments/results/forecasting-etth1-multivariate-96-segments-24-decay-0.8-seed0.json"
     measured = json.loads((Path(__file__).parents[2] / card).read_text())["config"]
     differ = {name for name, value in measured.items() if json.loads(json.dumps(getattr(config, name))) != value}
     assert differ == {"name"}
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_segrnn_begins_as_published(cell):
+    """With weights and biases that spread as those of PyTorch's modules do."""
+    torch = oracle("torch")
+    flags = ["--model", "segments", "--cell", cell, "--hidden-features", "256", "--segment", "24", "--horizon", "48"]
+    config = tyro.cli(Config, args=[*flags, "--look-back", "48", "--distribution", "squared_error"])
+    model = forecasting.build_model(config, 1, 0, 0, 0)
+    layer = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM, "rnn": torch.nn.RNN}[cell](256, 256)
+    recurrent = {"w": layer.weight_ih_l0, "u": layer.weight_hh_l0, "b": layer.bias_ih_l0}
+    pairs = [(getattr(model.parameters, name)[...], theirs) for name, theirs in recurrent.items()]
+    for ours, theirs in ((model.embed, torch.nn.Linear(24, 256)), (model.output, torch.nn.Linear(256, 24))):
+        pairs += [(ours.kernel[...], theirs.weight), (ours.bias[...], theirs.bias)]
+    for ours, theirs in pairs:
+        theirs = theirs.detach().numpy()
+        few = 1 / np.sqrt(ours.size)
+        assert np.std(ours) == pytest.approx(np.std(theirs), rel=4 * few)
+        assert np.max(np.abs(ours)) == pytest.approx(np.max(np.abs(theirs)), rel=8 * few)
+        assert abs(np.mean(ours)) < 4 * few * np.std(theirs)
 
 
 def test_the_stack_of_keras_is_one_command():
