@@ -1,6 +1,7 @@
 """Lists the experiments: what stands in the first lines of their own docstrings."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ def listed() -> dict[str, tuple[str, list[str]]]:
     found = {}
     for name, path in sorted(files.items()):
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        commands = [line.strip() for line in doc.splitlines() if line.strip().startswith(f"python -m experiments.{name}")]
+        whole = re.sub(r"\s*\\\n\s*", " ", doc).splitlines()  # commands that go on in the next line
+        commands = [line.strip() for line in whole if line.strip().startswith(f"python -m experiments.{name}")]
         if commands:
             found[name] = (doc.split("\n\n")[0].replace("\n", " "), commands)
     return found

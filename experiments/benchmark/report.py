@@ -102,8 +102,8 @@ def _beside_backends(part: str, rows: Sequence[Mapping[str, Any]]) -> str | None
     cell, shape = worst = max(over, key=lambda place: over[place])
     near, row = sum(value <= NEAR for value in over.values()), least[worst]
     return (
-        f"Ours, {part}, takes at most {NEAR} times the best other backend at {near} of {len(over)}; at most {over[worst]:.2f} "
-        f"times: {row['backend']} where {row['peer']} was best, {cell.upper()} {', '.join(map(str, shape))}"
+        f"Ours, {part}: within {NEAR - 1:.0%} of the fastest other backend at {near} of {len(over)} shapes; at worst "
+        f"{row['backend']} took {over[worst]:.2f} times as long as {row['peer']}, {cell.upper()} {', '.join(map(str, shape))}"
     )
 
 

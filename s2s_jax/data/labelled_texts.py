@@ -171,11 +171,14 @@ def texts_of_table(path: Path, flags: TextFlags) -> list[str] | None:
     """The texts of a file with the columns of texts that the flags name, a class or none beside them; None of any other file.
 
     Raises:
-      ValueError: a row that is not what it should be, by file and line.
+      ValueError: a row that is not what it should be, by file and line; a file called .csv or .tsv whose first row does not
+        name these columns, where it is there that the flags look for names.
     """
     first = first_row(path)
     is_table = len(first) == len(flags.header) if flags.header else set(flags.text_columns) <= set(first)
     if not is_table:
+        if not flags.header and path.suffix.lower() in (".csv", ".tsv"):
+            raise ValueError(f"{path}: expected the columns {', '.join(flags.text_columns)}, got {', '.join(first)}")
         return None
     rows = read_rows(path, flags.text_columns, flags.header)
     return [" ".join(row[column] for column in flags.text_columns) for _, row in rows]

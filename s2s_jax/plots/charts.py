@@ -10,7 +10,13 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")  # beside the colours, for those who s
 
 
 def bars(labels: Sequence[str], values: Sequence[float], *, xlabel: str, ylabel: str, title: str) -> Any:
-    """A bar for each label, with its value written over it; values are fractions from 0 to 1."""
+    """A bar for each label, with its value written over it; values are fractions from 0 to 1.
+
+    Raises:
+      ValueError: not one value for each label, or a value that is no such fraction.
+    """
+    if len(labels) != len(values) or not all(0 <= value <= 1 for value in values):
+        raise ValueError(f"values: expected {len(labels)} fractions from 0 to 1, one for each label, got {list(values)}")
     figure, ((axes,),) = subplots(1, 1, (max(4.0, 0.9 * len(labels) + 2), 3.6))
     drawn = axes.bar(labels, values, color="tab:blue", width=0.6)
     axes.bar_label(drawn, [f"{value:.1%}" for value in values], padding=2)
@@ -97,7 +103,14 @@ def lines(
 
 
 def curves(values: Mapping[str, Mapping[float, float]], *, xlabel: str, ylabel: str, title: str) -> Any:
-    """A line for each name through its points {x: y}, both axes logarithmic; numbers above 0."""
+    """A line for each name through its points {x: y}, both axes logarithmic.
+
+    Raises:
+      ValueError: a number that is not above 0, and so has no place there.
+    """
+    for name, points in values.items():
+        if wrong := [number for point in points.items() for number in point if not number > 0]:
+            raise ValueError(f"values[{name!r}]: expected numbers above 0, got {wrong[0]}")
     figure, ((axes,),) = subplots(1, 1, (6.4, 4.4))
     looks = zip(itertools.cycle(COLORS), itertools.cycle(_MARKERS), values.items(), strict=False)
     for color, marker, (name, points) in looks:

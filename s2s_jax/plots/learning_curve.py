@@ -16,21 +16,27 @@ def learning_curve(
     """Training and validation loss against the step, and below it validation metrics, if there are any.
 
     Args:
-      histories: for each seed the lines of its metrics.jsonl; see `Run.history`. Of several the mean is drawn, in a band from
-        the smallest value to the greatest.
+      histories: for each seed the lines of its metrics.jsonl, such as {"step": 10, "train/loss": 0.7, "validation/loss": 0.8};
+        see `Run.history`. Of several the mean is drawn, in a band from the smallest value to the greatest.
       metrics: names of the validation metrics to draw, fractions from 0 to 1; those that no seed has are left out. Where all
         of them fall to less than a fifth, as error rates do, their axis is logarithmic.
       title: over the figure.
       unit: of the loss, whose axis is logarithmic where all of it is above 0.
+
+    Raises:
+      ValueError: there are lines, but none has a loss or one of the metrics.
     """
     below_it = {name: values for name in metrics if (values := _by_step(histories, f"validation/{name}"))}
+    losses_of = {name: _by_step(histories, f"{name}/loss") for name in ("train", "validation")}
+    found = sorted({name for history in histories for line in history for name in line})
+    if found and not below_it and not any(losses_of.values()):
+        raise ValueError(f"histories: expected lines with train/loss or validation/loss, got {', '.join(found)}")
     panels = 2 if below_it else 1
     figure, axes = subplots(panels, 1, (8, 2.75 * panels), sharex=True)
     above, below = axes[0, 0], axes[-1, 0]
     seeds = f", mean of up to {len(histories)} seeds" if len(histories) > 1 else ""
     for name, label, color in (("train", "training", "tab:gray"), ("validation", "validation", "tab:blue")):
-        losses = _by_step(histories, f"{name}/loss")
-        if losses:
+        if losses := losses_of[name]:
             draw_spread(above, losses, label + seeds, color, "o" if name == "validation" or len(losses) < 3 else None)
     positive = all(low > 0 for line in above.get_lines() for low in line.get_ydata())
     above.set(yscale="log" if positive else "linear", ylabel=f"loss ({unit})", title=wrapped(title, figure))

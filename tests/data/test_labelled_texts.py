@@ -126,6 +126,9 @@ def test_the_texts_of_a_table_that_is_asked_about(tmp_path):
     assert labelled_texts.texts_of_table(tsv(tmp_path / "bare.tsv", [("art", "b")], ("art", "a")), bare) == ["a", "b"]
     (tmp_path / "nothing").write_text("")
     assert labelled_texts.texts_of_table(tmp_path / "nothing", flags) is None
+    misnamed = tsv(tmp_path / "misnamed.csv", [("a", "b")], ("label", "txt"))
+    with pytest.raises(ValueError, match=r"misnamed\.csv: expected the columns title, body, got label"):
+        labelled_texts.texts_of_table(misnamed, flags)
 
 
 def test_one_class_alone_is_nothing_to_learn(tmp_path):

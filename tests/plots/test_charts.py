@@ -6,6 +6,17 @@ from s2s_jax import plots
 from tests.plots.figures import drawn, lines
 
 
+@pytest.mark.parametrize(("labels", "values"), [(["a"], [0.1, 0.2]), (["a", "b"], [0.1, 12.0]), (["a"], [float("nan")])])
+def test_bars_are_of_fractions_one_for_each_label(labels, values):
+    with pytest.raises(ValueError, match=f"values: expected {len(labels)} fractions from 0 to 1"):
+        plots.bars(labels, values, xlabel="x", ylabel="y", title="Title")
+
+
+def test_curves_have_no_place_for_zero():
+    with pytest.raises(ValueError, match=r"values\['a'\]: expected numbers above 0, got 0"):
+        plots.curves({"a": {1.0: 2.0, 2.0: 0}}, xlabel="x", ylabel="y", title="Title")
+
+
 def test_a_spread_has_a_dot_for_each_value_and_says_what_it_shows():
     by_name = {"b": {10: [0.2, 0.4], 1000: [0.6]}, "a": {10: [0.1]}, "c": {10: [0.3, 0.5], 1000: [0.6, 0.8]}}
     figure = plots.spread(by_name, xlabel="x", ylabel="y", title="Title")

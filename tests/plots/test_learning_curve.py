@@ -62,3 +62,8 @@ def test_numbers_along_a_logarithmic_axis_are_plain(last, at_least):
     assert all(float(text) for text in told)
     assert not any(label.get_text() for label in figure.axes[0].yaxis.get_minorticklabels())
     assert all(text.isdecimal() for text in ticks(figure.axes[0].xaxis))
+
+
+def test_a_history_without_a_known_name_is_refused():
+    with pytest.raises(ValueError, match="expected lines with train/loss or validation/loss, got loss, step"):
+        plots.learning_curve([[{"step": 1, "loss": 0.5}]], (), "Title")
