@@ -174,7 +174,9 @@ def _why_not_by_itself(
     if name == "fused" and not (
         native.why_not_these(cell, directions, options) is None and _is_read_faster_than_arranged(directions)
     ):
-        return "it is taken for few rows and steps with many weights of a plain cell in float32 alone"
+        return BACKENDS[name].why_not(cell, directions, lengths, options) or (
+            "it is taken for few rows and steps with many weights of a plain cell in float32 alone"
+        )
     if name == "associative" and associative.promised(cell) and not isinstance(cell.spec, _WORTH_A_PASS_AT_ONCE):
         return "it was slower, or has not been measured, with this cell"
     return BACKENDS[name].why_not(cell, directions, lengths, options)
