@@ -62,7 +62,10 @@ def _divided(k: int) -> Peer:
         def best(layer: plan.Layer, way: str, device: plan.Device) -> plan.Split | None:
             return next(iter(plan.splits(layer, way, device)[k:]), None) if layer == divided else _BEST(layer, way, device)
 
-        plan.best, plan.gains_by_stacking = best, lambda *_: divided.steps > 0
+        def gains_by_stacking(layer: plan.Layer, layers: int, steps: int, device: plan.Device) -> bool:
+            return divided.steps > 0
+
+        plan.best, plan.gains_by_stacking = best, gains_by_stacking
         return ours("persistent", case)
 
     setting = f'unroll(backend="persistent"), divided as the plan has it in place {k + 1}'
