@@ -27,8 +27,8 @@ BACKENDS = {
 VARIABLE = "S2S_JAX_BACKEND"
 _MARK = "s2s_jax_backend_"
 # Weights of a layer, those of an LSTM of 256 units and features: more of them native did not arrange for a single step faster
-# than others read them. And three quarters of those of an LSTM of 640: of more of them, rows times steps had to be a
-# 2^18th part or more. (512 units: native at any number of both; 1,024: up to twice as long at 16, less at 50 and 128.)
+# than others read them. And a little less than those of an LSTM of 640: of more of them, rows times steps had to be a 2^18th
+# part or more. (512 units: native at any number of both; 1,024: up to twice as long at 16, less long at 50 and 128.)
 _WORTH_ARRANGING_FOR_A_STEP = 2**19
 _MANY, _WORTH_ROWS = 3 * 2**20, 2**18
 # Of an LRU's complex states associative took up to 2.5 times as long with gradients on a CPU.
