@@ -39,6 +39,9 @@ KNOWN = ("rnn", "rnn_relu", "rnn_no_bias", "lstm", "lstm_relu", "lstm_no_bias", 
 THREE = ("rnn", "lstm", "gru")
 NUMBERS = itertools.count()
 FOUR_BLOCKS = plan.Device(4, 232448)
+# Objects that stay the same, so that a program is traced once.
+BACKWARD = functools.partial(s2s_jax.unroll, reverse=True)
+STACK_BACKWARD = functools.partial(s2s_jax.unroll_stack, directions=("backward",))
 forward_and_reverse = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
 
@@ -67,10 +70,10 @@ def sample(name, *sizes, seed=5):
     return given._replace(params=given.params._replace(u=given.params.u / np.sqrt(np.float32(sizes[-1]))))
 
 
-@functools.partial(jax.jit, static_argnames=("cell", "reverse", "backend"))
-def _values_and_gradients(cell, params, xs, state, lengths, weights, *, reverse, backend):
+@functools.partial(jax.jit, static_argnames=("carry", "cell", "backend"))
+def _values_and_gradients(carry, cell, params, xs, state, lengths, weights, *, backend):
     def loss(params, xs, state):
-        done = s2s_jax.unroll(cell, params, xs, state, lengths=lengths, reverse=reverse, backend=backend)
+        done = carry(cell, params, xs, state, lengths=lengths, backend=backend)
         return weighted_sum(done, weights), done
 
     gradients, done = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(params, xs, state)
@@ -78,7 +81,8 @@ def _values_and_gradients(cell, params, xs, state, lengths, weights, *, reverse,
 
 
 def values_and_gradients(given, backend, reverse=False):
-    return jax.tree.map(np.asarray, _values_and_gradients(*given[:6], reverse=reverse, backend=backend))
+    carry = BACKWARD if reverse else s2s_jax.unroll
+    return jax.tree.map(np.asarray, _values_and_gradients(carry, *given[:6], backend=backend))
 
 
 # Values and gradients ---------------------------------------------------------------------------------------------------
@@ -248,19 +252,9 @@ def stack_of(name, hidden, layers, batch=9, time=6, features=3):
     return given[0]._replace(params=params, state=[[one.state] for one in given], weights=weights)
 
 
-@functools.partial(jax.jit, static_argnames=("cell", "reverse", "backend"))
-def _of_stack(cell, params, xs, states, lengths, weights, *, reverse, backend):
-    def loss(params, xs, states):
-        directions = ("backward",) if reverse else ("forward",)
-        done = s2s_jax.unroll_stack(cell, params, xs, states, lengths=lengths, directions=directions, backend=backend)
-        return weighted_sum(done, weights), done
-
-    gradients, done = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(params, xs, states)
-    return done, Gradients(*gradients)
-
-
 def of_stack(given, backend, reverse=False):
-    return jax.tree.map(np.asarray, _of_stack(*given[:6], reverse=reverse, backend=backend))
+    carry = STACK_BACKWARD if reverse else s2s_jax.unroll_stack
+    return jax.tree.map(np.asarray, _values_and_gradients(carry, *given[:6], backend=backend))
 
 
 def _count(program):

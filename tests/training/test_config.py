@@ -44,7 +44,8 @@ def test_flags_that_do_not_do_are_named(given, message):
 
 
 def test_what_the_same_flags_allow_is_allowed():
-    Config(seed=0, checkpoint_every=0, bonus=-1.0, rate=0.0, model="deep", layers=2)
+    given = {"seed": 0, "checkpoint_every": 0, "bonus": -1.0, "rate": 0.0, "model": "deep", "layers": 2}
+    assert given.items() <= dataclasses.asdict(Config(**given)).items()
 
 
 def test_places_and_what_other_commands_take_are_no_part_of_the_identity():
