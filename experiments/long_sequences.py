@@ -84,7 +84,7 @@ class Config(TrainingConfig):
     num_layers: int = 1
     """Layers."""
     backend: str = "auto"
-    """What carries the cell along time: auto, scan, native, fused, associative or parallel."""
+    """What carries the cell along time: auto, scan, native, diagonal, fused, associative or parallel."""
     batch_size: int = 64
     """Sequences in a step."""
     learning_rate: float = 2e-3

@@ -114,7 +114,16 @@ LINEAR_CELLS = {
     "min_gru_no_bias": cells.make_min_gru(bias=False),
     "lru": cells.lru,
 }
-ALL_CELLS = CELLS | DIAGONAL_CELLS | LINEAR_CELLS
+# Of these two dictionaries the options that change what a step computes.
+UNIT_VARIANTS = {
+    "diagonal_rnn_relu": cells.make_rnn(recurrence="diagonal", activation="relu", bias=False),
+    "diagonal_lstm_relu": cells.make_lstm(recurrence="diagonal", activation="relu", bias=False),
+    "diagonal_gru_relu": cells.make_gru(recurrence="diagonal", activation="relu"),
+    "diagonal_gru_no_bias": cells.make_gru(recurrence="diagonal", bias=False),
+    "diagonal_gru_before_relu": cells.make_gru(recurrence="diagonal", reset="before", activation="relu"),
+    "min_lstm_no_bias": cells.make_min_lstm(bias=False),
+}
+ALL_CELLS = CELLS | DIAGONAL_CELLS | LINEAR_CELLS | UNIT_VARIANTS
 # One of each family and of each kind of state, where a property does not depend on the options.
 FEW_CELLS = ("rnn", "lstm_everything", "gru", "counting")
 

@@ -46,13 +46,13 @@ class Config:
     kinds: tuple[Literal["layer", "stack", "streaming"], ...] = ()
     """Whole sequences, two layers in two directions over ragged ones, one step a call; full grid: all, else: layer."""
     peers: tuple[str, ...] = ()
-    """Only these, by the beginnings of their names: torch, flax, keras, scan, native, fused, cudnn,
-    persistent, associative, parallel."""
+    """Only these, by the beginnings of their names: torch, flax, keras, scan, native, diagonal, fused,
+    cudnn, persistent, associative, parallel."""
     platform: Literal["cpu", "gpu"] | None = None
     """What to measure on; what JAX finds if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and inputs."""
-    backend: Literal["auto", "scan", "native", "fused", "cudnn", "persistent", "associative", "parallel"] = "auto"
+    backend: Literal["auto", "scan", "native", "diagonal", "fused", "cudnn", "persistent", "associative", "parallel"] = "auto"
     """Which of our backends is ours."""
     seconds: float | None = None
     """A row has two to forty rounds, and no third or later one begins after so many

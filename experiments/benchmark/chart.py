@@ -16,6 +16,7 @@ _LOOKS = {
     "jax cudnn": {"marker": "v", "color": "#CC79A7"},
     "scan": {"marker": "x", "color": "black"},
     "native": {"marker": "+", "color": "0.35"},
+    "diagonal": {"marker": "d", "color": "#999933"},
     "fused": {"marker": "*", "color": "#E69F00"},
     "cudnn": {"marker": "<", "color": "#785EF0"},
     "persistent": {"marker": "p", "color": "#117733"},

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from experiments.benchmark.pool import Patience
 from s2s_jax import cache
-from s2s_jax.recurrence import library
+from s2s_jax.recurrence import cuda, library
 from s2s_jax.recurrence.persistent import build, plan
 
 
@@ -51,7 +51,7 @@ def build_library(folder: Path | None = None, seconds: float = 600.0) -> Path:
     """Compiles exchange.cu if that was not done before; the library's path. Raises as `build.build` does."""
     source, kernels = Path(__file__).with_name("exchange.cu"), Path(build.__file__).parent
     recipe = library.Recipe(
-        build.nvcc(),
+        cuda.nvcc(),
         [*build.FLAGS, f"-I{kernels}", str(source)],
         [source, *sorted(kernels.glob("*.cuh"))],
         "",

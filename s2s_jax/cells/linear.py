@@ -190,22 +190,31 @@ def _make_lru(least: float, most: float, max_phase: float) -> Cell:
 
     def lru_project(params: LRUParams, x: Array) -> tuple[Array, Array]:
         check_inputs(params, x)
-        scale = jnp.tile(jnp.exp(params.log_scale), 2)[None]
-        return dot(x, params.w) * scale, dot(x, params.skip)
+        return dot(x, lru_input_weights(params)), dot(x, params.skip)
 
     def step(params: LRUParams, state: LRUState, z: tuple[Array, Array], context: Context) -> tuple[LRUState, Array]:
         _check_context(context)
         inputs, skipped = z
-        wide = jnp.promote_types(params.log_decay.dtype, jnp.float32)  # a modulus near 1 is 1 in a narrow dtype
-        log_decay, log_phase = params.log_decay.astype(wide), params.log_phase.astype(wide)
-        modulus, phase = jnp.exp(-jnp.exp(log_decay)), jnp.exp(log_phase)
-        re, im = (modulus * jnp.cos(phase))[None], (modulus * jnp.sin(phase))[None]
+        re, im = (part[None] for part in lru_factors(params))
         in_re, in_im = jnp.split(inputs, 2, axis=-1)
         state = LRUState(re * state.re - im * state.im + in_re, re * state.im + im * state.re + in_im)
-        y = dot(jnp.concatenate([state.re, -state.im], axis=-1), params.c) + skipped
-        return state, y
+        return state, dot(jnp.concatenate([state.re, -state.im], axis=-1), params.c) + skipped
 
     return Cell(init, initial_state, lru_project, step, LRUSpec())
+
+
+def lru_factors(params: LRUParams) -> tuple[Float[Array, " H"], Float[Array, " H"]]:
+    """Real and imaginary parts of what the state is multiplied by at each step, in at least float32."""
+    wide = jnp.promote_types(params.log_decay.dtype, jnp.float32)  # a modulus near 1 is 1 in a narrow dtype
+    log_decay, log_phase = params.log_decay.astype(wide), params.log_phase.astype(wide)
+    modulus, phase = jnp.exp(-jnp.exp(log_decay)), jnp.exp(log_phase)
+    return modulus * jnp.cos(phase), modulus * jnp.sin(phase)
+
+
+def lru_input_weights(params: LRUParams) -> Float[Array, "D 2*H"]:
+    """`w` scaled, once, and not its products at every step."""
+    scale = jnp.tile(jnp.exp(params.log_scale), 2)[None]
+    return (params.w * scale).astype(params.w.dtype)
 
 
 def _init_gates(key: Array, in_features: int, hidden_features: int, spec: Any, initializers: Initializers) -> tuple[Any, Any]:

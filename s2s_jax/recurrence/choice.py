@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array
 
 from s2s_jax.cells import MinGRUSpec, MinLSTMSpec
-from s2s_jax.recurrence import associative, cudnn, fused, native, parallel, persistent, scan
+from s2s_jax.recurrence import associative, cudnn, diagonal, fused, native, parallel, persistent, scan
 from s2s_jax.recurrence.backend import Direction, Options, TimeMajor, default_platform
 from s2s_jax.types import Cell
 
@@ -18,6 +18,7 @@ AUTO = "auto"
 BACKENDS = {
     "scan": scan.BACKEND,
     "native": native.BACKEND,
+    "diagonal": diagonal.BACKEND,
     "fused": fused.BACKEND,
     "cudnn": cudnn.BACKEND,
     "persistent": persistent.BACKEND,
@@ -151,13 +152,14 @@ def traced_backends(jaxpr: Any) -> list[str]:
 def _order() -> tuple[str, ...]:
     """Backends of the default platform, the fastest first.
 
-    `python -m experiments.benchmark --grid full` measures them, and `--cells min_gru min_lstm` beside `associative`.
+    `python -m experiments.benchmark --grid full` measures them, and `--cells min_gru min_lstm lru diagonal_lstm diagonal_gru`
+    those for whose units there is `diagonal`.
     """
     # On two AVX2 cores native took no longer than scan at any of the six small shapes (but 3 % at one in one of three runs);
     # for minGRU and minLSTM associative is scan forward, and with gradients took 0.34 to 0.73 times as long in ten of twelve
-    # rows, and 1.06 and 1.19 times in the largest.
+    # rows, and 1.06 and 1.19 times in the largest: where there is no C++ compiler, or several devices.
     # Elsewhere nothing has been measured: scan is what is known to work.
-    return ("native", "associative", "fused", "scan") if default_platform() == "cpu" else ("scan",)
+    return ("native", "diagonal", "associative", "fused", "scan") if default_platform() == "cpu" else ("scan",)
 
 
 def _why_not_by_itself(
@@ -171,6 +173,11 @@ def _why_not_by_itself(
             return "there are few rows and steps, which do not make up for arranging so many weights"
         if native.on_a_mesh(directions, lengths):
             return "the arrays are split over a mesh"
+    if name == "diagonal" and diagonal.why_not_at_a_glance(cell, directions, lengths, options) is None:
+        if jax.device_count() > 1:
+            return "there are several devices, and the compiler cannot split its call over them"
+        if directions[0].xs.shape[0] == 1:
+            return "of a single step there is nothing to do at once"
     if name == "fused" and not (
         native.why_not_these(cell, directions, options) is None and _is_read_faster_than_arranged(directions)
     ):

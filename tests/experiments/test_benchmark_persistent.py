@@ -13,7 +13,7 @@ from experiments.benchmark.__main__ import Config, main
 from experiments.benchmark.case import Case
 from experiments.benchmark.pool import Failed, Patience, Process
 from experiments.benchmark.worker import Worker
-from s2s_jax.recurrence import persistent
+from s2s_jax.recurrence import cuda, persistent
 from s2s_jax.recurrence.persistent import build, plan
 from tests.recurrence import cuda_on_cpu
 
@@ -199,7 +199,7 @@ def test_no_exchange_is_waited_for_when_the_time_is_over(tmp_path):
 
 def test_the_exchange_compiles(tmp_path):
     try:
-        build.nvcc()
+        cuda.nvcc()
     except RuntimeError as error:
         pytest.skip(str(error))
     path = exchange.build_library(tmp_path)

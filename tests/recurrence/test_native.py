@@ -387,7 +387,7 @@ def test_what_it_does_not_apply_to(name, monkeypatch):
 
 def test_a_variable_that_names_nothing_is_an_error(monkeypatch):
     monkeypatch.setenv(VARIABLE, "fastest")
-    with pytest.raises(ValueError, match="S2S_JAX_BACKEND: expected one of auto, scan, native, fused"):
+    with pytest.raises(ValueError, match="S2S_JAX_BACKEND: expected one of auto, scan, native, diagonal"):
         s2s_jax.unroll(cells.gru, cells.gru.init(jax.random.key(0), 3, 4), jnp.ones((2, 5, 3)))
 
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import s2s_jax
 from s2s_jax import layers
-from s2s_jax.recurrence import library, persistent
+from s2s_jax.recurrence import cuda, library, persistent
 from s2s_jax.recurrence.choice import BACKENDS
 from s2s_jax.recurrence.persistent import build, plan
 from s2s_jax.types import Unrolled
@@ -598,7 +598,7 @@ def test_what_does_not_fit_has_no_plan():
 
 def _nvcc():
     try:
-        return shutil.which(build.nvcc()[0])
+        return shutil.which(cuda.nvcc()[0])
     except RuntimeError:
         return None
 

@@ -1,4 +1,4 @@
-"""Builds the C++ of this folder with the machine's own compiler, once, and loads it; see `s2s_jax.recurrence.library`.
+"""Builds the C++ of this folder, and that of `diagonal`, with the machine's own compiler; see `s2s_jax.recurrence.library`.
 
 The environment variable S2S_JAX_NATIVE, read once, may say "portable" (without the machine's own instructions) or "off".
 """
@@ -23,7 +23,7 @@ from s2s_jax.recurrence import library
 _log = logging.getLogger("s2s_jax")
 _lock = threading.Lock()
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
-_SYMBOLS = ("s2s_forward", "s2s_backward")
+_SYMBOLS = ("s2s_forward", "s2s_backward", "s2s_diagonal_forward", "s2s_diagonal_backward")
 
 
 class Native(NamedTuple):
@@ -74,10 +74,11 @@ def build(*, portable: bool = False, folder: Path | None = None, flags: tuple[st
     if not portable and platform.machine() in ("x86_64", "AMD64", "aarch64", "arm64"):
         flags = ("-march=native", *flags)
     here, include = Path(__file__).parent, Path(jax.ffi.include_dir())
-    sources = sorted(path for path in here.iterdir() if path.suffix in (".h", ".cc"))
+    diagonal = here.parent / "diagonal"
+    sources = sorted(path for folder in (here, diagonal) for path in folder.iterdir() if path.suffix in (".h", ".cc"))
     recipe = library.Recipe(
         _compiler(),
-        [*_FLAGS, *flags, f"-I{include}", str(here / "ffi.cc")],
+        [*_FLAGS, *flags, f"-I{include}", str(here / "ffi.cc"), str(diagonal / "cpu.cc")],
         [*sources, *sorted(include.rglob("*.h"))],
         "" if portable else _processor(),
         "compiling the native backend, once for this machine; this takes ten seconds or so",

@@ -1,18 +1,13 @@
-"""Builds the CUDA C++ of this folder by nvcc, for one cell and one dtype at a time, and loads it; see `recurrence.library`.
+"""Builds the CUDA C++ of this folder, for one cell and one dtype at a time, and loads it; see `recurrence.cuda`.
 
-The compiler is `$NVCC`, or nvcc on the path or in /usr/local/cuda. The environment variable S2S_JAX_PERSISTENT, read once, may
-say "off".
+The environment variable S2S_JAX_PERSISTENT, read once, may say "off".
 """
 
 import ctypes
 import functools
 import logging
 import os
-import platform
-import shlex
-import shutil
 import subprocess
-import tempfile
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +15,12 @@ from typing import NamedTuple
 import jax
 
 from s2s_jax import cache
-from s2s_jax.recurrence import library
+from s2s_jax.recurrence import cuda, library
 from s2s_jax.recurrence.persistent.plan import Device
 
 _log = logging.getLogger("s2s_jax")
 _lock = threading.Lock()
-FLAGS = ("-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-split-compile=0", "-shared", "-Xcompiler", "-fPIC")
+FLAGS = (*cuda.FLAGS, "-gencode=arch=compute_90a,code=sm_90a")
 ELEMENTS = {"float32": "float", "bfloat16": "__nv_bfloat16", "float16": "__half"}
 CELLS = ("RNN", "LSTM", "GRU", "StackedRNN", "StackedLSTM", "StackedGRU")
 PASSES = ("forward", "backward")
@@ -96,7 +91,7 @@ def build(cell: str, dtype: str, folder: Path | None = None, seconds: float = 60
       OSError: the folder cannot be written, or others than this user may write there.
     """
     here, include = Path(__file__).parent, Path(jax.ffi.include_dir())
-    how = recipe(nvcc(), FLAGS, cell, dtype, [here, include])
+    how = recipe(cuda.nvcc(), FLAGS, cell, dtype, [here, include])
     return library.compiled(how, folder or cache.folder() / "persistent", cell, seconds)
 
 
@@ -104,40 +99,5 @@ def recipe(compiler: list[str], flags: tuple[str, ...], cell: str, dtype: str, f
     """How a compiler makes the kernels; headers are looked for in the folders."""
     here = Path(__file__).parent
     named = (f"-DS2S_CELL={cell}", f"-DS2S_ELEMENT={ELEMENTS[dtype]}")
-    headers = [path for folder in folders for path in sorted(folder.rglob("*.h"))]
-    own = sorted(path for path in here.iterdir() if path.suffix in (".h", ".cuh", ".cu", ".cc"))
-    return library.Recipe(
-        compiler,
-        [*flags, *named, *(f"-I{folder}" for folder in folders), str(here / "launch.cu"), str(here / "ffi.cc")],
-        [*own, *headers],
-        f"{platform.machine()} {_host_compiler(compiler)}",
-        f"compiling the persistent backend for {cell} in {dtype}, once for this machine; this takes a minute or so",
-    )
-
-
-def _host_compiler(compiler: list[str]) -> str:
-    """What nvcc compiles C++ with, whose version its own does not tell: what is predefined says it.
-
-    Raises:
-      RuntimeError: it cannot be run.
-    """
-    with tempfile.NamedTemporaryFile("w", suffix=".cc") as source:
-        source.write("__VERSION__ __cplusplus\n")
-        source.flush()
-        done = subprocess.run([*compiler, "-E", source.name], capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        raise RuntimeError(f"{shlex.join(compiler)} -E failed with {done.returncode}: {done.stderr.strip()[-2000:]}")
-    return done.stdout.splitlines()[-1]  # after lines with the name of the file, which is another one each time
-
-
-def nvcc() -> list[str]:
-    """The compiler.
-
-    Raises:
-      RuntimeError: there is none.
-    """
-    wanted = shlex.split(os.environ.get("NVCC", ""))
-    for command in [wanted] if wanted else [["nvcc"], ["/usr/local/cuda/bin/nvcc"]]:
-        if shutil.which(command[0]):
-            return command
-    raise RuntimeError(f"nvcc was not found ({shlex.join(wanted) or 'nvcc, /usr/local/cuda/bin/nvcc'})")
+    notice = f"compiling the persistent backend for {cell} in {dtype}, once for this machine; this takes a minute or so"
+    return cuda.recipe(compiler, [*flags, *named], [here / "launch.cu", here / "ffi.cc"], folders, notice)

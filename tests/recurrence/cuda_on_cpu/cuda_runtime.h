@@ -1,4 +1,4 @@
-// Enough of CUDA to run the kernels of the backend `persistent` on a CPU, for its tests: the language, its types, launches.
+// Enough of CUDA to run the kernels of `persistent` and `diagonal` on a CPU, for their tests: the language, its types, launches.
 //
 // Every thread of every block of a launch is a fiber of one thread of the CPU. The order in which they go on is drawn anew
 // all the time, and whole blocks are held up, those in the middle of the grid's z most, so that a missing barrier or a buffer
@@ -237,14 +237,19 @@ inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream
 }
 
 template <typename Arguments>
-cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(Arguments), dim3 grid, dim3 threads, void** arguments, size_t shared,
-                                        cudaStream_t) {
+cudaError_t cudaLaunchKernel(void (*kernel)(Arguments), dim3 grid, dim3 threads, void** arguments, size_t shared, cudaStream_t) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> guard(one_at_a_time);
-  const int places = cuda_on_cpu::multiprocessors * cuda_on_cpu::of_each;
-  if (int(grid.x * grid.y * grid.z) > places) return cudaErrorCooperativeLaunchTooLarge;
   const Arguments given = *static_cast<Arguments*>(arguments[0]);
   return cuda_on_cpu::run(grid, threads, shared, [&] { kernel(given); }) ? cudaSuccess : cudaErrorLaunchFailure;
+}
+
+template <typename Arguments>
+cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(Arguments), dim3 grid, dim3 threads, void** arguments, size_t shared,
+                                        cudaStream_t stream) {
+  const int places = cuda_on_cpu::multiprocessors * cuda_on_cpu::of_each;
+  if (int(grid.x * grid.y * grid.z) > places) return cudaErrorCooperativeLaunchTooLarge;
+  return cudaLaunchKernel(kernel, grid, threads, arguments, shared, stream);
 }
 
 extern "C" __attribute__((weak)) void cuda_on_cpu_device(int multiprocessors, int shared_bytes, int exact, int of_each) {

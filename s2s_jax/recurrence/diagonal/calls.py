@@ -1,0 +1,106 @@
+"""The two passes as calls of XLA, with the arrays of pass.h; under `vmap` they are one call over more rows."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float, Int
+
+from s2s_jax.recurrence.diagonal import build
+
+
+class Kind(NamedTuple):
+    """A cell as cells.h knows it: its number there, sizes, activation."""
+
+    number: int
+    gates: int
+    outputs: int
+    states: int
+    relu: bool = False
+
+
+class Call(NamedTuple):
+    """The two calls, whose arrays are those of pass.h."""
+
+    kind: Kind
+    reverse: bool
+
+    def forward(
+        self,
+        lengths: Int[Array, " B"],
+        z: Float[Array, "T B gates*H"],
+        w: Float[Array, "rows H"],
+        first: Float[Array, "states B H"],
+        dtype: Any,
+        keep: bool,
+    ) -> tuple[Array, Array, Array]:
+        """Outputs y [T, B, outputs * H] in a dtype, the last state [states, B, H], and c [T, B, H] where it is kept."""
+        outputs, states = self.kind.outputs, self.kind.states
+
+        def run(lengths: Array, z: Array, w: Array, first: Array) -> list[Array]:
+            time, batch, hidden = *z.shape[:2], first.shape[-1]
+            shapes = [
+                jax.ShapeDtypeStruct((time, batch, outputs * hidden), dtype),
+                jax.ShapeDtypeStruct(first.shape, jnp.float32),
+                jax.ShapeDtypeStruct((time, batch, hidden) if keep and states > outputs else (0,), jnp.float32),
+            ]
+            return self._ffi("forward", shapes, lengths, z, w, first)
+
+        return tuple(_over_rows(run, (0, 1, None, 1), (1, 1, 1))(lengths, z, w, first))
+
+    def backward(
+        self, lengths: Array, z: Array, w: Array, first: Array, y: Array, c: Array, dy: Array, d_last: Array
+    ) -> tuple[Array, Array, Array]:
+        """Gradients of z, in the dtype of y, of the first state, and of w for each row, [B, rows, H]."""
+
+        def run(lengths: Array, z: Array, w: Array, first: Array, *rest: Array) -> list[Array]:
+            shapes = [
+                jax.ShapeDtypeStruct(z.shape, y.dtype),
+                jax.ShapeDtypeStruct(first.shape, jnp.float32),
+                jax.ShapeDtypeStruct((z.shape[1], *w.shape), jnp.float32),
+            ]
+            return self._ffi("backward", shapes, lengths, z, w, first, *rest)
+
+        rows = (0, 1, None, 1, 1, 1, 1, 1), (1, 1, 0)
+        return tuple(_over_rows(run, *rows)(lengths, z, w, first, y, c, dy, d_last))
+
+    def _ffi(self, way: str, shapes: list[Any], *operands: Array) -> list[Array]:
+        call = jax.ffi.ffi_call(build.target(way), shapes)
+        return list(call(*operands, cell=self.kind.number, relu=self.kind.relu, reverse=self.reverse))
+
+
+def _over_rows(run: Any, rows: Sequence[int | None], made: Sequence[int]) -> Any:
+    """`run`, for which `vmap` makes more rows of one call, but one call after the other where parameters are mapped.
+
+    `rows`: of each operand the axis of the batch, None for parameters; `made`: of each result.
+    """
+    run = custom_vmap(run)
+
+    @run.def_vmap
+    def mapped(size: int, is_mapped: Sequence[bool], *operands: Array) -> tuple[Any, list[bool]]:
+        results = [True] * len(made)
+        if any(of for of, axis in zip(is_mapped, rows, strict=True) if axis is None):
+            spread = [x if of else jnp.broadcast_to(x, (size, *x.shape)) for x, of in zip(operands, is_mapped, strict=True)]
+            return jax.lax.map(lambda each: run(*each), spread), results
+
+        def folded(x: Array, of: bool, axis: int | None) -> Array:
+            if axis is None:
+                return x
+            x = x if of else jnp.broadcast_to(x, (size, *x.shape))
+            if x.ndim == 2 and axis == 1:  # an array of no elements that does not apply
+                return x[0]
+            x = jnp.moveaxis(x, 0, axis)
+            return x.reshape(*x.shape[:axis], size * x.shape[axis + 1], *x.shape[axis + 2 :])
+
+        def unfolded(x: Array, axis: int) -> Array:
+            if x.ndim == 1:
+                return jnp.broadcast_to(x, (size, *x.shape))
+            x = x.reshape(*x.shape[:axis], size, x.shape[axis] // size, *x.shape[axis + 1 :])
+            return jnp.moveaxis(x, axis, 0)
+
+        done = run(*(folded(x, of, axis) for x, of, axis in zip(operands, is_mapped, rows, strict=True)))
+        return [unfolded(x, axis) for x, axis in zip(done, made, strict=True)], results
+
+    return run

@@ -1,0 +1,208 @@
+// The loops over time on a GPU: a thread for each unit of each row. What they wait for is memory, so that each thread reads some
+// steps ahead of the one that it computes.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "pass.h"
+
+#define S2S_UNIT __device__ __forceinline__
+
+namespace s2s {
+
+S2S_UNIT float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+S2S_UNIT float tanh(float x) { return tanhf(x); }
+S2S_UNIT float relu(float x) { return x < 0.0f ? 0.0f : x; }
+S2S_UNIT float step_function(float x) { return x > 0.0f ? 1.0f : 0.0f; }
+S2S_UNIT float least(float a, float b) { return a < b ? a : b; }
+S2S_UNIT float power_of_e(float x) { return expf(x); }
+S2S_UNIT void two_sigmoids(float& a, float& b) { a = sigmoid(a), b = sigmoid(b); }
+S2S_UNIT void sigmoid_and_tanh(float& a, float& b) { a = sigmoid(a), b = tanh(b); }
+
+}  // namespace s2s
+
+#include "cells.h"
+
+namespace s2s {
+
+constexpr int kThreads = 64;  // few, so that the blocks of a middling layer are on all multiprocessors
+// Numbers that a thread reads ahead. A multiprocessor of an H200 has to have some 25 KB on their way (4.8 TB/s over 132 of them,
+// 0.7 microseconds each), which is 50 float32 for each thread where there are 2^14 units in all.
+constexpr int kAhead = 40;
+
+S2S_UNIT float to_float(float x) { return x; }
+S2S_UNIT float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+S2S_UNIT float to_float(__half x) { return __half2float(x); }
+S2S_UNIT void put(float* at, float x) { *at = x; }
+S2S_UNIT void put(__nv_bfloat16* at, float x) { *at = __float2bfloat16(x); }
+S2S_UNIT void put(__half* at, float x) { *at = __float2half(x); }
+
+// Which unit of which row a thread has.
+struct Place {
+  int64_t row, unit, states;  // `states`: numbers of one state of all rows
+  int64_t valid;              // steps of the row
+  bool exists;
+
+  S2S_UNIT static Place of_thread(const DiagonalSizes& n, const int32_t* lengths) {
+    const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    Place place = {at / n.hidden, at % n.hidden, n.batch * n.hidden, n.time, at < n.batch * n.hidden};
+    if (place.exists && lengths) place.valid = max(int64_t(0), min(int64_t(lengths[place.row]), n.time));
+    return place;
+  }
+
+  // Of number k of `count` at step t of a sequence [T, B, count * H].
+  S2S_UNIT int64_t at(const DiagonalSizes& n, int64_t t, int k, int count) const {
+    return ((t * n.batch + row) * count + k) * n.hidden + unit;
+  }
+  S2S_UNIT int64_t of_state(const DiagonalSizes& n, int k) const { return k * states + row * n.hidden + unit; }
+};
+
+template <typename Pass>
+struct Arguments {
+  DiagonalSizes n;
+  Pass p;
+};
+
+// A unit's own numbers, and zeros for biases that there are not.
+template <typename Cell>
+S2S_UNIT void load_weights(const DiagonalSizes& n, const float* w, const Place& place, float (&own)[Cell::kWeights + 1],
+                           float (&biases)[Cell::kGates]) {
+#pragma unroll
+  for (int k = 0; k < Cell::kWeights; ++k) own[k] = w[k * n.hidden + place.unit];
+#pragma unroll
+  for (int k = 0; k < Cell::kGates; ++k) biases[k] = n.rows > Cell::kWeights ? w[(Cell::kWeights + k) * n.hidden + place.unit] : 0;
+}
+
+template <typename Cell, typename Element>
+__global__ void __launch_bounds__(kThreads) forward(Arguments<DiagonalForward<Element>> a) {
+  constexpr int kGates = Cell::kGates, kSteps = kAhead / kGates;
+  const DiagonalSizes& n = a.n;
+  const Place place = Place::of_thread(n, a.p.lengths);
+  if (!place.exists) return;
+  float s[Cell::kStates], w[Cell::kWeights + 1], biases[kGates], now[kSteps][kGates], next[kSteps][kGates];
+  load_weights<Cell>(n, a.p.w, place, w, biases);
+#pragma unroll
+  for (int k = 0; k < Cell::kStates; ++k) s[k] = a.p.first[place.of_state(n, k)];
+
+  const auto time_of = [&](int64_t step) { return n.reverse ? place.valid - 1 - step : step; };
+  const auto load = [&](int64_t from) {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+      for (int k = 0; k < kGates; ++k) {
+        if (from + i < place.valid) next[i][k] = a.p.z[place.at(n, time_of(from + i), k, kGates)];
+      }
+    }
+  };
+  load(0);
+  for (int64_t from = 0; from < place.valid; from += kSteps) {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+      for (int k = 0; k < kGates; ++k) now[i][k] = next[i][k];
+    }
+    load(from + kSteps);
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      if (from + i >= place.valid) break;
+      const int64_t t = time_of(from + i);
+#pragma unroll
+      for (int k = 0; k < kGates; ++k) now[i][k] += biases[k];
+      Cell::step(now[i], w, n.relu, s);
+#pragma unroll
+      for (int k = 0; k < Cell::kOutputs; ++k) put(a.p.y + place.at(n, t, k, Cell::kOutputs), s[k]);
+      if (Cell::kStates > Cell::kOutputs && a.p.c) a.p.c[place.at(n, t, 0, 1)] = s[Cell::kStates - 1];
+    }
+  }
+  for (int64_t t = place.valid; t < n.time; ++t) {
+    for (int k = 0; k < Cell::kOutputs; ++k) put(a.p.y + place.at(n, t, k, Cell::kOutputs), 0.0f);
+  }
+#pragma unroll
+  for (int k = 0; k < Cell::kStates; ++k) a.p.last[place.of_state(n, k)] = s[k];
+}
+
+template <typename Cell, typename Element>
+__global__ void __launch_bounds__(kThreads) backward(Arguments<DiagonalBackward<Element>> a) {
+  constexpr int kGates = Cell::kGates, kStates = Cell::kStates, kOutputs = Cell::kOutputs;
+  constexpr int kSteps = kAhead / (kGates + kStates + kOutputs);
+  struct Read {  // as it is in memory: to convert a number is to wait for it
+    float z[kGates], c;
+    Element y[kOutputs], dy[kOutputs];
+  };
+  const DiagonalSizes& n = a.n;
+  const Place place = Place::of_thread(n, a.p.lengths);
+  if (!place.exists) return;
+  float first[kStates], ds[kStates], w[Cell::kWeights + 1], dw[Cell::kWeights + 1] = {}, biases[kGates], db[kGates] = {};
+  load_weights<Cell>(n, a.p.w, place, w, biases);
+#pragma unroll
+  for (int k = 0; k < kStates; ++k) {
+    first[k] = a.p.first[place.of_state(n, k)];
+    ds[k] = a.p.d_last[place.of_state(n, k)];
+  }
+
+  // From the step that was last on.
+  const auto time_of = [&](int64_t step) { return n.reverse ? step : place.valid - 1 - step; };
+  Read now[kSteps], next[kSteps];
+  const auto load = [&](int64_t from) {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const int64_t step = from + i;
+      if (step < place.valid) {
+        const int64_t t = time_of(step);
+#pragma unroll
+        for (int k = 0; k < kGates; ++k) next[i].z[k] = a.p.z[place.at(n, t, k, kGates)];
+#pragma unroll
+        for (int k = 0; k < kOutputs; ++k) next[i].dy[k] = a.p.dy[place.at(n, t, k, kOutputs)];
+      }
+      if (step + 1 < place.valid) {
+        const int64_t before = time_of(step + 1);
+#pragma unroll
+        for (int k = 0; k < kOutputs; ++k) next[i].y[k] = a.p.y[place.at(n, before, k, kOutputs)];
+        if (kStates > kOutputs) next[i].c = a.p.c[place.at(n, before, 0, 1)];
+      }
+    }
+  };
+  load(0);
+  for (int64_t from = 0; from < place.valid; from += kSteps) {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) now[i] = next[i];
+    load(from + kSteps);
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      if (from + i >= place.valid) break;
+      const int64_t t = time_of(from + i);
+      const bool begins = from + i + 1 == place.valid;
+      float z[kGates], dz[kGates], s[kStates];
+#pragma unroll
+      for (int k = 0; k < kGates; ++k) z[k] = now[i].z[k] + biases[k];
+#pragma unroll
+      for (int k = 0; k < kStates; ++k) s[k] = begins ? first[k] : k < kOutputs ? to_float(now[i].y[k % kOutputs]) : now[i].c;
+#pragma unroll
+      for (int k = 0; k < kOutputs; ++k) ds[k] += to_float(now[i].dy[k]);
+      Cell::pull(z, w, n.relu, s, ds, dz, dw);
+#pragma unroll
+      for (int k = 0; k < kGates; ++k) {
+        put(a.p.dz + place.at(n, t, k, kGates), dz[k]);
+        db[k] += dz[k];
+      }
+    }
+  }
+  for (int64_t t = place.valid; t < n.time; ++t) {
+    for (int k = 0; k < kGates; ++k) put(a.p.dz + place.at(n, t, k, kGates), 0.0f);
+  }
+  float* of_row = a.p.dw + place.row * n.rows * n.hidden + place.unit;
+#pragma unroll
+  for (int k = 0; k < kStates; ++k) a.p.d_first[place.of_state(n, k)] = ds[k];
+#pragma unroll
+  for (int k = 0; k < Cell::kWeights; ++k) of_row[k * n.hidden] = dw[k];
+#pragma unroll
+  for (int k = 0; k < kGates; ++k) {
+    if (n.rows > Cell::kWeights) of_row[(Cell::kWeights + k) * n.hidden] = db[k];
+  }
+}
+
+}  // namespace s2s
