@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import experiments.benchmark
-from experiments.benchmark import chart, decoding, machine, persistent, training_step
+from experiments.benchmark import chart, decoding, diagonal, machine, persistent, training_step
 from experiments.benchmark.case import SMALL, Case, grid
 from experiments.benchmark.peers import peers
 from experiments.benchmark.pool import Failed, Pool
@@ -32,6 +32,7 @@ _NOT_OF: dict[str, tuple[str, ...]] = {
     "training-step": (*_OF_LAYERS, "seconds"),
     "decoding": (*_OF_LAYERS, "backend"),
     "persistent": (*_OF_LAYERS, "backend", "grid"),
+    "diagonal": (*(flag for flag in _OF_LAYERS if flag != "dtype"), "backend"),
 }
 
 
@@ -154,11 +155,12 @@ _PARTS = {
     "training-step": training_step.run,
     "decoding": decoding.run,
     "persistent": persistent.run,
+    "diagonal": diagonal.run,
 }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`[recurrence|training-step|decoding|persistent] [--flags]`; recurrence if nothing is said."""
+    """`[recurrence|training-step|decoding|persistent|diagonal] [--flags]`; recurrence if nothing is said."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     import tyro
 

@@ -395,11 +395,11 @@ def test_a_peer_that_decodes_something_else_is_not_timed(beam_size):
         (["training-step", "--steady"], "steady: expected it with recurrence only"),
         (
             ["training-step", "--seconds", "1"],
-            "seconds: expected it with recurrence and decoding and persistent only",
+            "seconds: expected it with recurrence and decoding and persistent and diagonal only",
         ),
-        (["decoding", "--dtype", "bfloat16"], "dtype: expected it with recurrence only, got it with decoding"),
+        (["decoding", "--dtype", "bfloat16"], "dtype: expected it with recurrence and diagonal only, got it with decoding"),
         (["decoding", "--backend", "scan"], "backend: expected it with recurrence and training-step only"),
-        (["encoding"], "expected recurrence, training-step, decoding, persistent first"),
+        (["encoding"], "expected recurrence, training-step, decoding, persistent, diagonal first"),
         (["--shapes", "2,3,4,8", "--cells", "gru", "--peers", "scan", "--backend", "cudnn"], "nothing was measured"),
     ],
 )

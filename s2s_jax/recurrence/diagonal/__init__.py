@@ -36,7 +36,7 @@ from s2s_jax.sharding import varying_as
 from s2s_jax.types import Cell
 
 
-def _kind(cell: Cell) -> calls.Kind | None:
+def kind_of(cell: Cell) -> calls.Kind | None:
     """None for a cell that there is no code for."""
     spec: Any = cell.spec
     if isinstance(spec, MinGRUSpec):
@@ -60,7 +60,7 @@ def _kind(cell: Cell) -> calls.Kind | None:
 def run(cell: Cell, direction: Direction, lengths: Array | None, options: Options) -> TimeMajor:
     """Carries `cell` along time; derivatives but the first in reverse mode are those of the backend `scan`."""
     check_inputs(direction.params, direction.xs)
-    kind = _kind(cell)
+    kind = kind_of(cell)
     assert kind is not None  # `why_not` has looked
     call = calls.Call(kind, direction.reverse)
     structure = jax.tree.structure(direction.state)
@@ -160,7 +160,7 @@ def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, 
 
 def why_not_at_a_glance(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
     """As `why_not`, but for what only the libraries tell, which are not compiled."""
-    if _kind(cell) is None:
+    if kind_of(cell) is None:
         return "the cell is not a plain one with diagonal recurrence (tanh or relu), minGRU, minLSTM or LRU of s2s_jax.cells"
     dtypes = ("float32",) if default_platform() == "cpu" else ("float32", "bfloat16", "float16")
     for d in directions:

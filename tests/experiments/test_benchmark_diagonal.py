@@ -1,0 +1,69 @@
+"""What is measured of the backend `diagonal`, at small sizes."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from experiments.benchmark import diagonal as part
+from experiments.benchmark.__main__ import main
+from s2s_jax.recurrence.diagonal import build
+
+SHAPE = (2, 6, 20)
+
+
+@pytest.fixture(autouse=True)
+def _compiled():
+    assert build.why_not("cpu") is None
+
+
+@pytest.mark.parametrize("name", part.CELLS)
+def test_bytes_are_those_of_the_arrays(name):
+    """float32; of an LSTM c as well, of an LRU two states and no biases."""
+    batch, steps, hidden = SHAPE
+    numbers = batch * steps * hidden
+    gates, outputs, kept = {
+        "min_gru": (2, 1, 0),
+        "min_lstm": (3, 1, 0),
+        "lru": (2, 2, 0),
+        "diagonal_lstm": (4, 1, 1),
+        "diagonal_gru": (3, 1, 0),
+    }[name]
+    of = part.passes(name, SHAPE, "float32")
+    forward = gates + outputs + kept
+    assert of.bytes == {"forward": 4 * numbers * forward, "backward": 4 * numbers * (forward + outputs + gates)}
+    y, _, _ = of.calls["forward"]()
+    assert y.shape == (steps, batch, outputs * hidden)
+    assert part.copy(of.bytes["forward"])().nbytes * 2 == of.bytes["forward"]
+
+
+def test_it_checks_before_it_times(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(part, "SHAPES", {"cpu": (SHAPE,)})
+    path = tmp_path / "figures.json"
+    main(["diagonal", "--seconds", "0.01", "--json", str(path), "--platform", "cpu"])
+    rows = json.loads(path.read_text())["passes"]
+    assert [(row["cell"], row["pass"]) for row in rows] == [(c, way) for c in part.CELLS for way in ("forward", "backward")]
+    assert all(0 < row["difference"] < 1e-5 and row["share_of_copy"] > 0 for row in rows)
+    linear = [row for row in rows if "associative_scan_over_it" in row]
+    assert [(row["cell"], row["pass"]) for row in linear] == [(c, "forward") for c in ("min_gru", "min_lstm", "lru")]
+    assert "2, 6, 20          min_gru        forward" in capsys.readouterr().out
+
+
+def test_a_wrong_pass_would_be_told(monkeypatch):
+    from s2s_jax.recurrence.diagonal.calls import Call
+
+    right = Call.forward
+    monkeypatch.setattr(Call, "forward", lambda *given: tuple(1.001 * each for each in right(*given)))
+    assert part.difference("min_gru", (2, 6, 21), "float32") > 5e-4
+
+
+def test_where_nothing_is_compiled_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "why_not", lambda platform: "no C++ compiler was found")
+    with pytest.raises(ValueError, match="diagonal: nothing to measure: no C"):
+        main(["diagonal", "--json", str(tmp_path / "figures.json"), "--platform", "cpu"])
+
+
+def test_the_recurrence_that_it_is_set_beside():
+    scanned = part.associative((1, 3, 1))()
+    assert scanned.shape == (3, 1, 1)
+    assert jnp.all(jnp.isfinite(scanned))
