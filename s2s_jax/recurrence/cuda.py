@@ -1,20 +1,83 @@
-"""How nvcc makes a library of CUDA C++; see `s2s_jax.recurrence.library`.
+"""Libraries of CUDA C++, compiled where they are used by nvcc; see `s2s_jax.recurrence.library`.
 
 The compiler is `$NVCC`, or nvcc on the path or in /usr/local/cuda.
 """
 
+import ctypes
+import functools
+import logging
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
+
+from s2s_jax import cache
 from s2s_jax.recurrence import library
 
+_log = logging.getLogger("s2s_jax")
+_lock = threading.Lock()
 FLAGS = ("-std=c++17", "-O3", "-split-compile=0", "-shared", "-Xcompiler", "-fPIC")
+
+# In the instructions of what is at hand, and in those that the driver translates for whatever comes later.
+_ANY_GPU = ("-gencode=arch=compute_80,code=[sm_80,compute_80]", "-gencode=arch=compute_90,code=sm_90")
+
+
+class Kernels(NamedTuple):
+    """A library for any NVIDIA GPU.
+
+    Attributes:
+      name: of what is for the user, and of the folder in the cache.
+      sources: files, whose folders hold their headers.
+      targets: functions in it, under whose names XLA will know them.
+    """
+
+    name: str
+    sources: tuple[Path, ...]
+    targets: tuple[str, ...]
+
+    def recipe(self, compiler: list[str], flags: Sequence[str], folders: Sequence[Path]) -> library.Recipe:
+        """How a compiler makes it; headers are looked for in the folders too."""
+        notice = f"compiling the kernels of {self.name}, once for this machine; this takes half a minute or so"
+        return recipe(compiler, flags, self.sources, folders, notice)
+
+    def build(self, folder: Path | None = None) -> Path:
+        """Compiles it if that was not done before; the library's path.
+
+        Raises:
+          RuntimeError: there is no nvcc, or it refuses the sources.
+          subprocess.TimeoutExpired: it takes longer than ten minutes.
+          OSError: the folder cannot be written, or others than this user may write there.
+        """
+        how = self.recipe(nvcc(), (*FLAGS, *_ANY_GPU), [Path(jax.ffi.include_dir())])
+        return library.compiled(how, folder or cache.folder() / self.name, self.name)
+
+    def why_not(self) -> str | None:
+        """Why XLA does not know its functions on a GPU; the first time it is compiled, or the log says why it cannot be."""
+        with _lock:
+            return _loaded(self)
+
+
+@functools.cache
+def _loaded(kernels: Kernels) -> str | None:
+    def register(found: ctypes.CDLL) -> None:
+        symbols = {target: getattr(found, target) for target in kernels.targets}
+        for target, symbol in symbols.items():
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(symbol), platform="CUDA")
+
+    try:
+        library.opened(kernels.build, register)
+    except (AttributeError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        _log.warning("the kernels of %s are not available: %s", kernels.name, error)
+        return str(error).splitlines()[0]
+    return None
 
 
 def recipe(

@@ -1,6 +1,7 @@
 """Backend `associative` against `scan`, and the affine recurrences below it."""
 
 import functools
+import subprocess
 
 import jax
 import jax.export
@@ -11,8 +12,11 @@ from flax import nnx
 
 import s2s_jax
 from s2s_jax import layers
-from s2s_jax.recurrence import affine
+from s2s_jax.recurrence import affine, associative, parallel
+from s2s_jax.recurrence.choice import BACKENDS
 from s2s_jax.types import Cell
+from tests.recurrence import cuda_on_cpu
+from tests.recurrence.cuda_on_cpu import nvcc
 from tests.recurrence.test_fused import values_and_gradients
 from tests.samples import LINEAR_CELLS, TOLERANCE, T, assert_close, fill_padding, ragged_lengths, sample, weighted_sum
 
@@ -187,6 +191,96 @@ def test_both_ways_agree_with_numpy(solve, block, reverse, float64):
     first = rng.normal(size=(2, 3, block))
     got = jax.jit(functools.partial(solve, reverse=reverse))(a, b, first)
     np.testing.assert_allclose(got, by_hand(a, b, first, reverse), rtol=1e-10)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Makes the kernels those on a CPU, with chunks of so many steps at least, as many threads are there."""
+
+    def make(least_chunk=1, threads=2**16):
+        target = cuda_on_cpu.targets(affine.KERNELS)[affine.KERNELS.targets[0]]
+        monkeypatch.setattr(affine, "target", lambda: target)
+        monkeypatch.setattr(affine, "_LEAST_CHUNK", least_chunk)
+        monkeypatch.setattr(affine, "_THREADS", threads)
+
+    return make
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("block", [1, 2, 3, 4])
+@pytest.mark.parametrize(("time", "chunk"), [(1, 1), (23, 1), (23, 3), (23, 9), (24, 8), (23, 23), (0, 1)])
+def test_kernels_agree_with_numpy(time, chunk, block, reverse, kernels):
+    """In one chunk, in many, and with a last one that is not whole; each longer and shorter than what is read at once."""
+    kernels(chunk)
+    rng = np.random.default_rng(block)
+    a, b = rng.normal(size=(time, 2, 35, block, block)) / 2, rng.normal(size=(time, 2, 35, block))
+    first = rng.normal(size=(2, 35, block))
+    got = jax.jit(functools.partial(affine.in_chunks, reverse=reverse))(*map(np.float32, (a, b, first)))
+    np.testing.assert_allclose(got, by_hand(a, b, first, reverse), rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_have_as_many_chunks_as_fill_a_gpu(kernels):
+    kernels(4, threads=60)
+    assert "steps = 8 : i64" in _lowered_chunks(24, 20)  # 480 numbers for 60 threads
+    assert "steps = 4 : i64" in _lowered_chunks(24, 1)
+    assert "steps = 3 : i64" in _lowered_chunks(3 * (2**16 - 1), 1, least=1, threads=10**9, kernels=kernels)
+
+
+def _lowered_chunks(time, blocks, least=None, threads=None, kernels=None):
+    if kernels is not None:
+        kernels(least, threads)
+    shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((time, blocks, 1, 1), (time, blocks, 1), (blocks, 1))]
+    return jax.jit(functools.partial(affine.in_chunks, reverse=False)).lower(*shapes).as_text()
+
+
+def test_vmap_over_kernels_is_one_call_of_more_blocks(kernels):
+    kernels(2)
+    rng = np.random.default_rng(0)
+    a, b, first = (np.float32(rng.normal(size=size)) for size in ((9, 5, 2, 2), (4, 9, 5, 2), (4, 5, 2)))
+    mapped = jax.jit(jax.vmap(functools.partial(affine.in_chunks, reverse=True), (None, 0, 0)))
+    for got, terms, start in zip(mapped(a / 2, b, first), b, first, strict=True):
+        want = by_hand(a[:, None] / 2, terms[:, None], start[None], True)[:, 0]
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    assert mapped.lower(a, b, first).as_text().count(f"@{affine.target()}(") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"), [("lru", "associative"), ("min_gru", "associative"), ("diagonal_lstm", "parallel")]
+)
+def test_backends_on_kernels(name, backend, kernels, monkeypatch):
+    kernels(4)
+    for module in (associative, parallel):
+        monkeypatch.setattr(module, "solve", affine.in_chunks)
+    monkeypatch.setitem(BACKENDS, "on_kernels", {"associative": associative, "parallel": parallel}[backend].BACKEND)
+    given = sample(name, time=30, hidden_features=20, seed=5)
+    got, want = (values_and_gradients(given, way, reverse=True) for way in ("on_kernels", "scan"))
+    assert_close(got, want, TOLERANCE["float32"])
+
+
+def test_what_there_are_no_kernels_for():
+    assert affine.why_no_kernels(jnp.zeros((3, 2, 5))) == "they are for blocks of up to 4 numbers in float32"
+    assert affine.why_no_kernels(jnp.zeros((3, 2, 1), jnp.bfloat16)) == "they are for blocks of up to 4 numbers in float32"
+    assert affine.why_no_kernels(jnp.zeros((3, 2, 1))) == "there is no GPU"
+
+
+@pytest.mark.skipif(nvcc() is None, reason="there is no nvcc")
+def test_kernels_compile(tmp_path):
+    path = affine.KERNELS.build(tmp_path)
+    symbols = subprocess.run(["nm", "-D", str(path)], capture_output=True, text=True, check=True).stdout
+    assert f" {affine.KERNELS.targets[0]}\n" in symbols
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("block", [1, 2, 3, 4])
+@pytest.mark.parametrize(("time", "blocks"), [(16384, 256), (1000, 40000), (7, 3)])
+def test_kernels_on_a_gpu(block, time, blocks):
+    rng = np.random.default_rng(block)
+    a, b = rng.random((time, blocks, block, block)) / block, rng.normal(size=(time, blocks, block))
+    first = rng.normal(size=(blocks, block))
+    for reverse in (False, True):
+        got = jax.jit(functools.partial(affine.in_chunks, reverse=reverse))(*map(jnp.float32, (a, b, first)))
+        want = jax.jit(functools.partial(affine.as_tree, reverse=reverse))(*map(jnp.float32, (a, b, first)))
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import shutil
 import subprocess
 
 import jax
@@ -12,7 +11,7 @@ import pytest
 
 import s2s_jax
 from s2s_jax import cells
-from s2s_jax.recurrence import cuda, diagonal
+from s2s_jax.recurrence import diagonal
 from s2s_jax.recurrence.choice import BACKENDS
 from s2s_jax.recurrence.diagonal import build, parts
 from s2s_jax.types import Unrolled
@@ -44,11 +43,16 @@ forward_and_reverse = pytest.mark.parametrize("reverse", [False, True], ids=["fo
 def backend(request, monkeypatch):
     """Its name: of the loops on a CPU, or of the GPU's kernels on a CPU; one that no program has been compiled under."""
     if request.param == "kernels":
-        monkeypatch.setattr(build, "target", cuda_on_cpu.diagonal_targets().__getitem__)
-        monkeypatch.setattr(build, "why_not", lambda platform: None)
-        for module in (diagonal, parts):
-            monkeypatch.setattr(module, "default_platform", lambda: "gpu")
+        _kernels_on_cpu(monkeypatch)
     return _named(monkeypatch, request.param)
+
+
+def _kernels_on_cpu(monkeypatch):
+    targets, target = cuda_on_cpu.targets(build.KERNELS), build.target
+    monkeypatch.setattr(build, "target", lambda way: targets[target(way)])
+    monkeypatch.setattr(build, "why_not", lambda platform: None)
+    for module in (diagonal, parts):
+        monkeypatch.setattr(module, "default_platform", lambda: "gpu")
 
 
 def _named(monkeypatch, name):
@@ -198,10 +202,7 @@ def test_many_rows_on_several_threads(monkeypatch):
 def test_narrow_dtypes_on_a_gpu(name, dtype, tolerance, monkeypatch, request):
     """Against float64 at the same rounded numbers."""
     request.getfixturevalue("float64")
-    monkeypatch.setattr(build, "target", cuda_on_cpu.diagonal_targets().__getitem__)
-    monkeypatch.setattr(build, "why_not", lambda platform: None)
-    for module in (diagonal, parts):
-        monkeypatch.setattr(module, "default_platform", lambda: "gpu")
+    _kernels_on_cpu(monkeypatch)
     given = sample(name, 4, 12, 3, 8, seed=4)
     narrow = given._replace(
         **{k: jax.tree.map(lambda x: jnp.asarray(x, dtype), getattr(given, k)) for k in ("params", "xs")},
@@ -293,16 +294,9 @@ def test_without_a_compiler_it_says_why(monkeypatch):
 # Building ---------------------------------------------------------------------------------------------------------------
 
 
-def _nvcc():
-    try:
-        return shutil.which(cuda.nvcc()[0])
-    except RuntimeError:
-        return None
-
-
-@pytest.mark.skipif(_nvcc() is None, reason="there is no nvcc")
+@pytest.mark.skipif(cuda_on_cpu.nvcc() is None, reason="there is no nvcc")
 def test_compiles_for_a_gpu(tmp_path):
-    path = build.build(tmp_path)
+    path = build.KERNELS.build(tmp_path)
     symbols = subprocess.run(["nm", "-D", str(path)], capture_output=True, text=True, check=True).stdout
     assert all(f" {build.target(way)}\n" in symbols for way in build.PASSES)
 

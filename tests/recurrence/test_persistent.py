@@ -4,7 +4,6 @@ import collections
 import functools
 import itertools
 import re
-import shutil
 import subprocess
 
 import jax
@@ -17,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import s2s_jax
 from s2s_jax import layers
-from s2s_jax.recurrence import cuda, library, persistent
+from s2s_jax.recurrence import library, persistent
 from s2s_jax.recurrence.choice import BACKENDS
 from s2s_jax.recurrence.persistent import build, plan
 from s2s_jax.types import Unrolled
@@ -596,14 +595,7 @@ def test_what_does_not_fit_has_no_plan():
 # Building ---------------------------------------------------------------------------------------------------------------
 
 
-def _nvcc():
-    try:
-        return shutil.which(cuda.nvcc()[0])
-    except RuntimeError:
-        return None
-
-
-@pytest.mark.skipif(_nvcc() is None, reason="there is no nvcc")
+@pytest.mark.skipif(cuda_on_cpu.nvcc() is None, reason="there is no nvcc")
 @pytest.mark.parametrize("cell", ["GRU", "StackedGRU"])
 def test_compiles_for_hopper(cell, tmp_path):
     path = build.build(cell, "bfloat16", tmp_path)

@@ -1,13 +1,12 @@
 """The two passes as calls of XLA, with the arrays of pass.h; under `vmap` they are one call over more rows."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
+from s2s_jax.recurrence.batching import over_rows
 from s2s_jax.recurrence.diagonal import build
 
 
@@ -48,7 +47,7 @@ class Call(NamedTuple):
             ]
             return self._ffi("forward", shapes, lengths, z, w, first)
 
-        return tuple(_over_rows(run, (0, 1, None, 1), (1, 1, 1))(lengths, z, w, first))
+        return tuple(over_rows(run, (0, 1, None, 1), (1, 1, 1))(lengths, z, w, first))
 
     def backward(
         self, lengths: Array, z: Array, w: Array, first: Array, y: Array, c: Array, dy: Array, d_last: Array
@@ -64,43 +63,8 @@ class Call(NamedTuple):
             return self._ffi("backward", shapes, lengths, z, w, first, *rest)
 
         rows = (0, 1, None, 1, 1, 1, 1, 1), (1, 1, 0)
-        return tuple(_over_rows(run, *rows)(lengths, z, w, first, y, c, dy, d_last))
+        return tuple(over_rows(run, *rows)(lengths, z, w, first, y, c, dy, d_last))
 
     def _ffi(self, way: str, shapes: list[Any], *operands: Array) -> list[Array]:
         call = jax.ffi.ffi_call(build.target(way), shapes)
         return list(call(*operands, cell=self.kind.number, relu=self.kind.relu, reverse=self.reverse))
-
-
-def _over_rows(run: Any, rows: Sequence[int | None], made: Sequence[int]) -> Any:
-    """`run`, for which `vmap` makes more rows of one call, but one call after the other where parameters are mapped.
-
-    `rows`: of each operand the axis of the batch, None for parameters; `made`: of each result.
-    """
-    run = custom_vmap(run)
-
-    @run.def_vmap
-    def mapped(size: int, is_mapped: Sequence[bool], *operands: Array) -> tuple[Any, list[bool]]:
-        results = [True] * len(made)
-        if any(of for of, axis in zip(is_mapped, rows, strict=True) if axis is None):
-            spread = [x if of else jnp.broadcast_to(x, (size, *x.shape)) for x, of in zip(operands, is_mapped, strict=True)]
-            return jax.lax.map(lambda each: run(*each), spread), results
-
-        def folded(x: Array, of: bool, axis: int | None) -> Array:
-            if axis is None:
-                return x
-            x = x if of else jnp.broadcast_to(x, (size, *x.shape))
-            if x.ndim == 2 and axis == 1:  # an array of no elements that does not apply
-                return x[0]
-            x = jnp.moveaxis(x, 0, axis)
-            return x.reshape(*x.shape[:axis], size * x.shape[axis + 1], *x.shape[axis + 2 :])
-
-        def unfolded(x: Array, axis: int) -> Array:
-            if x.ndim == 1:
-                return jnp.broadcast_to(x, (size, *x.shape))
-            x = x.reshape(*x.shape[:axis], size, x.shape[axis] // size, *x.shape[axis + 1 :])
-            return jnp.moveaxis(x, axis, 0)
-
-        done = run(*(folded(x, of, axis) for x, of, axis in zip(operands, is_mapped, rows, strict=True)))
-        return [unfolded(x, axis) for x, axis in zip(done, made, strict=True)], results
-
-    return run

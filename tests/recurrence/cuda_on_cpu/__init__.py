@@ -1,15 +1,15 @@
-"""The kernels of the backends `persistent` and `diagonal` on a CPU: their source, compiled with the headers here for CUDA's."""
+"""The kernels on a CPU: their source, compiled with the headers here for CUDA's."""
 
 import ctypes
 import functools
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
-from s2s_jax.recurrence import library
-from s2s_jax.recurrence.diagonal import build as diagonal_build
+from s2s_jax.recurrence import cuda, library
 from s2s_jax.recurrence.native.build import _compiler
 from s2s_jax.recurrence.persistent import build, plan
 
@@ -33,16 +33,13 @@ def compiled(cell: str, dtype: str) -> ctypes.CDLL:
 
 
 @functools.cache
-def diagonal_targets() -> dict[str, str]:
-    """By the name of a pass of `diagonal` that by which XLA knows its kernels on the CPU."""
-    found, targets = (
-        _library(diagonal_build.recipe, "diagonal"),
-        {way: f"diagonal_on_cpu_{way}" for way in diagonal_build.PASSES},
-    )
-    for way, target in targets.items():
-        symbol = getattr(found, diagonal_build.target(way))
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(symbol), platform="cpu")
-    return targets
+def targets(kernels: cuda.Kernels) -> dict[str, str]:
+    """By the name of each function of kernels that under which XLA knows it on the CPU."""
+    found = _library(kernels.recipe, kernels.name)
+    names = {target: f"{target}_on_cpu" for target in kernels.targets}
+    for target, name in names.items():
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(found, target)), platform="cpu")
+    return names
 
 
 def load(cell: str, dtype: str, device: plan.Device = HOPPER, exact: bool = True, of_each: int = 1) -> build.Loaded:
@@ -53,3 +50,11 @@ def load(cell: str, dtype: str, device: plan.Device = HOPPER, exact: bool = True
     found = compiled(cell, dtype)
     found.cuda_on_cpu_device(device.multiprocessors, device.shared_bytes, int(exact), of_each)
     return build.Loaded(build.device(found), None)
+
+
+def nvcc() -> str | None:
+    """The path of nvcc, None where there is none."""
+    try:
+        return shutil.which(cuda.nvcc()[0])
+    except RuntimeError:
+        return None

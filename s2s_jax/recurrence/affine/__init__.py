@@ -2,20 +2,32 @@
 
 A state is cut into M blocks of L numbers that do not mix: M = H units of an LSTM with L = 2, its h and its c; or M = 1 and all
 numbers of a small state.
+
+On a GPU there are kernels for blocks of up to four numbers: kernels.cuh, started by launch.cu, called by ffi.cc.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from s2s_jax.recurrence import cuda
+from s2s_jax.recurrence.backend import default_platform
+from s2s_jax.recurrence.batching import over_rows
+from s2s_jax.sharding import varying_as
 from s2s_jax.types import State
 
 _WRITTEN_OUT = 4  # blocks up to this size are multiplied number by number: XLA's batched products of tiny matrices are slow
+_HERE = Path(__file__).parent
+KERNELS = cuda.Kernels("affine", (_HERE / "launch.cu", _HERE / "ffi.cc"), ("s2s_affine",))
+_THREADS = 2**16  # that a GPU is to have: 500 a multiprocessor of an H200
+_LEAST_CHUNK, _MOST_CHUNKS = 32, 2**16 - 1
 
 
 KINDS = ("units", "elements", "whole")
@@ -97,10 +109,48 @@ def solve(
     """All s_t, s_0 from `first` on; with `reverse` from the last step to the first.
 
     On a CPU one after the other: that loop has nothing in it but the products, and was 3 to 40 times faster there than the
-    tree, whose strided slices XLA copies. Elsewhere as a tree of depth log T.
+    tree, whose strided slices XLA copies. On an NVIDIA GPU in chunks, by kernels that have never run on one; elsewhere, and
+    where there are none, as a tree of depth log T.
     """
-    ways = functools.partial(in_order, reverse=reverse), functools.partial(as_tree, reverse=reverse)
-    return jax.lax.platform_dependent(a, b, first, cpu=ways[0], default=ways[1])
+    ways = {"cpu": functools.partial(in_order, reverse=reverse), "default": functools.partial(as_tree, reverse=reverse)}
+    if why_no_kernels(b) is None:
+        ways["cuda"] = functools.partial(in_chunks, reverse=reverse)
+    return jax.lax.platform_dependent(a, b, first, **ways)
+
+
+def why_no_kernels(b: Float[Array, "T *B M L"]) -> str | None:
+    """Why `in_chunks` does not apply; compiles it on a GPU if it does."""
+    if b.dtype != jnp.float32 or b.shape[-1] > _WRITTEN_OUT:
+        return f"they are for blocks of up to {_WRITTEN_OUT} numbers in float32"
+    if any(jax.typeof(b).sharding.spec):
+        return "the arrays are split over a mesh whose axes are explicit"
+    if default_platform() not in ("gpu", "cuda"):
+        return "there is no GPU"
+    return KERNELS.why_not()
+
+
+def in_chunks(a: Array, b: Array, first: Array, reverse: bool) -> Array:
+    """By the kernels: each chunk of steps as one map, the states between chunks, and all states from those."""
+    time, *beside, numbers = b.shape
+
+    def run(a: Array, b: Array, first: Array) -> list[Array]:
+        blocks = b.shape[1]
+        steps = max(_LEAST_CHUNK, -(-time * blocks // _THREADS), -(-time // _MOST_CHUNKS))
+        chunks = -(-time // steps)
+        scratch = chunks * blocks * numbers * (numbers + 2) if chunks > 1 else 0
+        shapes = [jax.ShapeDtypeStruct(b.shape, b.dtype), jax.ShapeDtypeStruct((scratch,), b.dtype)]
+        states, _ = jax.ffi.ffi_call(target(), shapes)(a, b, first, reverse=reverse, steps=np.int64(steps))
+        return [states]
+
+    many = math.prod(beside)
+    flat = a.reshape(time, many, numbers, numbers), b.reshape(time, many, numbers), first.reshape(many, numbers)
+    (states,) = over_rows(run, (1, 1, 0), (1,))(*flat)
+    return varying_as(states.reshape(b.shape), (a, b, first))
+
+
+def target() -> str:
+    """The name under which XLA knows the kernels."""
+    return KERNELS.targets[0]
 
 
 def in_order(a: Array, b: Array, first: Array, reverse: bool) -> Array:
