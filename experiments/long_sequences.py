@@ -12,8 +12,9 @@ All cells of this package go by name: `min_gru`, `min_lstm` and `lru` are linear
 `diagonal_gru` have units that read themselves alone. There is no stand-in: the sequences are drawn, by definition.
 
 `evaluate --times` carries the trained weights and freshly drawn ones along sequences of up to `--longest` steps, at batch 1,
-forward and with gradients: by what `auto` takes, by `scan`, and by `parallel` (`associative` where the cell is linear). How far
-their results are apart is told with each line; where they are alike they are timed in turns. Parallel in time pays where it
+forward and with gradients: by what `auto` takes, by `scan`, by `diagonal` and `persistent` where they apply, and by `parallel`
+(`associative` where the cell is linear). How far their results are apart is told with each line; where they are alike they are
+timed in turns. Parallel in time pays where it
 needs fewer iterations than fit into the time that the same steps take in order, less a first look at them and a last check.
 """
 
@@ -241,7 +242,9 @@ def sequence_of(config: Config, length: int) -> jax.Array:
 def time_one(cell: Any, params: Any, xs: jax.Array) -> dict[str, Any]:
     """Seconds of each way, forward and with gradients, and a line that tells them; none where they do not give the same."""
     auto = explain_backend(cell, params, xs).backend
-    ways = dict.fromkeys([auto, "scan", "associative" if getattr(cell.spec, "linear_by_unit", False) else "parallel"])
+    at_once = "associative" if getattr(cell.spec, "linear_by_unit", False) else "parallel"
+    by_name = [name for name in ("diagonal", "persistent") if _applies(name, cell, params, xs)]
+    ways = dict.fromkeys([auto, "scan", *by_name, at_once])
     calls: dict[str, Callable[[], Any]] = {}
     for way in ways:
         forward = jax.jit(lambda params, xs, way=way: unroll(cell, params, xs, backend=way).outputs)
@@ -274,6 +277,14 @@ def time_one(cell: Any, params: Any, xs: jax.Array) -> dict[str, Any]:
         else:
             told += f"; not converged after {count} iterations, done in order"
     return {"seconds": medians, "told": told}
+
+
+def _applies(backend: str, cell: Any, params: Any, xs: jax.Array) -> bool:
+    try:
+        explain_backend(cell, params, xs, backend=backend)
+    except ValueError:
+        return False
+    return True
 
 
 def _apart(got: Any, want: Any) -> float:

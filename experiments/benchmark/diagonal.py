@@ -1,8 +1,10 @@
-"""The two passes of the backend `diagonal`, beside a copy of as many bytes and `jax.lax.associative_scan`.
+"""Recurrences of units that do not read each other, beside a copy of as many bytes and `jax.lax.associative_scan`.
 
-The passes alone: the products before and after them are XLA's, and are in `python -m experiments.benchmark --cells min_gru
---backend diagonal`. The copy reads and writes together what the pass does. `associative_scan` gets the factors and terms of
-each step of as many affine recurrences, all computed before, and is set beside the cells that are affine in their state.
+Measured are both passes of the backend `diagonal`, and the affine recurrence that `associative` and `parallel` solve. Of
+`diagonal` the passes alone: the products before and after them are XLA's, and are in `python -m experiments.benchmark --cells
+min_gru --backend diagonal`. The copy reads and writes together what the pass does. `associative_scan` gets the factors and
+terms of each step of as many affine recurrences, all computed before, and is set beside the cells that are affine in their
+state.
 """
 
 import statistics
@@ -19,7 +21,7 @@ from experiments.benchmark import machine
 from experiments.benchmark.report import Report
 from experiments.benchmark.timing import Plan, interleaved, ratio
 from s2s_jax import cells, unroll
-from s2s_jax.recurrence import diagonal
+from s2s_jax.recurrence import affine, diagonal
 from s2s_jax.recurrence.diagonal.calls import Call
 
 CELLS: tuple[cells.Name, ...] = ("min_gru", "min_lstm", "lru", "diagonal_lstm", "diagonal_gru")
@@ -29,10 +31,15 @@ PLANS = {"small": Plan(0.5, 3, 30), "full": Plan(3.0, 5, 100)}
 
 
 class Passes(NamedTuple):
-    """Of one cell and shape: what is timed by name, and the bytes that each pass reads and writes."""
+    """Of one cell and shape: what is timed by name, and the bytes that each pass reads and writes.
+
+    `difference`: of what comes out from what should; `affine`: whether `associative_scan` does as much as the first.
+    """
 
     calls: dict[str, Callable[[], Any]]
     bytes: dict[str, int]
+    difference: float
+    affine: bool
 
 
 def passes(name: cells.Name, shape: tuple[int, int, int], dtype: str) -> Passes:
@@ -57,6 +64,8 @@ def passes(name: cells.Name, shape: tuple[int, int, int], dtype: str) -> Passes:
     return Passes(
         {"forward": lambda: forward(z, w, first), "backward": lambda: backward(*given)},
         {"forward": sum(x.nbytes for x in (z, y, c)), "backward": sum(x.nbytes for x in (z, y, c, dy, dz))},
+        difference(name, shape, dtype),
+        getattr(cells.BY_NAME[name].spec, "linear_by_unit", False),
     )
 
 
@@ -68,18 +77,32 @@ def copy(moved: int) -> Callable[[], Any]:
     return lambda: negated(array)
 
 
-def associative(shape: tuple[int, int, int]) -> Callable[[], Any]:
-    """`s_t = a_t s_{t-1} + b_t` of float32 by `jax.lax.associative_scan`, compiled."""
+def factors_and_terms(shape: tuple[int, int, int]) -> tuple[jax.Array, jax.Array]:
+    """[T, B, H] each, between 0 and 1."""
     batch, steps, hidden = shape
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.random((steps, batch, hidden), np.float32)) for _ in range(2))
+    return a, b
+
+
+def associative(shape: tuple[int, int, int]) -> Callable[[], Any]:
+    """`s_t = a_t s_{t-1} + b_t` of float32 by `jax.lax.associative_scan`, compiled."""
 
     def both(before: Any, after: Any) -> Any:
         return after[0] * before[0], after[0] * before[1] + after[1]
 
     scanned = jax.jit(lambda a, b: jax.lax.associative_scan(both, (a, b))[1])
+    a, b = factors_and_terms(shape)
     jax.block_until_ready(scanned(a, b))
     return lambda: scanned(a, b)
+
+
+def affine_passes(shape: tuple[int, int, int]) -> Passes:
+    """`s_t = a_t s_{t-1} + b_t`, as `associative` and `parallel` solve it here."""
+    a, b = factors_and_terms(shape)
+    solve = jax.jit(lambda a, b: affine.solve(a[..., None, None], b[..., None], jnp.zeros((*b.shape[1:], 1)), reverse=False))
+    apart = float(jnp.max(jnp.abs(solve(a, b)[..., 0] - associative(shape)())) / jnp.max(jnp.abs(solve(a, b))))
+    return Passes({"solve": lambda: solve(a, b)}, {"solve": 3 * b.nbytes}, apart, True)
 
 
 def difference(name: cells.Name, shape: tuple[int, int, int], dtype: str) -> float:
@@ -112,24 +135,22 @@ def run(config: Any, platform: str, path: Path) -> None:
     print(f"\n{heads}{'share of a copy':>17}{'associative_scan over it':>27}{'differs by':>13}")
     for shape in SHAPES[platform]:
         scanned = associative(shape)
-        for name in CELLS:
-            differs = difference(name, shape, config.dtype)
-            of = passes(name, shape, config.dtype)
+        for name in (*CELLS, "affine"):
+            of = affine_passes(shape) if name == "affine" else passes(name, shape, config.dtype)
             calls = of.calls | {f"copy {way}": copy(moved) for way, moved in of.bytes.items()}
-            linear = getattr(cells.BY_NAME[name].spec, "linear_by_unit", False)
             samples = interleaved({each: _timer(call) for each, call in calls.items()} | {"scan": _timer(scanned)}, plan)
             for way, moved in of.bytes.items():
                 ms = statistics.median(samples[way]) * 1e3
                 row = {"cell": name, "shape": list(shape), "dtype": config.dtype, "pass": way, "ms": ms, "bytes": moved}
-                row |= {"share_of_copy": ratio(samples[f"copy {way}"], samples[way]).value, "difference": differs}
-                if linear and way == "forward":
+                row |= {"share_of_copy": ratio(samples[f"copy {way}"], samples[way]).value, "difference": of.difference}
+                if of.affine and way != "backward":
                     row["associative_scan_over_it"] = ratio(samples["scan"], samples[way]).value
                 rows.append(row)
                 report.keep("passes", rows)
                 at, over = ", ".join(map(str, shape)), row.get("associative_scan_over_it")
                 print(
                     f"{at:<18}{name:<15}{way:<10}{ms:9.3f}{moved / ms / 1e6:7.0f}{row['share_of_copy']:17.2f}"
-                    f"{'' if over is None else f'{over:.2f}':>27}{differs:13.0e}",
+                    f"{'' if over is None else f'{over:.2f}':>27}{of.difference:13.0e}",
                     flush=True,
                 )
     print(f"\nAll figures are in {path}.")
