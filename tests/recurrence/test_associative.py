@@ -208,7 +208,7 @@ def kernels(monkeypatch):
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("block", [1, 2, 3, 4])
-@pytest.mark.parametrize(("time", "chunk"), [(1, 1), (23, 1), (23, 3), (23, 9), (24, 8), (23, 23), (0, 1)])
+@pytest.mark.parametrize(("time", "chunk"), [(1, 1), (23, 1), (23, 3), (23, 9), (24, 8), (23, 22), (23, 23), (0, 1)])
 def test_kernels_agree_with_numpy(time, chunk, block, reverse, kernels):
     """In one chunk, in many, and with a last one that is not whole; each longer and shorter than what is read at once."""
     kernels(chunk)
