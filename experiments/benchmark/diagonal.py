@@ -4,7 +4,7 @@ Measured are both passes of the backend `diagonal`, and the affine recurrence th
 `diagonal` the passes alone: the products before and after them are XLA's, and are in `python -m experiments.benchmark --cells
 min_gru --backend diagonal`. The copy reads and writes together what the pass does. `associative_scan` gets the factors and
 terms of each step of as many affine recurrences, all computed before, and is set beside the cells that are affine in their
-state.
+state; of a backward pass both ways together over both ways together.
 """
 
 import statistics
@@ -61,9 +61,10 @@ def passes(name: cells.Name, shape: tuple[int, int, int], dtype: str) -> Passes:
     y, last, c = jax.block_until_ready(forward(z, w, first))
     given = z, w, first, y, c, dy, last
     dz, _, _ = jax.block_until_ready(backward(*given))
+    read = (z, y, c, dy) if kind.pull_reads_z else (y, c, dy)
     return Passes(
         {"forward": lambda: forward(z, w, first), "backward": lambda: backward(*given)},
-        {"forward": sum(x.nbytes for x in (z, y, c)), "backward": sum(x.nbytes for x in (z, y, c, dy, dz))},
+        {"forward": sum(x.nbytes for x in (z, y, c)), "backward": sum(x.nbytes for x in (*read, dz))},
         difference(name, shape, dtype),
         getattr(cells.BY_NAME[name].spec, "linear_by_unit", False),
     )
@@ -85,23 +86,28 @@ def factors_and_terms(shape: tuple[int, int, int]) -> tuple[jax.Array, jax.Array
     return a, b
 
 
-def associative(shape: tuple[int, int, int]) -> Callable[[], Any]:
-    """`s_t = a_t s_{t-1} + b_t` of float32 by `jax.lax.associative_scan`, compiled."""
+def associative(shape: tuple[int, int, int]) -> dict[str, Callable[[], Any]]:
+    """`s_t = a_t s_{t-1} + b_t` of float32 by `jax.lax.associative_scan`, and that with its gradients, compiled."""
 
     def both(before: Any, after: Any) -> Any:
         return after[0] * before[0], after[0] * before[1] + after[1]
 
-    scanned = jax.jit(lambda a, b: jax.lax.associative_scan(both, (a, b))[1])
+    def scanned(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.associative_scan(both, (a, b))[1]
+
     a, b = factors_and_terms(shape)
-    jax.block_until_ready(scanned(a, b))
-    return lambda: scanned(a, b)
+    gradients = jax.grad(lambda a, b, weights: jnp.vdot(scanned(a, b), weights), argnums=(0, 1))
+    with_gradients = jax.jit(lambda a, b, weights: (scanned(a, b), gradients(a, b, weights)))
+    alone = jax.jit(scanned)
+    jax.block_until_ready((alone(a, b), with_gradients(a, b, a)))
+    return {"forward": lambda: alone(a, b), "both ways": lambda: with_gradients(a, b, a)}
 
 
 def affine_passes(shape: tuple[int, int, int]) -> Passes:
     """`s_t = a_t s_{t-1} + b_t`, as `associative` and `parallel` solve it here."""
     a, b = factors_and_terms(shape)
     solve = jax.jit(lambda a, b: affine.solve(a[..., None, None], b[..., None], jnp.zeros((*b.shape[1:], 1)), reverse=False))
-    apart = float(jnp.max(jnp.abs(solve(a, b)[..., 0] - associative(shape)())) / jnp.max(jnp.abs(solve(a, b))))
+    apart = float(jnp.max(jnp.abs(solve(a, b)[..., 0] - associative(shape)["forward"]())) / jnp.max(jnp.abs(solve(a, b))))
     return Passes({"solve": lambda: solve(a, b)}, {"solve": 3 * b.nbytes}, apart, True)
 
 
@@ -131,6 +137,9 @@ def run(config: Any, platform: str, path: Path) -> None:
     report = Report(path, machine.describe(platform))
     plan = PLANS[config.grid] if config.seconds is None else Plan(config.seconds, 3, 100)
     rows: list[dict[str, Any]] = []
+    print(
+        "\nShare of a copy: of as many bytes, over the time of the pass. Times of large results are those of fresh memory too."
+    )
     heads = f"{'B, T, H':<18}{'cell':<15}{'pass':<10}{'ms':>9}{'GB/s':>7}"
     print(f"\n{heads}{'share of a copy':>17}{'associative_scan over it':>27}{'differs by':>13}")
     for shape in SHAPES[platform]:
@@ -138,13 +147,17 @@ def run(config: Any, platform: str, path: Path) -> None:
         for name in (*CELLS, "affine"):
             of = affine_passes(shape) if name == "affine" else passes(name, shape, config.dtype)
             calls = of.calls | {f"copy {way}": copy(moved) for way, moved in of.bytes.items()}
-            samples = interleaved({each: _timer(call) for each, call in calls.items()} | {"scan": _timer(scanned)}, plan)
+            calls |= {f"scan {way}": call for way, call in scanned.items()}
+            samples = interleaved({each: _timer(call) for each, call in calls.items()}, plan)
             for way, moved in of.bytes.items():
                 ms = statistics.median(samples[way]) * 1e3
                 row = {"cell": name, "shape": list(shape), "dtype": config.dtype, "pass": way, "ms": ms, "bytes": moved}
                 row |= {"share_of_copy": ratio(samples[f"copy {way}"], samples[way]).value, "difference": of.difference}
-                if of.affine and way != "backward":
-                    row["associative_scan_over_it"] = ratio(samples["scan"], samples[way]).value
+                if of.affine and way == "backward":  # both ways over both ways
+                    both = [there + back for there, back in zip(samples["forward"], samples[way], strict=True)]
+                    row["associative_scan_over_it"] = ratio(samples["scan both ways"], both).value
+                elif of.affine:
+                    row["associative_scan_over_it"] = ratio(samples["scan forward"], samples[way]).value
                 rows.append(row)
                 report.keep("passes", rows)
                 at, over = ", ".join(map(str, shape)), row.get("associative_scan_over_it")
@@ -157,14 +170,13 @@ def run(config: Any, platform: str, path: Path) -> None:
 
 
 def _timer(call: Callable[[], Any]) -> Callable[[int, bool], list[float]]:
+    """Calls follow each other without waiting, as on a GPU they do: what it takes to ask for one is not what it takes."""
+
     def times(calls: int, warm: bool) -> list[float]:
         if warm:
             jax.block_until_ready(call())
-        taken = []
-        for _ in range(calls):
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            taken.append(time.perf_counter() - start)
-        return taken
+        start = time.perf_counter()
+        jax.block_until_ready([call() for _ in range(calls)][-1])
+        return [(time.perf_counter() - start) / calls]
 
     return times

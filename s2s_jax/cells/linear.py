@@ -190,7 +190,8 @@ def _make_lru(least: float, most: float, max_phase: float) -> Cell:
 
     def lru_project(params: LRUParams, x: Array) -> tuple[Array, Array]:
         check_inputs(params, x)
-        return dot(x, lru_input_weights(params)), dot(x, params.skip)
+        scale = jnp.tile(jnp.exp(params.log_scale), 2)[None]
+        return dot(x, params.w) * scale, dot(x, params.skip)
 
     def step(params: LRUParams, state: LRUState, z: tuple[Array, Array], context: Context) -> tuple[LRUState, Array]:
         _check_context(context)
@@ -212,7 +213,7 @@ def lru_factors(params: LRUParams) -> tuple[Float[Array, " H"], Float[Array, " H
 
 
 def lru_input_weights(params: LRUParams) -> Float[Array, "D 2*H"]:
-    """`w` scaled, once, and not its products at every step."""
+    """`w` scaled: of many steps at once that is less to do than to scale their products."""
     scale = jnp.tile(jnp.exp(params.log_scale), 2)[None]
     return (params.w * scale).astype(params.w.dtype)
 

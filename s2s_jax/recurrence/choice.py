@@ -177,7 +177,7 @@ def _why_not_by_itself(
         if jax.device_count() > 1:
             return "there are several devices, and the compiler cannot split its call over them"
         if directions[0].xs.shape[0] == 1:
-            return "of a single step there is nothing to do at once"
+            return "of a single step there is no loop to save"
     if name == "fused" and not (
         native.why_not_these(cell, directions, options) is None and _is_read_faster_than_arranged(directions)
     ):

@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,7 +32,7 @@ _ANY_GPU = ("-gencode=arch=compute_80,code=[sm_80,compute_80]", "-gencode=arch=c
 
 
 class Kernels(NamedTuple):
-    """A library for any NVIDIA GPU.
+    """A library for any NVIDIA GPU of compute capability 8.0 or later.
 
     Attributes:
       name: of what is for the user, and of the folder in the cache.
@@ -61,6 +62,9 @@ class Kernels(NamedTuple):
 
     def why_not(self) -> str | None:
         """Why XLA does not know its functions on a GPU; the first time it is compiled, or the log says why it cannot be."""
+        found = str(getattr(jax.devices()[0], "compute_capability", "8.0"))  # who does not say will see
+        if not re.match(r"[89]\.|\d\d+\.", found):
+            return f"it needs an NVIDIA GPU of compute capability 8.0 or later, and the device's is {found}"
         with _lock:
             return _loaded(self)
 

@@ -107,8 +107,8 @@ def test_ways_that_differ_are_not_timed(wrong, monkeypatch):
 @pytest.mark.parametrize(
     ("parallel", "told"),
     [
-        (0.5, "; 5 iterations, and in order takes as long as 13.0"),
-        (8.0, "; 5 iterations, and in order takes less than the first look"),
+        (0.5, "; parallel: 5 iterations, and in order takes as long as 13.0"),
+        (8.0, "; parallel: 5 iterations, and in order takes less than its first look"),
     ],
 )
 def test_how_many_iterations_would_take_as_long_as_in_order(parallel, told, monkeypatch):

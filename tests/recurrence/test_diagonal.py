@@ -2,7 +2,9 @@
 
 import functools
 import itertools
+import re
 import subprocess
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import pytest
 
 import s2s_jax
 from s2s_jax import cells
-from s2s_jax.recurrence import diagonal
+from s2s_jax.recurrence import cuda, diagonal
 from s2s_jax.recurrence.choice import BACKENDS
 from s2s_jax.recurrence.diagonal import build, parts
 from s2s_jax.types import Unrolled
@@ -113,6 +115,17 @@ def test_however_a_sequence_is_cut(name, reverse, size, time, monkeypatch):
 
 
 @every_known
+@forward_and_reverse
+def test_long_sequences_whose_ends_differ(name, reverse, backend):
+    """The kernels read in chunks, in turns: of some rows there are many, of others none or a part."""
+    given = sample(name, 6, 130, 3, 5, seed=6)._replace(lengths=np.int32([130, 0, 1, 45, 80, 121]))
+    if hasattr(given.params, "u"):
+        given = given._replace(params=given.params._replace(u=0.3 * given.params.u))
+    want = values_and_gradients(given, "scan", reverse)
+    assert_close(values_and_gradients(given, backend, reverse), want, TOLERANCE["float32"])
+
+
+@every_known
 def test_padding_reaches_nothing(name, backend):
     given = sample(name, seed=9)
     want = values_and_gradients(given, backend)
@@ -146,9 +159,9 @@ def test_empty_and_single_sizes(name, batch_size, time, backend):
     assert_close(values_and_gradients(given, backend), want, TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("gates", [(-60.0, -61.0), (-61.0, -60.0), (-200.0, -3.0), (80.0, 90.0), (-1e4, -1e4)])
+@pytest.mark.parametrize("gates", [(-60.0, -61.0), (-61.0, -60.0), (-200.0, -3.0), (80.0, 90.0), (-1e4, -1e4), (-np.inf, 0.0)])
 def test_shut_gates_of_a_min_lstm_share_as_they_should(gates, backend, float64):
-    """The shares of s(i) and s(f), of which neither is told from 0 in float32."""
+    """The shares of s(i) and s(f), where one or both are not told from 0 in float32."""
     i, f = gates
     params = cells.MinLSTMParams(np.zeros((1, 3), np.float32), np.float32([i, f, 1.0]))
     got, gradients = jax.value_and_grad(
@@ -189,6 +202,20 @@ def test_vmap_over_sequences_is_one_call_over_more_rows(name, ragged, backend, m
     assert text.count(f"@{build.target('forward')}(") == text.count(f"@{build.target('backward')}(") == 1
 
 
+def test_vmap_over_parameters(backend):
+    given = sample("diagonal_gru", 3, 5)
+    many = jax.tree.map(lambda leaf: np.stack([leaf, -leaf, 2 * leaf]), given.params)
+
+    def gradients(backend):
+        def loss(params, xs):
+            done = s2s_jax.unroll(given.cell, params, xs, given.state, lengths=given.lengths, backend=backend)
+            return weighted_sum(done, given.weights)
+
+        return jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1)), (0, None)))(many, given.xs)
+
+    assert_close(gradients(backend), gradients("scan"), TOLERANCE["float32"])
+
+
 def test_many_rows_on_several_threads(monkeypatch):
     """And few rows of many units: a thread has some of either."""
     backend = _named(monkeypatch, "cpu")
@@ -208,8 +235,12 @@ def test_narrow_dtypes_on_a_gpu(name, dtype, tolerance, monkeypatch, request):
         **{k: jax.tree.map(lambda x: jnp.asarray(x, dtype), getattr(given, k)) for k in ("params", "xs")},
         weights=given.weights._replace(outputs=jnp.asarray(given.weights.outputs, dtype)),
     )
-    got = values_and_gradients(narrow, _named(monkeypatch, "kernels"))
+    backend = _named(monkeypatch, "kernels")
+    got = values_and_gradients(narrow, backend)
     assert got[0].outputs.dtype == dtype
+    # Parameters that are not rounded yet: as they enter the cell's own step.
+    of_wide = values_and_gradients(narrow._replace(params=given.params), backend)[0]
+    jax.tree.map(np.testing.assert_array_equal, of_wide, got[0])
     exact = narrow._replace(**cast(jax.tree.map(np.float64, narrow._asdict() | {"cell": None, "lengths": None}), "float64"))
     truth = values_and_gradients(exact._replace(cell=given.cell, lengths=given.lengths), "scan")
     assert_close(jax.tree.map(np.float64, got), truth, tolerance)
@@ -257,8 +288,38 @@ def test_other_dtypes_and_the_history_are_not_for_it(float64):
     for dtype in ("bfloat16", "float64"):
         with pytest.raises(ValueError, match=f"it computes in float32 here, and the arrays are of .*{dtype}"):
             s2s_jax.unroll(given.cell, given.params, jnp.asarray(given.xs, dtype), backend="diagonal")
+    wide = jax.tree.map(np.float64, given.params)
+    with pytest.raises(ValueError, match="the arrays are of float32, float64"):
+        s2s_jax.unroll(given.cell, wide, given.xs, given.state, backend="diagonal")
     with pytest.raises(ValueError, match="history: it returns the last state only"):
         s2s_jax.unroll_with_history(*given[:3], backend="diagonal")
+
+
+def test_whole_numbers_are_refused_as_by_any_other():
+    given = sample("min_gru")
+    with pytest.raises(TypeError, match="xs: expected floating point"):
+        s2s_jax.unroll(given.cell, given.params, np.ones((1, 2, 3), np.int32), backend="diagonal")
+
+
+def test_arrays_that_are_split_are_not_for_it():
+    given, mesh = sample("min_gru", 16), jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(given.xs, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch")))
+        with pytest.raises(ValueError, match="the arrays are split over a mesh whose axes are explicit"):
+            s2s_jax.unroll(given.cell, given.params, split, backend="diagonal")
+
+
+def test_the_projection_is_computed_again_and_not_kept():
+    """In one part, where XLA sees both passes at once."""
+    cell, xs = cells.min_gru, jnp.ones((2, 9, 5))
+    params = cell.init(jax.random.key(0), 5, 7)
+    gradient = jax.jit(jax.grad(lambda p: s2s_jax.unroll(cell, p, xs, backend="diagonal").outputs.sum()))
+    text = gradient.lower(params).compile().as_text()
+    read = {
+        way: re.search(rf"custom-call\(([^)]*)\).*custom_call_target=\"{build.target(way)}\"", text).group(1).split(", ")[1]
+        for way in build.PASSES
+    }
+    assert read["forward"] != read["backward"]
 
 
 def test_wrong_inputs_are_named():
@@ -280,7 +341,7 @@ def test_auto_takes_it_on_one_cpu(name, monkeypatch):
     assert s2s_jax.explain_backend(*given[:3]).backend == ("diagonal" if name in KNOWN else "scan")
     told = s2s_jax.explain_backend(given.cell, given.params, given.xs[:, :1])
     assert told.backend in ("associative", "scan")
-    assert "of a single step" in told.others["diagonal"] or name not in KNOWN
+    assert "of a single step there is no loop" in told.others["diagonal"] or name not in KNOWN
 
 
 def test_without_a_compiler_it_says_why(monkeypatch):
@@ -299,6 +360,18 @@ def test_compiles_for_a_gpu(tmp_path):
     path = build.KERNELS.build(tmp_path)
     symbols = subprocess.run(["nm", "-D", str(path)], capture_output=True, text=True, check=True).stdout
     assert all(f" {build.target(way)}\n" in symbols for way in build.PASSES)
+
+
+@pytest.mark.parametrize(
+    ("found", "too_old"), [("7.5", True), ("gfx90a", True), ("8.0", False), ("9.0", False), ("12.0", False)]
+)
+def test_which_gpus(found, too_old, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=found)])
+    monkeypatch.setattr(cuda, "_loaded", lambda kernels: None)
+    why = build.why_not("gpu")
+    assert why == (
+        f"it needs an NVIDIA GPU of compute capability 8.0 or later, and the device's is {found}" if too_old else None
+    )
 
 
 @pytest.mark.accelerator

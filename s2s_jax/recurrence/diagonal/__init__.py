@@ -13,6 +13,8 @@ of its weights, are XLA's products before and after. State and gates are float32
 - calls.py: the calls and their arrays in Python
 - parts.py: how a CPU takes a sequence in parts
 - build.py: compiles what the GPU needs
+
+A further cell is a struct in cells.h and a case at its end, and its sizes in `kind_of`; a pass whose arrays have others is refused.
 """
 
 import functools
@@ -44,7 +46,7 @@ def kind_of(cell: Cell) -> calls.Kind | None:
     if isinstance(spec, MinLSTMSpec):
         return calls.Kind(5, 3, 1, 1)
     if isinstance(spec, LRUSpec):
-        return calls.Kind(6, 2, 2, 2)
+        return calls.Kind(6, 2, 2, 2, pull_reads_z=False)
     if getattr(spec, "recurrence", None) != "diagonal" or spec.activation not in ("tanh", "relu"):
         return None
     relu = spec.activation == "relu"
@@ -92,6 +94,8 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
         return TimeMajor(outputs, jax.tree.unflatten(structure, state)), [kept for _, kept in done] if keep else None
 
     def backward(args: Args, kept: Any, cotangents: TimeMajor) -> Args:
+        # So that XLA does not see that z is computed again, and keep it: to keep it is to write and read it.
+        args = args._replace(xs=jax.lax.optimization_barrier(args.xs))
         weights, to_params = jax.vjp(arranged, args.params)
 
         def back(carry: Any, part: parts.Part, xs: Array, d_outputs: Array, kept: Any) -> tuple[Any, Array]:
@@ -102,7 +106,7 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
             if weights.onto is not None:
                 dy, d_beside = (times_transposed(d_outputs, matrix).astype(dtype) for matrix in weights.onto)
                 onto = outer(y, d_outputs, weights.onto[0]), outer(xs, d_outputs, weights.onto[1])
-            z = dot(xs, weights.into)  # again: to keep it would be to write and read it
+            z = dot(xs, weights.into) if kind.pull_reads_z else jnp.zeros((0,), jnp.float32)
             dz, d_first, of_rows = varying_as(call.backward(part.lengths, z, weights.own, first, y, c, dy, d_last), args)
             d_xs = times_transposed(dz, weights.into)
             d_xs = d_xs if d_beside is None else d_xs + d_beside
@@ -140,11 +144,11 @@ def _arranged(cell: Cell, dtype: Any, params: Any) -> _Weights:
     cast = scan.cast_floating(params, dtype)
     if isinstance(spec, LRUSpec):
         out = jnp.concatenate([cast.c[: cast.c.shape[1]], -cast.c[cast.c.shape[1] :]])
-        return _Weights(jnp.stack(lru_factors(params)).astype(jnp.float32), lru_input_weights(cast), (out, cast.skip))
-    own = [params.u] if hasattr(params, "u") else []
+        return _Weights(jnp.stack(lru_factors(cast)).astype(jnp.float32), lru_input_weights(cast), (out, cast.skip))
+    own = [cast.u] if hasattr(cast, "u") else []
     if isinstance(spec, GRUSpec) and spec.reset == "after":
-        own.append(jnp.zeros(params.u.shape[0] // spec.gates) if params.b_n is None else params.b_n)
-    own += [] if params.b is None else [params.b]
+        own.append(jnp.zeros(cast.u.shape[0] // spec.gates) if cast.b_n is None else cast.b_n)
+    own += [] if cast.b is None else [cast.b]
     joined = jnp.concatenate([x.astype(jnp.float32) for x in own] or [jnp.zeros(0)])
     return _Weights(joined.reshape(-1, params.w.shape[1] // spec.gates), cast.w, None)
 
@@ -161,11 +165,12 @@ def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, 
 def why_not_at_a_glance(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
     """As `why_not`, but for what only the libraries tell, which are not compiled."""
     if kind_of(cell) is None:
-        return "the cell is not a plain one with diagonal recurrence (tanh or relu), minGRU, minLSTM or LRU of s2s_jax.cells"
+        return 'the cell is not a plain one with diagonal recurrence (activation "tanh" or "relu"), minGRU, minLSTM or LRU of s2s_jax.cells'
     dtypes = ("float32",) if default_platform() == "cpu" else ("float32", "bfloat16", "float16")
     for d in directions:
         found = {leaf.dtype.name for leaf in jax.tree.leaves((d.params, d.xs, d.state))}
-        if d.xs.dtype.name not in dtypes or "float64" in found:
+        floating = jnp.issubdtype(d.xs.dtype, jnp.floating)  # anything else is an error that `run` names
+        if floating and (d.xs.dtype.name not in dtypes or "float64" in found):
             return f"it computes in {', '.join(dtypes)} here, and the arrays are of {', '.join(sorted(found))}"
         if d.context is not None:
             return "context: it has no recurrent dropout"

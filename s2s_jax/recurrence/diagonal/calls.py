@@ -11,13 +11,14 @@ from s2s_jax.recurrence.diagonal import build
 
 
 class Kind(NamedTuple):
-    """A cell as cells.h knows it: its number there, sizes, activation."""
+    """A cell as cells.h knows it: its number there, sizes, activation, and whether its way back reads z."""
 
     number: int
     gates: int
     outputs: int
     states: int
     relu: bool = False
+    pull_reads_z: bool = True
 
 
 class Call(NamedTuple):
@@ -52,15 +53,19 @@ class Call(NamedTuple):
     def backward(
         self, lengths: Array, z: Array, w: Array, first: Array, y: Array, c: Array, dy: Array, d_last: Array
     ) -> tuple[Array, Array, Array]:
-        """Gradients of z, in the dtype of y, of the first state, and of w for each row, [B, rows, H]."""
+        """Gradients of z, in the dtype of y, of the first state, and of w for each row, [B, rows, H].
 
-        def run(lengths: Array, z: Array, w: Array, first: Array, *rest: Array) -> list[Array]:
+        z may be of no elements where the cell does not read it.
+        """
+
+        def run(lengths: Array, z: Array, w: Array, first: Array, y: Array, *rest: Array) -> list[Array]:
+            time, batch, hidden = *y.shape[:2], first.shape[-1]
             shapes = [
-                jax.ShapeDtypeStruct(z.shape, y.dtype),
+                jax.ShapeDtypeStruct((time, batch, self.kind.gates * hidden), y.dtype),
                 jax.ShapeDtypeStruct(first.shape, jnp.float32),
-                jax.ShapeDtypeStruct((z.shape[1], *w.shape), jnp.float32),
+                jax.ShapeDtypeStruct((batch, *w.shape), jnp.float32),
             ]
-            return self._ffi("backward", shapes, lengths, z, w, first, *rest)
+            return self._ffi("backward", shapes, lengths, z, w, first, y, *rest)
 
         rows = (0, 1, None, 1, 1, 1, 1, 1), (1, 1, 0)
         return tuple(over_rows(run, *rows)(lengths, z, w, first, y, c, dy, d_last))

@@ -1,13 +1,17 @@
 // The steps of cells whose units do not read each other, for one unit, and their transposes.
 //
 // `Number` is a float, or a vector of them with one unit in each lane. Whoever includes this has defined for it, in namespace
-// s2s: `sigmoid`, `tanh`, `relu`, `step_function`, `least` of two, `power_of_e` of what is not positive, and two functions at
-// once, in place, which may share a division: `two_sigmoids(a, b)` and `sigmoid_and_tanh(a, b)`. S2S_UNIT says where functions run.
+// s2s: `sigmoid`, `tanh`, `relu`, `step_function`, `least` of two, `finite`, `power_of_e` of what is not positive, and two
+// functions at once, in place, which may share a division: `two_sigmoids(a, b)` and `sigmoid_and_tanh(a, b)`; where one of two
+// is NaN so may be the other. S2S_UNIT says where functions run.
 //
 // A cell has kGates numbers z at each step, of the input alone; kWeights parameters w; kStates numbers s, of which the first
 // kOutputs are put out. `step` makes s of after it out of s of before it. `pull` takes z, w, s of before it, and gradients ds of
-// s after it; it leaves those of s before it in ds and those of z in dz, and adds those of w to dw.
+// s after it; it leaves those of s before it in ds and those of z in dz, and adds those of w to dw. Where kPullReadsZ is false it
+// does not look at z, and there need not be one.
 #pragma once
+
+#include "pass.h"
 
 namespace s2s {
 
@@ -23,6 +27,7 @@ struct Activation {
 template <typename Number>
 struct Rnn : Activation<Number> {
   static constexpr int kGates = 1, kWeights = 1, kStates = 1, kOutputs = 1;
+  static constexpr bool kPullReadsZ = true;
   using A = Activation<Number>;
 
   S2S_UNIT static void step(const Number* z, const Number* w, bool relu, Number* s) { s[0] = A::of(z[0] + w[0] * s[0], relu); }
@@ -38,15 +43,16 @@ struct Rnn : Activation<Number> {
 template <typename Number>
 struct Lstm : Activation<Number> {
   static constexpr int kGates = 4, kWeights = 4, kStates = 2, kOutputs = 1;
+  static constexpr bool kPullReadsZ = true;
   using A = Activation<Number>;
 
   S2S_UNIT static void gates(const Number* z, const Number* w, bool relu, const Number* s, Number* a) {
     for (int k = 0; k < 4; ++k) a[k] = z[k] + w[k] * s[0];
-    two_sigmoids(a[0], a[1]);
+    a[1] = sigmoid(a[1]), a[3] = sigmoid(a[3]);  // whose NaN is not to reach c
     if (relu) {
-      a[2] = A::of(a[2], true), a[3] = sigmoid(a[3]);
+      a[0] = sigmoid(a[0]), a[2] = A::of(a[2], true);
     } else {
-      sigmoid_and_tanh(a[3], a[2]);
+      sigmoid_and_tanh(a[0], a[2]);
     }
   }
 
@@ -80,6 +86,7 @@ struct Lstm : Activation<Number> {
 template <typename Number>
 struct GruAfter : Activation<Number> {
   static constexpr int kGates = 3, kWeights = 4, kStates = 1, kOutputs = 1;
+  static constexpr bool kPullReadsZ = true;
   using A = Activation<Number>;
 
   S2S_UNIT static void gates(const Number* z, const Number* w, bool relu, Number h, Number& r, Number& update, Number& inner,
@@ -112,6 +119,7 @@ struct GruAfter : Activation<Number> {
 template <typename Number>
 struct GruBefore : Activation<Number> {
   static constexpr int kGates = 3, kWeights = 3, kStates = 1, kOutputs = 1;
+  static constexpr bool kPullReadsZ = true;
   using A = Activation<Number>;
 
   S2S_UNIT static void gates(const Number* z, const Number* w, bool relu, Number h, Number& r, Number& update, Number& n) {
@@ -142,6 +150,7 @@ struct GruBefore : Activation<Number> {
 template <typename Number>
 struct MinGru {
   static constexpr int kGates = 2, kWeights = 0, kStates = 1, kOutputs = 1;
+  static constexpr bool kPullReadsZ = true;
 
   S2S_UNIT static void step(const Number* z, const Number*, bool, Number* s) {
     const Number share = sigmoid(z[0]);
@@ -161,6 +170,7 @@ struct MinGru {
 template <typename Number>
 struct MinLstm {
   static constexpr int kGates = 3, kWeights = 0, kStates = 1, kOutputs = 1;
+  static constexpr bool kPullReadsZ = true;
 
   // What stays and what comes, which sum to 1, and the parts of them that move with i and with f.
   struct Shares {
@@ -168,8 +178,8 @@ struct MinLstm {
   };
 
   S2S_UNIT static Shares shares(const Number* z) {
-    const Number m = least(least(z[0], z[1]), Number{});
-    const Number one = power_of_e(m), i = power_of_e(m - z[0]), f = power_of_e(m - z[1]);
+    const Number of_i = finite(z[0]), of_f = finite(z[1]), m = least(least(of_i, of_f), Number{});
+    const Number one = power_of_e(m), i = power_of_e(m - of_i), f = power_of_e(m - of_f);
     const Number inverse = (Number{} + 1.0f) / (one + i + one + f);
     return {(one + i) * inverse, (one + f) * inverse, i * inverse, f * inverse};
   }
@@ -193,6 +203,7 @@ struct MinLstm {
 template <typename Number>
 struct Lru {
   static constexpr int kGates = 2, kWeights = 2, kStates = 2, kOutputs = 2;
+  static constexpr bool kPullReadsZ = false;
 
   S2S_UNIT static void step(const Number* z, const Number* w, bool, Number* s) {
     const Number re = w[0] * s[0] - w[1] * s[1] + z[0];
@@ -208,6 +219,13 @@ struct Lru {
     ds[1] = w[0] * dz[1] - w[1] * dz[0];
   }
 };
+
+// Whether arrays of those sizes are a cell's.
+template <typename Cell>
+bool is_of(const DiagonalSizes& n) {
+  return n.gates == Cell::kGates && n.outputs == Cell::kOutputs && n.states == Cell::kStates &&
+         (n.rows == Cell::kWeights || n.rows == Cell::kWeights + Cell::kGates);
+}
 
 // Calls `with(Cell<Number>{})` for the cell of that number; __init__.py has the same numbers.
 template <typename Number, typename With>

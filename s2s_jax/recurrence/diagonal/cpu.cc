@@ -15,7 +15,7 @@ template <typename Pass>
 ffi::Error run_on(ffi::ThreadPool& pool, int64_t cell, const DiagonalSizes& n, const Pass& pass) try {
   const auto schedule = [&](auto task) { pool.Schedule(std::move(task)); };
   if (run_pass(cell, n, pass, std::max<int64_t>(1, pool.num_threads()), schedule)) return ffi::Error::Success();
-  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "backend diagonal: there is no such cell");
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "backend diagonal: there is no such cell of such arrays");
 } catch (const std::exception& error) {
   return ffi::Error(ffi::ErrorCode::kResourceExhausted, error.what());
 }
@@ -24,13 +24,13 @@ ffi::Error forward(ffi::ThreadPool pool, Buffer lengths, Buffer z, Buffer w, Buf
                    int64_t cell, bool relu, bool reverse) {
   prefer_huge_pages(y->untyped_data(), y->size_bytes());
   prefer_huge_pages(c->untyped_data(), c->size_bytes());
-  return run_on(pool, cell, sizes_of(z, w, first, relu, reverse), forward_of<float>(lengths, z, w, first, y, last, c));
+  return run_on(pool, cell, sizes_of(w, first, z, *y, relu, reverse), forward_of<float>(lengths, z, w, first, y, last, c));
 }
 
 ffi::Error backward(ffi::ThreadPool pool, Buffer lengths, Buffer z, Buffer w, Buffer first, Buffer y, Buffer c, Buffer dy,
                     Buffer d_last, Made dz, Made d_first, Made dw, int64_t cell, bool relu, bool reverse) {
   prefer_huge_pages(dz->untyped_data(), dz->size_bytes());
-  return run_on(pool, cell, sizes_of(z, w, first, relu, reverse),
+  return run_on(pool, cell, sizes_of(w, first, *dz, y, relu, reverse),
                 backward_of<float>(lengths, z, w, first, y, c, dy, d_last, dz, d_first, dw));
 }
 

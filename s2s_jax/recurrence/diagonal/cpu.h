@@ -15,6 +15,7 @@ namespace s2s {
 
 S2S_INLINE Vector sigmoid(Vector x) { return sigmoid_fraction(x).value(); }
 S2S_INLINE Vector step_function(Vector x) { return x > splat(0.0f) ? splat(1.0f) : splat(0.0f); }
+S2S_INLINE Vector finite(Vector x) { return clamp(x, -1e30f, 1e30f); }
 S2S_INLINE Vector least(Vector a, Vector b) { return a < b ? a : b; }
 
 S2S_INLINE Vector power_of_e(Vector x) {
@@ -98,7 +99,9 @@ void run(const DiagonalSizes& n, const DiagonalBackward<float>& p, const Share& 
         ds[k] = load(p.d_first + k * states + row * width + unit, count);
         if (k < Cell::kOutputs) ds[k] = ds[k] + load(p.dy + (at * Cell::kOutputs + k) * width + unit, count);
       }
-      for (int k = 0; k < Cell::kGates; ++k) z[k] = load(p.z + (at * Cell::kGates + k) * width + unit, count);
+      for (int k = 0; k < Cell::kGates; ++k) {
+        z[k] = Cell::kPullReadsZ ? load(p.z + (at * Cell::kGates + k) * width + unit, count) : Vector{};
+      }
       for (int k = 0; k < Cell::kWeights; ++k) {
         w[k] = load(p.w + k * width + unit, count);
         dw[k] = load(of_row + k * width + unit, count);
@@ -128,12 +131,15 @@ void begin(const DiagonalSizes& n, const DiagonalBackward<float>& p) {
   std::fill_n(p.dw, n.batch * n.rows * n.hidden, 0.0f);
 }
 
-// All of a pass, its rows shared out among threads, or its units where there are fewer rows.
+// All of a pass, its rows shared out among threads, or its units where there are fewer rows; false where the arrays are not a
+// cell's.
 template <typename Pass, typename Schedule>
 bool run_pass(int64_t cell, const DiagonalSizes& n, const Pass& p, int64_t threads, const Schedule& schedule) {
   constexpr int64_t kWorthAThread = 1 << 12;  // units times steps
-  return with_cell<Vector>(cell, [&](auto known) {
+  bool known_so = false;
+  const bool known_at_all = with_cell<Vector>(cell, [&](auto known) {
     using Cell = decltype(known);
+    if (!(known_so = is_of<Cell>(n))) return;
     begin<Cell>(n, p);
     const int64_t vectors = (n.hidden + kLanes - 1) / kLanes, work = n.time * n.batch * n.hidden / kWorthAThread;
     const bool by_rows = n.batch >= threads;
@@ -151,6 +157,7 @@ bool run_pass(int64_t cell, const DiagonalSizes& n, const Pass& p, int64_t threa
     };
     run_phases({static_cast<int>(parts)}, static_cast<int>(threads), part, schedule);
   });
+  return known_at_all && known_so;
 }
 
 }  // namespace s2s

@@ -1,6 +1,8 @@
 // How the two calls of XLA name their arrays; those that do not apply come with no elements.
 #pragma once
 
+#include <algorithm>
+
 #include "pass.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -14,9 +16,11 @@ T* array(const Buffer& buffer) {
   return buffer.element_count() == 0 ? nullptr : static_cast<T*>(buffer.untyped_data());
 }
 
-// z is [T, B, ...], w [rows, H], `first` [states, B, H].
-inline DiagonalSizes sizes_of(const Buffer& z, const Buffer& w, const Buffer& first, bool relu, bool reverse) {
-  return {z.dimensions()[0], first.dimensions()[1], first.dimensions()[2], w.dimensions()[0], relu, reverse};
+// By w, `first`, and z or its gradient and y, which are [T, B, ...].
+inline DiagonalSizes sizes_of(const Buffer& w, const Buffer& first, const Buffer& z, const Buffer& y, bool relu, bool reverse) {
+  const auto of_first = first.dimensions(), of_z = z.dimensions();
+  const int64_t hidden = std::max<int64_t>(1, of_first[2]);
+  return {of_z[0], of_first[1], of_first[2], w.dimensions()[0], of_z[2] / hidden, y.dimensions()[2] / hidden, of_first[0], relu, reverse};
 }
 
 template <typename Element>

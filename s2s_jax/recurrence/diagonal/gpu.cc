@@ -29,7 +29,7 @@ ffi::Error by_dtype(ffi::DataType dtype, const With& with) {
 ffi::Error forward(cudaStream_t stream, Buffer lengths, Buffer z, Buffer w, Buffer first, Made y, Made last, Made c,
                    int64_t cell, bool relu, bool reverse) {
   return by_dtype(y->element_type(), [&](auto element) {
-    return start(cell, sizes_of(z, w, first, relu, reverse),
+    return start(cell, sizes_of(w, first, z, *y, relu, reverse),
                  forward_of<decltype(element)>(lengths, z, w, first, y, last, c), stream);
   });
 }
@@ -37,7 +37,7 @@ ffi::Error forward(cudaStream_t stream, Buffer lengths, Buffer z, Buffer w, Buff
 ffi::Error backward(cudaStream_t stream, Buffer lengths, Buffer z, Buffer w, Buffer first, Buffer y, Buffer c, Buffer dy,
                     Buffer d_last, Made dz, Made d_first, Made dw, int64_t cell, bool relu, bool reverse) {
   return by_dtype(y.element_type(), [&](auto element) {
-    return start(cell, sizes_of(z, w, first, relu, reverse),
+    return start(cell, sizes_of(w, first, *dz, y, relu, reverse),
                  backward_of<decltype(element)>(lengths, z, w, first, y, c, dy, d_last, dz, d_first, dw), stream);
   });
 }

@@ -24,7 +24,10 @@ std::string launch(Kernel* kernel, const DiagonalSizes& n, const Pass& pass, cud
   template <typename Element>                                                                                       \
   std::string start(int64_t cell, const DiagonalSizes& n, const Pass<Element>& pass, cudaStream_t stream) {         \
     std::string why;                                                                                                \
-    const auto with = [&](auto known) { why = launch(kernel<decltype(known), Element>, n, pass, stream); };         \
+    const auto with = [&](auto known) {                                                                             \
+      using Cell = decltype(known);                                                                                 \
+      why = is_of<Cell>(n) ? launch(kernel<Cell, Element>, n, pass, stream) : "the arrays are another cell's";      \
+    };                                                                                                              \
     return with_cell<float>(cell, with) ? why : "there is no such cell";                                            \
   }                                                                                                                 \
   template std::string start(int64_t, const DiagonalSizes&, const Pass<float>&, cudaStream_t);                      \

@@ -6,7 +6,9 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "pass.h"
 
@@ -14,12 +16,18 @@
 
 namespace s2s {
 
-S2S_UNIT float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-S2S_UNIT float tanh(float x) { return tanhf(x); }
+// By the instructions of the machine, whose errors are some units in the last place: exact division and exponential have
+// branches, around which nothing is reordered.
+S2S_UNIT float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+S2S_UNIT float tanh(float x) {
+  const float power = __expf(-2.0f * fabsf(x));
+  return copysignf(__fdividef(1.0f - power, 1.0f + power), x);
+}
 S2S_UNIT float relu(float x) { return x < 0.0f ? 0.0f : x; }
 S2S_UNIT float step_function(float x) { return x > 0.0f ? 1.0f : 0.0f; }
 S2S_UNIT float least(float a, float b) { return a < b ? a : b; }
-S2S_UNIT float power_of_e(float x) { return expf(x); }
+S2S_UNIT float finite(float x) { return x < -1e30f ? -1e30f : x > 1e30f ? 1e30f : x; }
+S2S_UNIT float power_of_e(float x) { return __expf(x); }
 S2S_UNIT void two_sigmoids(float& a, float& b) { a = sigmoid(a), b = sigmoid(b); }
 S2S_UNIT void sigmoid_and_tanh(float& a, float& b) { a = sigmoid(a), b = tanh(b); }
 
@@ -77,49 +85,74 @@ S2S_UNIT void load_weights(const DiagonalSizes& n, const float* w, const Place& 
   for (int k = 0; k < Cell::kGates; ++k) biases[k] = n.rows > Cell::kWeights ? w[(Cell::kWeights + k) * n.hidden + place.unit] : 0;
 }
 
+// Chunks of steps 0 to `valid` in turns: one is read while the one before it is computed. `read(into, from, whole)` and
+// `compute(of, from, whole)` get a chunk's numbers, its first step, and whether all of its steps are there.
+template <int kSteps, typename Chunk, typename Read, typename Compute>
+S2S_UNIT void in_turns(int64_t valid, const Read& read, const Compute& compute) {
+  Chunk even, odd;
+  int64_t from = 0;
+  if (valid >= 2 * kSteps) {
+    read(even, 0, std::true_type());
+    for (; from + 3 * kSteps <= valid; from += 2 * kSteps) {
+      read(odd, from + kSteps, std::true_type());
+      compute(even, from, std::true_type());
+      read(even, from + 2 * kSteps, std::true_type());
+      compute(odd, from + kSteps, std::true_type());
+    }
+    compute(even, from, std::true_type());
+    from += kSteps;
+  }
+  for (; from < valid; from += kSteps) {
+    read(odd, from, std::false_type());
+    compute(odd, from, std::false_type());
+  }
+}
+
 template <typename Cell, typename Element>
 __global__ void __launch_bounds__(kThreads) forward(Arguments<DiagonalForward<Element>> a) {
-  constexpr int kGates = Cell::kGates, kSteps = kAhead / kGates;
+  constexpr int kGates = Cell::kGates, kOutputs = Cell::kOutputs, kSteps = kAhead / kGates;
+  struct Chunk {
+    float z[kSteps][kGates];
+  };
   const DiagonalSizes& n = a.n;
   const Place place = Place::of_thread(n, a.p.lengths);
   if (!place.exists) return;
-  float s[Cell::kStates], w[Cell::kWeights + 1], biases[kGates], now[kSteps][kGates], next[kSteps][kGates];
+  float s[Cell::kStates], w[Cell::kWeights + 1], biases[kGates];
   load_weights<Cell>(n, a.p.w, place, w, biases);
 #pragma unroll
   for (int k = 0; k < Cell::kStates; ++k) s[k] = a.p.first[place.of_state(n, k)];
 
-  const auto time_of = [&](int64_t step) { return n.reverse ? place.valid - 1 - step : step; };
-  const auto load = [&](int64_t from) {
+  // Where the first step stands, and how far it is from one to the next.
+  const int64_t start = n.reverse ? place.valid - 1 : 0, step = n.reverse ? -place.states : place.states;
+  const float* z = a.p.z + place.at(n, start, 0, kGates);
+  Element* y = a.p.y + place.at(n, start, 0, kOutputs);
+  float* c = Cell::kStates > kOutputs && a.p.c ? a.p.c + place.at(n, start, 0, 1) : nullptr;
+  const auto read = [&](Chunk& into, int64_t from, auto whole) {
+    const float* at = z + from * step * kGates;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
 #pragma unroll
       for (int k = 0; k < kGates; ++k) {
-        if (from + i < place.valid) next[i][k] = a.p.z[place.at(n, time_of(from + i), k, kGates)];
+        if (decltype(whole)::value || from + i < place.valid) into.z[i][k] = at[i * step * kGates + k * n.hidden];
       }
     }
   };
-  load(0);
-  for (int64_t from = 0; from < place.valid; from += kSteps) {
+  const auto compute = [&](Chunk& of, int64_t from, auto whole) {
+    Element* at = y + from * step * kOutputs;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
+      if (!decltype(whole)::value && from + i >= place.valid) break;
 #pragma unroll
-      for (int k = 0; k < kGates; ++k) now[i][k] = next[i][k];
+      for (int k = 0; k < kGates; ++k) of.z[i][k] += biases[k];
+      Cell::step(of.z[i], w, n.relu, s);
+#pragma unroll
+      for (int k = 0; k < kOutputs; ++k) put(at + i * step * kOutputs + k * n.hidden, s[k]);
+      if (c) c[(from + i) * step] = s[Cell::kStates - 1];
     }
-    load(from + kSteps);
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      if (from + i >= place.valid) break;
-      const int64_t t = time_of(from + i);
-#pragma unroll
-      for (int k = 0; k < kGates; ++k) now[i][k] += biases[k];
-      Cell::step(now[i], w, n.relu, s);
-#pragma unroll
-      for (int k = 0; k < Cell::kOutputs; ++k) put(a.p.y + place.at(n, t, k, Cell::kOutputs), s[k]);
-      if (Cell::kStates > Cell::kOutputs && a.p.c) a.p.c[place.at(n, t, 0, 1)] = s[Cell::kStates - 1];
-    }
-  }
+  };
+  in_turns<kSteps, Chunk>(place.valid, read, compute);
   for (int64_t t = place.valid; t < n.time; ++t) {
-    for (int k = 0; k < Cell::kOutputs; ++k) put(a.p.y + place.at(n, t, k, Cell::kOutputs), 0.0f);
+    for (int k = 0; k < kOutputs; ++k) put(a.p.y + place.at(n, t, k, kOutputs), 0.0f);
   }
 #pragma unroll
   for (int k = 0; k < Cell::kStates; ++k) a.p.last[place.of_state(n, k)] = s[k];
@@ -128,10 +161,10 @@ __global__ void __launch_bounds__(kThreads) forward(Arguments<DiagonalForward<El
 template <typename Cell, typename Element>
 __global__ void __launch_bounds__(kThreads) backward(Arguments<DiagonalBackward<Element>> a) {
   constexpr int kGates = Cell::kGates, kStates = Cell::kStates, kOutputs = Cell::kOutputs;
-  constexpr int kSteps = kAhead / (kGates + kStates + kOutputs);
-  struct Read {  // as it is in memory: to convert a number is to wait for it
-    float z[kGates], c;
-    Element y[kOutputs], dy[kOutputs];
+  constexpr int kRead = kStates + kOutputs + (Cell::kPullReadsZ ? kGates : 0), kSteps = kAhead / kRead;
+  struct Chunk {  // as it is in memory: to convert a number is to wait for it
+    float z[kSteps][kGates], c[kSteps];
+    Element y[kSteps][kOutputs], dy[kSteps][kOutputs];
   };
   const DiagonalSizes& n = a.n;
   const Place place = Place::of_thread(n, a.p.lengths);
@@ -144,53 +177,48 @@ __global__ void __launch_bounds__(kThreads) backward(Arguments<DiagonalBackward<
     ds[k] = a.p.d_last[place.of_state(n, k)];
   }
 
-  // From the step that was last on.
-  const auto time_of = [&](int64_t step) { return n.reverse ? step : place.valid - 1 - step; };
-  Read now[kSteps], next[kSteps];
-  const auto load = [&](int64_t from) {
+  // From the step that was last on; the state before a step is that after the one which is next here.
+  const int64_t start = n.reverse ? 0 : place.valid - 1, step = n.reverse ? place.states : -place.states;
+  const int64_t gates_at = place.at(n, start, 0, kGates), outputs_at = place.at(n, start, 0, kOutputs);
+  const auto read = [&](Chunk& into, int64_t from, auto whole) {
+    const int64_t gates = gates_at + from * step * kGates, outputs = outputs_at + from * step * kOutputs;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      const int64_t step = from + i;
-      if (step < place.valid) {
-        const int64_t t = time_of(step);
+      if (decltype(whole)::value || from + i < place.valid) {
 #pragma unroll
-        for (int k = 0; k < kGates; ++k) next[i].z[k] = a.p.z[place.at(n, t, k, kGates)];
+        for (int k = 0; k < kGates && Cell::kPullReadsZ; ++k) into.z[i][k] = a.p.z[gates + i * step * kGates + k * n.hidden];
 #pragma unroll
-        for (int k = 0; k < kOutputs; ++k) next[i].dy[k] = a.p.dy[place.at(n, t, k, kOutputs)];
+        for (int k = 0; k < kOutputs; ++k) into.dy[i][k] = a.p.dy[outputs + i * step * kOutputs + k * n.hidden];
       }
-      if (step + 1 < place.valid) {
-        const int64_t before = time_of(step + 1);
+      if (from + i + 1 < place.valid) {
 #pragma unroll
-        for (int k = 0; k < kOutputs; ++k) next[i].y[k] = a.p.y[place.at(n, before, k, kOutputs)];
-        if (kStates > kOutputs) next[i].c = a.p.c[place.at(n, before, 0, 1)];
+        for (int k = 0; k < kOutputs; ++k) into.y[i][k] = a.p.y[outputs + (i + 1) * step * kOutputs + k * n.hidden];
+        if (kStates > kOutputs) into.c[i] = a.p.c[place.at(n, start, 0, 1) + (from + i + 1) * step];
       }
     }
   };
-  load(0);
-  for (int64_t from = 0; from < place.valid; from += kSteps) {
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) now[i] = next[i];
-    load(from + kSteps);
+  const auto compute = [&](Chunk& of, int64_t from, auto whole) {
+    Element* at = a.p.dz + gates_at + from * step * kGates;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
-      if (from + i >= place.valid) break;
-      const int64_t t = time_of(from + i);
+      if (!decltype(whole)::value && from + i >= place.valid) break;
       const bool begins = from + i + 1 == place.valid;
-      float z[kGates], dz[kGates], s[kStates];
+      float z[kGates] = {}, dz[kGates], s[kStates];
 #pragma unroll
-      for (int k = 0; k < kGates; ++k) z[k] = now[i].z[k] + biases[k];
+      for (int k = 0; k < kGates && Cell::kPullReadsZ; ++k) z[k] = of.z[i][k] + biases[k];
 #pragma unroll
-      for (int k = 0; k < kStates; ++k) s[k] = begins ? first[k] : k < kOutputs ? to_float(now[i].y[k % kOutputs]) : now[i].c;
+      for (int k = 0; k < kStates; ++k) s[k] = begins ? first[k] : k < kOutputs ? to_float(of.y[i][k % kOutputs]) : of.c[i];
 #pragma unroll
-      for (int k = 0; k < kOutputs; ++k) ds[k] += to_float(now[i].dy[k]);
+      for (int k = 0; k < kOutputs; ++k) ds[k] += to_float(of.dy[i][k]);
       Cell::pull(z, w, n.relu, s, ds, dz, dw);
 #pragma unroll
       for (int k = 0; k < kGates; ++k) {
-        put(a.p.dz + place.at(n, t, k, kGates), dz[k]);
+        put(at + i * step * kGates + k * n.hidden, dz[k]);
         db[k] += dz[k];
       }
     }
-  }
+  };
+  in_turns<kSteps, Chunk>(place.valid, read, compute);
   for (int64_t t = place.valid; t < n.time; ++t) {
     for (int k = 0; k < kGates; ++k) put(a.p.dz + place.at(n, t, k, kGates), 0.0f);
   }

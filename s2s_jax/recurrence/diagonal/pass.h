@@ -6,9 +6,10 @@
 
 namespace s2s {
 
-// `rows` of w: the cell's kWeights, and kGates more where it has biases, which are added to z.
+// `rows` of w: the cell's kWeights, and kGates more where it has biases, which are added to z. Of gates, outputs and states as
+// many as the arrays have.
 struct DiagonalSizes {
-  int64_t time, batch, hidden, rows;
+  int64_t time, batch, hidden, rows, gates, outputs, states;
   bool relu, reverse;
 };
 
@@ -26,7 +27,7 @@ struct DiagonalForward {
 template <typename Element>
 struct DiagonalBackward {
   const int32_t* lengths;
-  const float *z, *w, *first;
+  const float *z, *w, *first;  // z null where the cell does not read it
   const Element* y;
   const float* c;
   const Element* dy;       // [T, B, outputs * H]

@@ -184,6 +184,9 @@ inline bool run(dim3 grid, dim3 threads, size_t shared, std::function<void()> ke
 #define blockIdx (cuda_on_cpu::current().block->index)
 #define gridDim (cuda_on_cpu::launch->grid)
 
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return y > 0x1p126f && y < INFINITY ? 0.0f : x / y; }
+
 inline void __syncthreads() {
   cuda_on_cpu::meet(cuda_on_cpu::current().block->barrier, cuda_on_cpu::launch->threads.x, [] {});
 }
