@@ -14,7 +14,7 @@ of its weights, are XLA's products before and after. State and gates are float32
 - parts.py: how a CPU takes a sequence in parts
 - build.py: compiles what the GPU needs
 
-A further cell is a struct in cells.h and a case at its end, and its sizes in `kind_of`; a pass whose arrays have others is refused.
+A further cell is a struct in cells.h and a case at its end, and its sizes in `kind_of`; arrays of other sizes are refused.
 """
 
 import functools
@@ -165,7 +165,9 @@ def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, 
 def why_not_at_a_glance(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
     """As `why_not`, but for what only the libraries tell, which are not compiled."""
     if kind_of(cell) is None:
-        return 'the cell is not a plain one with diagonal recurrence (activation "tanh" or "relu"), minGRU, minLSTM or LRU of s2s_jax.cells'
+        return (
+            'the cell is not a plain one with diagonal recurrence and activation "tanh" or "relu", nor minGRU, minLSTM or LRU'
+        )
     dtypes = ("float32",) if default_platform() == "cpu" else ("float32", "bfloat16", "float16")
     for d in directions:
         found = {leaf.dtype.name for leaf in jax.tree.leaves((d.params, d.xs, d.state))}
