@@ -165,9 +165,7 @@ def why_not(cell: Cell, directions: Sequence[Direction], lengths: Array | None, 
 def why_not_at_a_glance(cell: Cell, directions: Sequence[Direction], lengths: Array | None, options: Options) -> str | None:
     """As `why_not`, but for what only the libraries tell, which are not compiled."""
     if kind_of(cell) is None:
-        return (
-            'the cell is not a plain one with diagonal recurrence and activation "tanh" or "relu", nor minGRU, minLSTM or LRU'
-        )
+        return 'the cell is not a plain one with diagonal recurrence (activation "tanh" or "relu"), minGRU, minLSTM or LRU'
     dtypes = ("float32",) if default_platform() == "cpu" else ("float32", "bfloat16", "float16")
     for d in directions:
         found = {leaf.dtype.name for leaf in jax.tree.leaves((d.params, d.xs, d.state))}
