@@ -63,7 +63,7 @@ class OnePool:
 def test_without_a_gpu_it_says_so_at_once(tmp_path):
     with pytest.raises(ValueError, match="persistent: expected an NVIDIA GPU to measure on, and JAX finds the platform cpu"):
         main(["persistent", "--platform", "cpu", "--json", str(tmp_path / "figures.json")])
-    with pytest.raises(ValueError, match="dtype: expected it with recurrence only"):
+    with pytest.raises(ValueError, match="dtype: expected it with recurrence and diagonal only"):
         main(["persistent", "--platform", "cpu", "--dtype", "bfloat16"])
 
 
