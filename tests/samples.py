@@ -289,3 +289,25 @@ def further_derivatives(given, backend):
         return forward, second, summed
 
     return all_of_them()
+
+
+def gradients_in_parts(given, backend):
+    """Gradients by parameters and inputs of outputs: [B] at once, and under `jax.shard_map` with the batch over 8 devices.
+
+    Returns:
+      Both, and a function that gives them for arrays of one's own: parameters, inputs, state, lengths.
+    """
+    batch_size, time = given.xs.shape[:2]
+    lengths, every = ragged_lengths(batch_size, time), jax.sharding.PartitionSpec("batch")
+
+    def forward(params, xs, state, lengths):
+        return s2s_jax.unroll(given.cell, params, xs, state, lengths=lengths, backend=backend).outputs
+
+    def gradients(f):
+        return jax.jit(jax.grad(lambda *args: weighted_sum(f(*args), given.weights.outputs), argnums=(0, 1)))
+
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices("cpu")[:8])
+    specs = (jax.sharding.PartitionSpec(), every, every, every)
+    sharded = jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=every)
+    arrays = (*given[1:4], lengths)
+    return gradients(forward)(*arrays), gradients(sharded)(*arrays), gradients(forward)

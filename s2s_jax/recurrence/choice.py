@@ -32,6 +32,7 @@ _MARK = "s2s_jax_backend_"
 # part or more. (512 units: native at any number of both; 1,024: up to twice as long at 16, less long at 50 and 128.)
 _WORTH_ARRANGING_FOR_A_STEP = 2**19
 _MANY, _WORTH_ROWS = 3 * 2**20, 2**18
+_NOT_SPLIT = "there are several devices, and the compiler cannot split its call over them"
 # Of an LRU's complex states associative took up to 2.5 times as long with gradients on a CPU.
 _WORTH_A_PASS_AT_ONCE = (MinGRUSpec, MinLSTMSpec)
 
@@ -168,14 +169,14 @@ def _why_not_by_itself(
     """Also where a backend would run, but another is better: what is asked of it by name it does."""
     if name == "native" and native.why_not_these(cell, directions, options) is None:
         if jax.device_count() > 1:
-            return "there are several devices, and the compiler cannot split its call over them"
+            return _NOT_SPLIT
         if _is_read_faster_than_arranged(directions):
             return "there are few rows and steps, which do not make up for arranging so many weights"
         if native.on_a_mesh(directions, lengths):
             return "the arrays are split over a mesh"
     if name == "diagonal" and diagonal.why_not_at_a_glance(cell, directions, lengths, options) is None:
         if jax.device_count() > 1:
-            return "there are several devices, and the compiler cannot split its call over them"
+            return _NOT_SPLIT
         if directions[0].xs.shape[0] == 1:
             return "of a single step there is no loop to save"
     if name == "fused" and not (

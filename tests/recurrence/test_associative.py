@@ -18,7 +18,17 @@ from s2s_jax.types import Cell
 from tests.recurrence import cuda_on_cpu
 from tests.recurrence.cuda_on_cpu import nvcc
 from tests.recurrence.test_fused import values_and_gradients
-from tests.samples import LINEAR_CELLS, TOLERANCE, T, assert_close, fill_padding, ragged_lengths, sample, weighted_sum
+from tests.samples import (
+    LINEAR_CELLS,
+    TOLERANCE,
+    T,
+    assert_close,
+    fill_padding,
+    gradients_in_parts,
+    ragged_lengths,
+    sample,
+    weighted_sum,
+)
 
 every_cell = pytest.mark.parametrize("name", LINEAR_CELLS)
 
@@ -126,23 +136,13 @@ def test_a_cell_that_is_not_linear_by_unit_after_all_is_carried_in_order(step):
 @pytest.mark.parametrize("name", ["min_gru", "lru"])
 def test_gradients_on_several_devices(name):
     given = sample(name, 16)
-    lengths, devices, every = ragged_lengths(16, T), jax.devices("cpu")[:8], jax.sharding.PartitionSpec("batch")
-
-    def forward(params, xs, state, lengths):
-        return s2s_jax.unroll(given.cell, params, xs, state, lengths=lengths, backend="associative").outputs
-
-    def gradients(f):
-        return jax.jit(jax.grad(lambda *args: weighted_sum(f(*args), given.weights.outputs), argnums=(0, 1)))
-
-    want = gradients(forward)(*given[1:4], lengths)
-    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
-    specs = (jax.sharding.PartitionSpec(), every, every, every)
-    sharded = jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=every)
-    assert_close(gradients(sharded)(*given[1:4], lengths), want, TOLERANCE["float32"])
+    want, sharded, gradients = gradients_in_parts(given, "associative")
+    assert_close(sharded, want, TOLERANCE["float32"])
+    devices, every = jax.devices("cpu")[:8], jax.sharding.PartitionSpec("batch")
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Explicit,), devices=devices)
     with jax.set_mesh(mesh):
-        split = jax.device_put((given.xs, given.state, lengths), jax.sharding.NamedSharding(mesh, every))
-        got = gradients(forward)(given.params, *split)
+        arrays = given.xs, given.state, ragged_lengths(16, T)
+        got = gradients(given.params, *jax.device_put(arrays, jax.sharding.NamedSharding(mesh, every)))
         assert_close(jax.tree.map(np.asarray, got), jax.tree.map(np.asarray, want), TOLERANCE["float32"])
 
 

@@ -38,7 +38,7 @@ struct Share {
   int64_t first_row, rows, first_unit, units;
 };
 
-// `with(t, row, is_valid)` for all steps of the rows, all rows of a step before the next: so memory is read in order.
+// `with(t, row, valid)`, valid the steps of that row, for all steps of the rows, all rows of a step before the next: so memory is read in order.
 template <typename With>
 S2S_INLINE void each_step(const DiagonalSizes& n, const int32_t* lengths, const Share& share, bool back, const With& with) {
   for (int64_t k = 0; k < n.time; ++k) {
