@@ -1,5 +1,6 @@
 """Long sequences: what is measured, beside NumPy, and a tiny run from its training to its timings."""
 
+import itertools
 import json
 import types
 
@@ -119,6 +120,15 @@ def test_how_many_iterations_would_take_as_long_as_in_order(parallel, told, monk
     monkeypatch.setattr(long_sequences.statistics, "median", lambda values: next(medians))
     medians = iter([1.0, 1.0, parallel, parallel])
     assert told in long_sequences.time_one(cells.gru, params, xs)["told"]
+
+
+@pytest.mark.parametrize(("cold", "counts"), [(0.2, 0.1), (0.3, 0.3)])
+def test_short_calls_are_timed_warm(cold, counts, monkeypatch):
+    """Of a long one the first call counts, after which there is no other."""
+    params, xs = cells.gru.init(jax.random.key(0), 2, 4), jax.random.normal(jax.random.key(1), (1, 30, 2))
+    taken = itertools.cycle([cold, 0.1] if cold < long_sequences.WARMED else [cold])
+    monkeypatch.setattr(long_sequences, "_seconds", lambda call: next(taken))
+    assert set(long_sequences.time_one(cells.gru, params, xs)["seconds"].values()) == {counts}
 
 
 def parallel_of(iterations):

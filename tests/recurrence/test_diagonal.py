@@ -126,6 +126,20 @@ def test_long_sequences_whose_ends_differ(name, reverse, backend):
     assert_close(values_and_gradients(given, backend, reverse), want, TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize(
+    ("time", "batch_size", "into", "steps"),
+    [
+        (10_000, 8, (64, 128), 256),  # 2^18 products
+        (10_000, 8, (512, 1024), 64),  # as many rows as features
+        (10_000, 8, (1024, 2048), 10_000),  # its gradient is too large to be added to again and again
+        (100, 8, (64, 128), 100),
+        (10_000, 10**6, (64, 128), 1),
+    ],
+)
+def test_how_many_steps_a_part_has(time, batch_size, into, steps):
+    assert parts.steps_of_each(time, batch_size, np.zeros(into)) == steps
+
+
 @every_known
 def test_padding_reaches_nothing(name, backend):
     given = sample(name, seed=9)
