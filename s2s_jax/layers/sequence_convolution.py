@@ -71,8 +71,11 @@ class SequenceConvolution(nnx.Module):
         if lengths is not None:
             tokens = jnp.where(length_mask(lengths, time), tokens, symbols)
         tokens = jnp.pad(tokens, ((0, 0), (around, around)), constant_values=symbols)
-        near = (jnp.take(rows[place], tokens[:, place : place + time], axis=0) for place in range(size))
-        return self._finished(functools.reduce(jnp.add, near), lengths, training, True)
+        near = jnp.stack([tokens[:, place : place + time] for place in range(size)])
+        # A loop, as XLA would put a sum of several rows into every operation that reads it, and sum them anew in each.
+        zeros = jnp.zeros((*near.shape[1:], rows.shape[-1]), rows.dtype)
+        y, _ = jax.lax.scan(lambda y, at: (y + jnp.take(at[0], at[1], axis=0), None), zeros, (rows, near))
+        return self._finished(y, lengths, training, True)
 
     def _finished(self, y: Array, lengths: Array | None, training: bool, relu: bool) -> Frames:
         mask = None if lengths is None else length_mask(lengths, y.shape[1])
