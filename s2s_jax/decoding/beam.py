@@ -98,10 +98,11 @@ def beam_search(
 
     Raises:
       ValueError: numbers out of range (`beam_size` and `n_best` below 1, `n_best` above K, `max_length` below 1, `min_length`
-        above T, negative or not finite `alpha` and `coverage_beta` as far as they are concrete), an unknown length penalty or
-        early stopping, symbols outside the vocabulary, an empty banned prefix, a prefix that goes on behind `max_length` (in a
-        row that is not left out) or behind an end symbol, as far as they are concrete, shapes that do not match, a context or
-        state without an axis of rows, or a coverage penalty without `attention`. Traced lengths above T are clipped.
+        above T or, in a row that is not left out, above its `max_length`, negative or not finite `alpha` and `coverage_beta` as
+        far as they are concrete), an unknown length penalty or early stopping, symbols outside the vocabulary, an empty banned
+        prefix, a prefix that goes on behind `max_length` (in a row that is not left out) or behind an end symbol, as far as
+        they are concrete, shapes that do not match, a context or state without an axis of rows, or a coverage penalty without
+        `attention`. Traced lengths above T are clipped.
     """
     batch_size = checks.check_rows(context, state)
     time, limits = checks.check_limits(max_length, time, batch_size)
@@ -130,7 +131,7 @@ def beam_search(
             _check_coverage(weights, source_mask, batch_size)
     elif coverage_beta is not None:
         raise ValueError("attention: expected a function of aux with coverage_beta, got None")
-    shortest = checks.check_min_length(min_length, batch_size, time)
+    shortest = checks.check_min_length(min_length, batch_size, time, limits)
     constraints = Constraints(
         checks.check_banned(banned, vocabulary_size, symbols.end, shortest),
         shortest,

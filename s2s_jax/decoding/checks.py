@@ -101,13 +101,25 @@ def check_limits(max_length: int | Array, time: int | None, batch_size: int) -> 
     return time, check_lengths(limits, batch_size, time, "max_length")
 
 
-def check_min_length(min_length: int | Array, batch_size: int, time: int) -> Int[Array, " B"] | None:
+def check_min_length(
+    min_length: int | Array, batch_size: int, time: int, limits: Array | None = None
+) -> Int[Array, " B"] | None:
+    """None where it forbids nothing; of traced numbers one above its row's limit gives way to it."""
     if np.ndim(min_length) == 0 and not isinstance(min_length, jax.core.Tracer):
         min_length = operator.index(min_length)
         if not 0 <= min_length <= time:
             raise ValueError(f"min_length: expected a number from 0 to {time}, the most steps, got {min_length}")
-        return jnp.full(batch_size, min_length, jnp.int32) if min_length > 1 else None
-    return check_lengths(min_length, batch_size, time, "min_length")
+        shortest = jnp.full(batch_size, min_length, jnp.int32) if min_length > 1 else None
+    else:
+        shortest = check_lengths(min_length, batch_size, time, "min_length")
+    if limits is not None and shortest is not None and not isinstance(limits + shortest, jax.core.Tracer):
+        above = np.flatnonzero(np.asarray((shortest > limits) & (limits > 0)))  # a limit of 0 leaves a row out
+        if above.size:
+            row = int(above[0])
+            raise ValueError(
+                f"min_length: expected at most max_length, {int(limits[row])} in row {row}, got {int(shortest[row])}"
+            )
+    return shortest
 
 
 def check_banned(banned: Sequence[int], vocabulary_size: int, end: int, min_length: Array | None) -> Int[Array, " R"] | None:

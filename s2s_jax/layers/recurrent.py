@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from s2s_jax import cells
 from s2s_jax.layers.keys import check_key, check_rngs
 from s2s_jax.layers.parameters import Parameters
-from s2s_jax.recurrence.choice import Choice
+from s2s_jax.recurrence.choice import Choice, check_how
 from s2s_jax.recurrence.scan import cast_floating, check_step
 from s2s_jax.recurrence.stack import MERGES, unroll_stack
 from s2s_jax.recurrence.unroll import explain_backend
@@ -99,6 +99,7 @@ class Recurrent(nnx.Module):
             raise ValueError(f"merge: expected one of {', '.join(MERGES)}, got {merge!r}")
         if bidirectional and reverse:
             raise ValueError("reverse: expected False with bidirectional=True, which runs backward too")
+        check_how(backend, remat)
         if dropout and num_layers == 1:
             message = f"dropout: acts between layers, and there is one: at a rate of {dropout} nothing is dropped"
             warnings.warn(message, stacklevel=2)

@@ -77,12 +77,20 @@ def how(backend: str, options: Options) -> How:
     Raises:
       ValueError: a backend or `remat` out of its range.
     """
+    check_how(backend, options.remat)
+    return How(backend, forced() if backend == AUTO else None, options)
+
+
+def check_how(backend: str, remat: int | None) -> None:
+    """What can be said of both before there is anything to carry.
+
+    Raises:
+      ValueError: one that is out of its range.
+    """
     if backend != AUTO and backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {AUTO}, {', '.join(BACKENDS)}, got {backend!r}")
-    remat = options.remat
     if remat is not None and (not isinstance(remat, int) or remat < 1):
         raise ValueError(f"remat: expected a positive number of steps, got {remat!r}")
-    return How(backend, forced() if backend == AUTO else None, options)
 
 
 def run_layer(cell: Cell, directions: Sequence[Direction], lengths: Array | None, how: How) -> list[TimeMajor]:

@@ -326,7 +326,9 @@ def test_unknown_options_and_backends_are_refused():
     with pytest.raises(TypeError, match="dropuot"):
         layers.LSTM(D, H, dropuot=0.5, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="backend: expected one of auto, scan"):
-        layers.LSTM(D, H, backend="cuda", rngs=nnx.Rngs(0))(drawn_inputs())
+        layers.LSTM(D, H, backend="cuda", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="remat: expected a positive number of steps, got 0"):
+        layers.LSTM(D, H, remat=0, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"reverse": True}], ids=str)
