@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""What the README and the pages of docs/ show is what happens."""
 
 import json
 import re
@@ -7,17 +7,27 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-FENCED = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+}
+README = PAGES["README.md"]
+
+
+def fenced(language, text):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+(TREE,) = fenced("text", PAGES["docs/files.md"])
 
 
 def test_the_first_two_blocks_are_commands_of_one_line():
-    for language, block in FENCED[:2]:
-        assert language == "bash"
-        assert block.count("\n") == 1
+    commands = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)[:2]
+    assert [(language, block.count("\n")) for language, block in commands] == [("bash", 1)] * 2
 
 
-@pytest.mark.parametrize("block", [block for language, block in FENCED if language == "python"])
+@pytest.mark.parametrize("block", [block for page in PAGES.values() for block in fenced("python", page)])
 def test_code_runs_and_prints_what_its_comments_say(block, capsys):
     exec(compile(block, "README.md", "exec"), {})
     said = [comment.split(":")[0] for comment in re.findall(r"print\(.*# (.*)", block)]
@@ -26,18 +36,35 @@ def test_code_runs_and_prints_what_its_comments_say(block, capsys):
 
 
 def test_every_file_in_the_tree_exists():
-    tree = next(block for language, block in FENCED if language == "text")
-    root, folders = Path(__file__).parent.parent, []
-    for line in tree.splitlines():
+    folders = []
+    for line in TREE.splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
         folders = [*folders[:depth], name]
-        assert root.joinpath(*folders).exists(), line
+        assert ROOT.joinpath(*folders).exists(), line
 
 
 def test_every_module_is_in_the_tree():
-    tree = next(block for language, block in FENCED if language == "text")
-    for path in (Path(__file__).parent.parent / "s2s_jax").rglob("*.py"):
-        assert path.name == "__init__.py" or path.name in tree, path
+    for path in (ROOT / "s2s_jax").rglob("*.py"):
+        assert path.name == "__init__.py" or path.name in TREE, path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_picture_is_there(page):
+    found = re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", PAGES[page])
+    assert found or page == "docs/files.md"
+    for target, heading in found:
+        path = (ROOT / page).parent / target
+        assert path.exists(), target
+        titles = re.findall(r"(?m)^#+ (.*)", path.read_text(encoding="utf-8")) if heading else []
+        assert not heading or heading in [title.lower().replace(" ", "-") for title in titles]
+
+
+@pytest.mark.parametrize(("section", "page"), [("Results", "docs/results.md"), ("Speed", "docs/speed.md")])
+def test_the_figures_of_the_short_tables_are_those_of_the_pages(section, page):
+    (text,) = re.findall(rf"(?ms)^## {section}$(.*?)^## ", README)
+    told = {figure for row in text.splitlines() if row.startswith("|") for figure in re.findall(r"\d+\.\d+(?:e-\d+)?", row)}
+    assert len(told) > 20
+    assert told <= set(re.findall(r"\d+\.\d+(?:e-\d+)?", PAGES[page]))
 
 
 ETTH1 = [f"etth1-{{}}-{horizon}-attention" for horizon in (24, 48, 168, 336, 720)]
@@ -54,8 +81,8 @@ SMALL = ("airline-passengers-24-12", "monthly-sunspots-132-12", "daily-min-tempe
 )
 def test_the_baselines_of_forecasts_are_those_of_the_cards(begins, names):
     """The squared error of each, of all columns of a row, stands in it."""
-    (row,) = [line for line in README.splitlines() if line.startswith(begins)]
-    results = Path(__file__).parent.parent / "experiments/results"
+    (row,) = [line for line in PAGES["docs/results.md"].splitlines() if line.startswith(begins)]
+    results = ROOT / "experiments/results"
     for baseline in ("naive", "seasonal naive", "linear"):
         found = []
         for name in names:

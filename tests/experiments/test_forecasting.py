@@ -186,8 +186,8 @@ def test_segrnn_begins_as_published(cell):
 
 def test_the_stack_of_keras_is_one_command():
     arguments = documented("repeat_vector")
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert f"`{' '.join(arguments)}`" in " ".join(readme.split())
+    guide = (Path(__file__).parents[2] / "docs/guide.md").read_text()
+    assert f"`{' '.join(arguments)}`" in " ".join(guide.split())
     config = tyro.cli(Config, args=arguments)
     series = seasonal_series(days=9)
     table = parts_of(
