@@ -247,6 +247,7 @@ def report(
         published=published(config),
         examples_per_step=len(encoded["train"]) / plan.steps_per_epoch,
         reads_test="test" in splits,
+        fingerprints={split: texts.fingerprint_of(split) for split in splits},
         parameters=count_parameters(model),
         details={
             "classes": texts.classes,

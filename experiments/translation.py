@@ -340,6 +340,7 @@ def report(
         published=PUBLISHED.get((config.dataset, *config.languages), []) if config.longest is None else [],
         examples_per_step=len(batches.training) / plan.steps_per_epoch,
         reads_test=len(splits) > 1,
+        fingerprints={pairs.split: pairs.fingerprint for pairs, _ in splits.values()},
         parameters=sum(map(count_parameters, models)),
         details={
             "signatures": signatures,
@@ -350,7 +351,6 @@ def report(
             "findings": {
                 pairs.split: pairs.report.findings for pairs in (batches.training, *(pairs for pairs, _ in splits.values()))
             },
-            "fingerprints": {pairs.split: pairs.fingerprint for pairs, _ in splits.values()},
         },
     )
     run.say_end(result)

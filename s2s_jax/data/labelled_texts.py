@@ -57,8 +57,9 @@ class TextFlags(TextPaths):
             raise ValueError("train_file, test_file: expected both with --dataset files")
         if self.header and self.dataset != "files":
             raise ValueError(f"header: expected it with files, got it with --dataset {self.dataset}")
-        if not self.text_columns:
-            raise ValueError("text_columns: expected at least one, got none")
+        if not self.text_columns or len({*self.text_columns, self.label_column}) <= len(self.text_columns):
+            wanted = f"different columns, without the label column {self.label_column}"
+            raise ValueError(f"text_columns: expected {wanted}, got {', '.join(self.text_columns) or 'none'}")
         getattr(super(), "__post_init__", lambda: None)()  # of the other flags of an experiment
 
     @property
@@ -82,6 +83,11 @@ class TextSplits(NamedTuple):
     splits: dict[str, LabelledTexts]
     fingerprint: str | None
     report: Report
+
+    def fingerprint_of(self, split: str) -> str:
+        """Hexadecimal, of the texts of a split and their classes."""
+        texts, labels = self.splits[split]
+        return fingerprint([(self.classes[label], text) for text, label in zip(texts, labels, strict=True)])
 
     def known_of_test(self) -> LabelledTexts:
         """The test texts that training or validation holds too, whatever their class there."""
@@ -170,14 +176,19 @@ def _check_columns(path: Path, flags: TextFlags) -> None:
 def texts_of_table(path: Path, flags: TextFlags) -> list[str] | None:
     """The texts of a file with the columns of texts that the flags name, a class or none beside them; None of any other file.
 
+    A first row of a single name is one only in a file called .csv or .tsv, plain, .gz or .xz: elsewhere it is a text, too.
+
     Raises:
       ValueError: a row that is not what it should be, by file and line; a file called .csv or .tsv whose first row does not
         name these columns, where it is there that the flags look for names.
     """
-    first = first_row(path)
-    is_table = len(first) == len(flags.header) if flags.header else set(flags.text_columns) <= set(first)
+    first, called_table = first_row(path), {".csv", ".tsv"} & {suffix.lower() for suffix in path.suffixes[-2:]}
+    if flags.header:
+        is_table = len(first) == len(flags.header)
+    else:
+        is_table = set(flags.text_columns) <= set(first) and (len(first) > 1 or bool(called_table))
     if not is_table:
-        if not flags.header and path.suffix.lower() in (".csv", ".tsv"):
+        if not flags.header and called_table:
             raise ValueError(f"{path}: expected the columns {', '.join(flags.text_columns)}, got {', '.join(first)}")
         return None
     rows = read_rows(path, flags.text_columns, flags.header)
@@ -237,7 +248,7 @@ def held_out(texts: LabelledTexts, report: Report) -> tuple[LabelledTexts, Label
     A text that stands in both is left out of training, and reported by its number.
 
     Raises:
-      ValueError: fewer than ten texts.
+      ValueError: fewer than ten texts, or so many equal ones that none is left for training.
     """
     count = len(texts.texts)
     if count < 10:
@@ -246,6 +257,10 @@ def held_out(texts: LabelledTexts, report: Report) -> tuple[LabelledTexts, Label
     cut = min(VALIDATION, count // 10)
     drawn = {texts.texts[place] for place in order[:cut]}
     kept = [place for place in np.sort(order[cut:]) if texts.texts[place] not in drawn]
+    if not kept:
+        raise ValueError(
+            f"train_file: expected texts that differ, got {count} of which none is left beside {cut} for validation"
+        )
     for place in sorted(set(order[cut:].tolist()) - set(kept)):
         report.found("training texts left out, as they validate", f"number {place}")
 

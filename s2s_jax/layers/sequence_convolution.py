@@ -63,18 +63,23 @@ class SequenceConvolution(nnx.Module):
         return self._finished(convolve_sequence(frames.features, self.kernel[...]), frames.lengths, training, relu)
 
     def of_symbols(self, tokens: Int[Array, "B T"], lengths: Int[Array, " B"] | None, *, training: bool = False) -> Frames:
-        """What it gives of symbols one-hot, 0 to C - 1 for C features: a sum of rows of the kernel, many times faster."""
+        """What it gives of symbols one-hot, 0 to C - 1 for C features: a sum of rows of the kernel, many times faster.
+
+        Any other symbol is all zeros, as it is one-hot.
+        """
         kernel = self.kernel[...]
-        size, symbols, _ = kernel.shape
+        size, symbols, features = kernel.shape
         rows = jnp.pad(kernel, ((0, 0), (0, 1), (0, 0)))  # the last is of what stands outside of a text
         time, around = tokens.shape[1], size // 2
+        known = (tokens >= 0) & (tokens < symbols)
         if lengths is not None:
-            tokens = jnp.where(length_mask(lengths, time), tokens, symbols)
-        tokens = jnp.pad(tokens, ((0, 0), (around, around)), constant_values=symbols)
+            known &= length_mask(lengths, time)
+        tokens = jnp.pad(jnp.where(known, tokens, symbols), ((0, 0), (around, around)), constant_values=symbols)
         near = jnp.stack([tokens[:, place : place + time] for place in range(size)])
         # A loop, as XLA would put a sum of several rows into every operation that reads it, and sum them anew in each.
-        zeros = jnp.zeros((*near.shape[1:], rows.shape[-1]), rows.dtype)
-        y, _ = jax.lax.scan(lambda y, at: (y + jnp.take(at[0], at[1], axis=0), None), zeros, (rows, near))
+        zeros = jnp.zeros((*near.shape[1:], features), jnp.promote_types(rows.dtype, jnp.float32))
+        y, _ = jax.lax.scan(lambda y, at: (y + jnp.take(at[0], at[1], axis=0, mode="clip"), None), zeros, (rows, near))
+        y = y.astype(rows.dtype)
         return self._finished(y, lengths, training, True)
 
     def _finished(self, y: Array, lengths: Array | None, training: bool, relu: bool) -> Frames:

@@ -34,6 +34,7 @@ class Run(Generic[ConfigType]):
         self.folder = config.runs_dir / task / config.name
         self.flags: Any = None  # those of `flags_of` the command
         self.changed: dict[str, Any] = {}  # which of them differ from what the run was trained and scored with
+        self._elsewhere: dict[str, Any] = {}  # which of them are places, and differ
         self._board: Any = None
         self._locked = False
 
@@ -94,14 +95,15 @@ class Run(Generic[ConfigType]):
     def use(self, flags: Any) -> None:
         """Takes the flags of `evaluate` or `predict`, a dataclass: where the config has one of them, in the place of its own.
 
-        `changed` then holds those that are not the run's own, or their default where it has none, places aside.
+        `changed` then holds those that are not the run's own, or their default where it has none; places aside, unless what is
+        scored there turns out to be other data, see `finish`.
         """
         given = {field.name: (getattr(flags, field.name), field.default) for field in dataclasses.fields(flags)}
         own = {name: getattr(self.config, name, default) for name, (_, default) in given.items()}
         self.flags = flags
-        self.changed = {
-            name: value for name, (value, _) in given.items() if value != own[name] and name not in self.config.places
-        }
+        differ = {name: value for name, (value, _) in given.items() if value != own[name]}
+        self.changed = {name: value for name, value in differ.items() if name not in self.config.places}
+        self._elsewhere = {name: value for name, value in differ.items() if name in self.config.places}
         known = {field.name for field in dataclasses.fields(self.config)}
         self.config = dataclasses.replace(self.config, **{name: value for name, (value, _) in given.items() if name in known})
 
@@ -267,12 +269,14 @@ class Run(Generic[ConfigType]):
         published: list[dict[str, Any]],
         examples_per_step: float,
         reads_test: bool = True,
+        fingerprints: Mapping[str, str | None] | None = None,
         **more: Any,
     ) -> dict[str, Any]:
         """Writes result.json: the arguments, what `trained_on` and `fit` left behind, and how often it was scored.
 
         With flags that differ from the run's own, see `use`, it writes evaluation.json instead, which names them as `changed`
-        and whose `command` is the evaluation's. Of result.json only `test_reads` goes up with it.
+        and whose `command` is the evaluation's. Of result.json only `test_reads` goes up with it. So it is with places
+        that differ, where what is scored is not what result.json has figures of.
 
         Args:
           split: what was scored.
@@ -280,10 +284,12 @@ class Run(Generic[ConfigType]):
           published: for comparison; each with `metric`, `value`, `how` and `source`.
           examples_per_step: rows of a batch, or their mean over an epoch.
           reads_test: whether a test split was scored; `test_reads` counts that, whatever the flags.
+          fingerprints: of the content of what is scored, by split, where other places may hold other data than the run's own.
           more: anything else worth keeping.
 
         Raises:
           FileNotFoundError: `trained_on` has not been called for this run, or it was not trained to its end.
+          ValueError: what is scored is not what the run's result.json is about, and no flag says so.
         """
         left = {}
         for name, needed in (("data", "run.trained_on"), ("training", "fit, which ends with it,")):
@@ -294,6 +300,9 @@ class Run(Generic[ConfigType]):
         paths = [self.folder / name for name in ("result.json", "evaluation.json")]
         before = {path: json.loads(path.read_text()) for path in paths if path.exists()}
         test_reads = max((one.get("test_reads", 0) for one in before.values()), default=0) + reads_test
+        if fingerprints is not None:
+            self._compare(before.get(paths[0], {}).get("fingerprints", {}), fingerprints)
+            more |= {"fingerprints": dict(fingerprints)}
         result = {
             "experiment": self.task,
             **left["data"],
@@ -313,6 +322,17 @@ class Run(Generic[ConfigType]):
             if self.changed and paths[0] in before:  # whoever looks at the run's own figures has to see every look at the test
                 _write_json(paths[0], before[paths[0]] | {"test_reads": test_reads})
         return result
+
+    def _compare(self, own: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
+        """Counts places among the flags that changed where a split is no longer what it was."""
+        others = [split for split in own.keys() & scored.keys() if own[split] != scored[split]]
+        if others and not self._elsewhere:
+            raise ValueError(
+                f"{self.folder}: expected the {others[0]} split that its result.json is about, got another in the same place; "
+                "give it a name of its own and evaluate with that, or train with another --name"
+            )
+        if others:
+            self.changed |= self._elsewhere
 
     def say_end(self, result: Mapping[str, Any]) -> None:
         """The last line of an experiment, of what `finish` gave: how long it was trained, on what, and where all of it is."""

@@ -126,6 +126,11 @@ def test_the_texts_of_a_table_that_is_asked_about(tmp_path):
     assert labelled_texts.texts_of_table(tsv(tmp_path / "bare.tsv", [("art", "b")], ("art", "a")), bare) == ["a", "b"]
     (tmp_path / "nothing").write_text("")
     assert labelled_texts.texts_of_table(tmp_path / "nothing", flags) is None
+    (tmp_path / "lines.txt").write_text("text\na second line\n")  # whose first is a word that columns are called, too
+    assert labelled_texts.texts_of_table(tmp_path / "lines.txt", TextFlags()) is None
+    assert labelled_texts.texts_of_table((tmp_path / "lines.txt").rename(tmp_path / "one.tsv"), TextFlags()) == [
+        "a second line"
+    ]
     misnamed = tsv(tmp_path / "misnamed.csv", [("a", "b")], ("label", "txt"))
     with pytest.raises(ValueError, match=r"misnamed\.csv: expected the columns title, body, got label"):
         labelled_texts.texts_of_table(misnamed, flags)
@@ -163,7 +168,9 @@ def test_flags_that_do_not_fit(tmp_path):
             "train_file: expected --dataset files with it, got --dataset imdb",
         ),
         ({"train_file": tmp_path / "a.tsv"}, "train_file, test_file: expected both with --dataset files"),
-        ({"text_columns": ()}, "text_columns: expected at least one, got none"),
+        ({"text_columns": ()}, "text_columns: expected different columns, without the label column label, got none"),
+        ({"text_columns": ("a", "label")}, "without the label column label, got a, label"),  # it would read the answer
+        ({"text_columns": ("a", "a")}, "text_columns: expected different columns, .*, got a, a"),
         ({"header": ("a",)}, "header: expected it with files, got it with --dataset reviews"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -193,7 +200,7 @@ def test_a_folder_and_who_validates(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"expected columns of imdb, which has label, text, got kind, text"):
         load_texts(TextFlags(dataset="imdb", label_column="kind"), tmp_path)
     with pytest.raises(ValueError, match="text_columns: expected columns of texts, got label"):
-        load_texts(TextFlags(dataset="imdb", text_columns=("label",)), tmp_path)
+        load_texts(TextFlags(dataset="imdb", label_column="text", text_columns=("label",)), tmp_path)
     tsv(folder / "test.tsv", [*rows[:4], ("7", "of no class")])
     with pytest.raises(ValueError, match=r"imdb, test 4: expected a class that training texts have, \['0', '1'\], got '7'"):
         load_texts(TextFlags(dataset="imdb"), tmp_path)
@@ -213,6 +220,8 @@ def test_a_tenth_of_a_small_set_validates_and_no_text_of_it_is_trained_on():
     left_out = report.findings["training texts left out, as they validate"]["count"]
     assert len(train.texts) == 36 - left_out
     assert left_out == sum(twice.count(text) for text in set(validation.texts)) - 4
+    with pytest.raises(ValueError, match="train_file: expected texts that differ, got 20 of which none is left beside 2 for"):
+        held_out(LabelledTexts(["the same"] * 20, np.zeros(20, np.int32)), report)
     with pytest.raises(ValueError, match="validation_file: expected one with fewer than 10 training texts, got 9 and none"):
         held_out(LabelledTexts(twice[:9], np.zeros(9, np.int32)), report)
 

@@ -187,8 +187,17 @@ def test_another_test_file_is_an_evaluation_of_its_own(tmp_path):
     assert details["findings"]["the same text in two splits"]["count"] == details["duplicates"] == 6
     assert "accuracy_without_duplicates" not in result["metrics"]  # of no text
     call("evaluate", "--runs-dir", tmp_path, *files, tmp_path / "other.tsv")
-    again = json.loads((folder / "result.json").read_text())
-    assert (again["split"], again["test_reads"]) == ("test, all 3", 2)
+    assert json.loads((folder / "result.json").read_text()) == result | {"test_reads": 2}
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert (evaluation["split"], evaluation["changed"]) == ("test, all 3", {"test_file": str(tmp_path / "other.tsv")})
+    moved = (tmp_path / "test.tsv").rename(tmp_path / "moved.tsv")  # the same texts in another place
+    call("evaluate", "--runs-dir", tmp_path, *files, moved)
+    assert json.loads((folder / "result.json").read_text())["metrics"] == result["metrics"]
+    (tmp_path / "test.tsv").write_text((tmp_path / "other.tsv").read_text())
+    with pytest.raises(
+        SystemExit, match=r"expected the test split that its result\.json is about, got another in the same place"
+    ):
+        call("evaluate", "--runs-dir", tmp_path)
     (tmp_path / "train.tsv").write_text("label\ttext\n" + "\n".join(rows[2:]) + "\n")
     with pytest.raises(SystemExit, match="expected the data that the run was trained on"):
         call("evaluate", "--runs-dir", tmp_path)

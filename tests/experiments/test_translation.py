@@ -105,7 +105,7 @@ def test_a_run_leaves_all_its_files(finished):
     assert 0 < details["padding"] < 1
     assert details["translations"]["test"].keys() == {"texts", "cut_off", "empty"}
     assert details["translations"]["test"]["empty"] == texts.count("")
-    assert len(details["fingerprints"]["test"]) == 16
+    assert len(result["fingerprints"]["test"]) == 16
 
 
 def test_rates_of_dropout_reach_both_sides():
@@ -203,6 +203,8 @@ def test_texts_are_read_as_those_of_a_training_are(tmp_path):
         (tmp_path / name).write_bytes(data)
         assert texts_named([str(tmp_path / name)]) == ["a\u2028b\x0bc", " d ", "e\u0301"]
     assert texts_named(["x" * 300, " y"]) == ["x" * 300, " y"]  # longer than the name of a file may be
+    with pytest.raises(ValueError, match="expected UTF-8, got the byte 0xff at place 3"):
+        texts_named(["bad\udcff"])  # which is what Python makes of such a byte on the command line
     (tmp_path / "bad").write_bytes(b"a\nb\xff")
     with pytest.raises(ValueError, match=r"/bad:2: expected UTF-8, got the byte 0xff at place 1"):
         texts_named([str(tmp_path / "bad")])

@@ -44,7 +44,8 @@ def texts_named(inputs: Iterable[str]) -> list[str]:
 
     Raises:
       FileNotFoundError: no such file, of an input that looks like the name of one, as `_is_name` has it, or a folder.
-      ValueError: bytes that are not UTF-8, by file and line; a damaged .gz or .xz file; a file or an input without a line.
+      ValueError: bytes that are not UTF-8, of an input or by file and line; a damaged .gz or .xz file; a file or an input
+        without a line.
     """
     texts: list[str] = []
     for text in inputs:
@@ -57,7 +58,7 @@ def texts_named(inputs: Iterable[str]) -> list[str]:
         elif _is_name(text):
             raise FileNotFoundError(f"{text}: expected a file, found none; as a text it can come by standard input")
         else:
-            texts.append(text)
+            texts += _all_utf8([_decoded(os.fsencode(text))], repr(text))  # the shell hands bytes on as they are
     return texts
 
 
