@@ -28,10 +28,14 @@ class Step(NamedTuple):
 
     @property
     def season(self) -> int:
-        """Steps of the season where nobody says another: of a day, a week or a year, the shortest that is longer."""
+        """Steps of the season where nobody says another: of a day, a week or a year, the shortest that is whole steps, more than
+        one. A year counts as 12 months, or 52 weeks where the step is a week; where none is whole steps, 1.
+        """
         if self.months:
-            return max(1, 12 // self.amount)
-        return next((whole // self.amount for whole in (DAY, WEEK) if self.amount < whole), 52 if self.amount == WEEK else 1)
+            return 1 if 12 % self.amount else 12 // self.amount
+        if self.amount == WEEK:
+            return 52
+        return next((whole // self.amount for whole in (DAY, WEEK) if self.amount < whole and whole % self.amount == 0), 1)
 
 
 def step_of(dates: np.ndarray) -> Step:

@@ -21,7 +21,7 @@ def moments(*texts):
         (moments("2016-02-28", "2016-02-29", "2016-03-02", "2016-03-03"), Step(86_400, False), "1 day", 7),
         (moments("2016-01-31", "2016-02-07"), Step(604_800, False), "1 week", 52),
         (moments("2016-01-01T00:00", "2016-01-01T00:15"), Step(900, False), "15 minutes", 96),
-        (moments("2016-01-01T00:00:00", "2016-01-01T00:00:07"), Step(7, False), "7 seconds", 12_342),
+        (moments("2016-01-01T00:00:00", "2016-01-01T00:00:07"), Step(7, False), "7 seconds", 86_400),
         (moments("2015-12", "2016-01", "2016-02"), Step(1, True), "1 month", 12),
         (moments("2015-12-15T12:00", "2016-03-15T12:00"), Step(3, True), "3 months", 4),
         (moments("2015", "2016", "2017"), Step(12, True), "1 year", 1),
@@ -34,6 +34,23 @@ def test_the_step_is_that_of_most_neighbours(dates, step, told, season):
     found = step_of(dates)
     assert (found, str(found), found.season) == (step, told, season)
     assert json.loads(json.dumps(found)) == list(step)  # as a run keeps it
+
+
+@pytest.mark.parametrize(
+    ("step", "season"),
+    [
+        (Step(5 * 3600, False), 1),  # of neither a day nor a week
+        (Step(7 * 3600, False), 24),  # a week
+        (Step(12 * 3600, False), 2),
+        (Step(2 * 86_400, False), 1),
+        (Step(14 * 86_400, False), 1),
+        (Step(5, True), 1),
+        (Step(4, True), 3),
+        (Step(24, True), 1),
+    ],
+)
+def test_a_season_is_whole_steps_of_a_cycle(step, season):
+    assert step.season == season
 
 
 def test_dates_and_places_are_each_others_inverse():
