@@ -134,8 +134,6 @@ class Config(TextFlags, TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dropout is not None and self.dropout >= 1:
-            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout}")
         if self.vocabulary_size and self.symbols != "characters":
             raise ValueError(f"vocabulary_size: expected it with --symbols characters, got it with {self.symbols}")
         if 0 < self.vocabulary_size < UNKNOWN + 2:

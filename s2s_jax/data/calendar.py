@@ -28,8 +28,8 @@ class Step(NamedTuple):
 
     @property
     def season(self) -> int:
-        """Steps of the season where nobody says another: of a day, a week or a year, the shortest that is whole steps, more than
-        one. A year counts as 12 months, or 52 weeks where the step is a week; where none is whole steps, 1.
+        """Steps of the season where nobody says another: of a day, a week or a year, the shortest that is several whole
+        steps. A year counts as 12 months, or 52 weeks where the step is a week; where none is whole steps, 1.
         """
         if self.months:
             return 1 if 12 % self.amount else 12 // self.amount

@@ -136,9 +136,11 @@ def _rows(path: Path, notes: list[str]) -> tuple[list[str], list[tuple[int, list
     """The header, and each row with its line; empty lines are left out, as a file may end with some."""
     rows = comma_separated(path)
     header = [column.strip() for column in next(rows, (1, []))[1]]
+    if not header:
+        raise ValueError(f"{path}: expected a header and rows, got an empty file")
     if len(header) == 1 and (separator := next((sign for sign in ";\t" if sign in header[0]), None)):
         raise ValueError(f"{path}:1: expected commas between columns, got {'a semicolon' if separator == ';' else 'a tab'}")
-    if header and _DATE.fullmatch(header[0]):
+    if _DATE.fullmatch(header[0]):
         raise ValueError(f"{path}:1: expected a header, got a row that begins with the date {header[0]}")
     kept = []
     for line, row in rows:
@@ -151,7 +153,7 @@ def _rows(path: Path, notes: list[str]) -> tuple[list[str], list[tuple[int, list
         else:
             header, kept = header[1:], [(line, row[1:]) for line, row in kept]
             notes.append("line 1: the first column, which has no name, is taken for an index and left out")
-    if not header or len(set(header)) != len(header) or not all(header):
+    if len(set(header)) != len(header) or not all(header):
         raise ValueError(f"{path}:1: expected a header of different names, got {header}")
     return header, kept
 

@@ -1,6 +1,7 @@
 """Which series, read and split how: flags that experiments on series share, and the tables that they name."""
 
 import dataclasses
+import math
 import os
 import zlib
 from collections.abc import Sequence
@@ -104,6 +105,8 @@ class Parts(NamedTuple):
 def load_series(flags: SeriesFlags, data_dir: Path | None) -> Series:
     """Raises a ValueError where the flags name no series, or one that is not there."""
     if flags.csv is not None:
+        if not flags.csv.is_file():
+            raise ValueError(f"csv: expected a file, found none at {flags.csv}")
         return _without_ahead(flags, read_own(flags, flags.csv))
     if flags.dataset == "seasonal":
         return seasonal_series()
@@ -112,15 +115,17 @@ def load_series(flags: SeriesFlags, data_dir: Path | None) -> Series:
     folder = data_dir or os.environ.get("S2S_DATA_DIR")
     if not folder:
         raise ValueError(f"data_dir: expected a folder that holds {flags.dataset}, got none")
-    if flags.dataset == "ett":
-        return read_own(flags, Path(folder) / "ett/ETTh1.csv.xz")._replace(name="etth1")
-    return read_own(flags, Path(folder) / f"small_series/{flags.dataset}.csv")
+    path = Path(folder) / ("ett/ETTh1.csv.xz" if flags.dataset == "ett" else f"small_series/{flags.dataset}.csv")
+    if not path.is_file():
+        raise ValueError(f"data_dir: expected a folder that holds {flags.dataset}, found no file at {path}")
+    series = read_own(flags, path)
+    return series._replace(name="etth1") if flags.dataset == "ett" else series
 
 
 def read_own(flags: SeriesFlags, path: Path, columns: Sequence[str] = ()) -> Series:
     """Columns of a csv file, those that the flags name if no others are; what is known ahead may go on beyond the others."""
     if not path.is_file():
-        raise ValueError(f"csv: expected a file, found none at {path}")
+        raise ValueError(f"{path}: expected a file, found none")
     named = columns or ((*flags.targets, *flags.covariates) if flags.targets else ())
     return read_series(path, date=flags.date_column, columns=named, ahead=flags.known_covariates, bad_rows=flags.bad_rows)
 
@@ -169,7 +174,8 @@ def parts_of(flags: SeriesFlags, series: Series, *, scaled: bool = True) -> Part
       scaled: whether targets are standardised by the training part, as covariates are.
 
     Raises:
-      ValueError: parts without a window or an observed target; columns that there are not; a season as long as the training.
+      ValueError: too few steps; parts without a window or an observed target; columns that there are not; a season as long as
+        the training.
     """
     if flags.dataset == "ett":
         train, validation, test = np.cumsum(ETT_PARTS).tolist()
@@ -180,6 +186,13 @@ def parts_of(flags: SeriesFlags, series: Series, *, scaled: bool = True) -> Part
         validation = test - round(flags.test_share * test)
         train = validation - round(flags.validation_share * test)
     if not 0 < train < validation < test:
+        shares = flags.validation_share, flags.test_share
+        if min(shares) > 0 and sum(shares) < 1:  # which some number of steps would fit
+            read = flags.look_back + flags.horizon
+            # Each end of a part may be rounded by half a step.
+            enough = math.ceil(max(flags.horizon / min(shares), (read + 1) / (1 - sum(shares))))
+            needed = f"a look-back of {flags.look_back} and a horizon of {flags.horizon}, for which {enough} are enough"
+            raise ValueError(f"{series.name}: expected more steps, for {needed}, got {test}")
         raise ValueError(
             f"validation_share, test_share: expected parts of at least a step, got ends {train}, {validation}, {test}"
         )

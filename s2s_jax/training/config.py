@@ -26,6 +26,7 @@ class RunConfig:
 
     may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "checkpoint_every")
     may_be_negative: ClassVar[tuple[str, ...]] = ()  # of floating numbers
+    rates: ClassVar[tuple[str, ...]] = ("dropout",)  # below 1, where an experiment has them
     # Where a run is, finds its data and is computed may change from sitting to sitting without making it another run.
     places: ClassVar[tuple[str, ...]] = ("runs_dir", "data_dir", "checkpoint_every")
     # By command: dataclasses of flags that it takes, train besides those of the config. Those that the config inherits say what
@@ -53,6 +54,8 @@ class RunConfig:
             signed = field.name in self.may_be_negative
             if type(value) is float and not (math.isfinite(value) and (signed or value >= 0)):
                 raise ValueError(f"{field.name}: expected a {'finite number' if signed else 'number from 0 on'}, got {value}")
+            if field.name in self.rates and value is not None and value >= 1:
+                raise ValueError(f"{field.name}: expected a rate in [0, 1), got {value}")
         config: Any = self
         for name, models in self.taken_by.items():
             if getattr(config, name) != getattr(type(config), name) and config.model not in models:

@@ -283,6 +283,10 @@ REFUSED = {
         with_(AUDIO, manifest__tsv=MANIFEST.replace("speaker", "text")),
         "manifest.tsv:1: expected a header of different names",
     ),
+    "manifest: empty": (
+        with_(AUDIO, manifest__tsv=""),
+        "manifest.tsv: expected a header and rows, got an empty file",
+    ),
     "manifest: only a header": (
         with_(AUDIO, manifest__tsv="split\tfile\n"),
         "manifest.tsv: expected lines after the header, found none",

@@ -125,7 +125,9 @@ def test_years_alone_are_dates(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", ":1: expected a header of different names"),
+        ("", ": expected a header and rows, got an empty file"),
+        ("\n\n", ": expected a header and rows, got an empty file"),
+        ("date,a\r2016-01,1\r2016-02,2\r", ":1: expected lines that end with a line feed, with a carriage return before it or"),
         ("date,a,a\n", ":1: expected a header of different names"),
         ("date,b\n2016,1\n", ":1: expected the columns a, got date, b"),
         ("date,a\n2016-01,1\n", ": expected at least two rows, got 1"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import lzma
+import re
 
 import numpy as np
 import pytest
@@ -55,6 +56,24 @@ def test_other_series_are_cut_by_shares(folder, monkeypatch):
     ):
         with pytest.raises(ValueError, match=f"look_back, horizon: {message}"):
             parts_of(dataclasses.replace(flags, **sizes), load_series(flags, None))
+
+
+def test_a_file_of_few_steps_is_told_how_many_are_enough(tmp_path):
+    path = tmp_path / "two.csv"
+
+    def parts(steps, **options):
+        path.write_text("date,a\n" + "".join(f"{1900 + step},{step}\n" for step in range(steps)))
+        flags = SeriesFlags(csv=path, look_back=5, horizon=2, **options)
+        return parts_of(flags, load_series(flags, None))
+
+    for options in ({}, {"validation_share": 0.05, "test_share": 0.45}):
+        told = "^two: expected more steps, for a look-back of 5 and a horizon of 2, for which ([0-9]+) are enough, got 2$"
+        with pytest.raises(ValueError, match=told) as error:
+            parts(2, **options)
+        enough = int(re.search(told, str(error.value))[1])
+        for steps in range(enough, enough + 30):
+            assert parts(steps, **options).test == steps
+    assert enough == 40
 
 
 def test_a_file_of_the_name_of_a_data_set_is_not_that_data_set(folder):
@@ -172,8 +191,13 @@ def test_what_is_not_there_is_named(monkeypatch, options, message):
 
 
 def test_columns_and_files_that_are_not_there(folder):
-    with pytest.raises(ValueError, match="csv: expected a file, found none at"):
+    path = folder / "small_series/monthly-sunspots.csv"
+    with pytest.raises(ValueError, match=f"^data_dir: expected a folder that holds monthly-sunspots, found no file at {path}$"):
         load_series(SeriesFlags(dataset="monthly-sunspots"), folder)
+    with pytest.raises(ValueError, match=f"^csv: expected a file, found none at {path}$"):
+        load_series(SeriesFlags(csv=path), folder)
+    with pytest.raises(ValueError, match=f"^{path}: expected a file, found none$"):  # one to predict, which no flag names
+        read_own(SeriesFlags(), path)
     series = load_series(SeriesFlags(dataset="airline-passengers"), folder)
     with pytest.raises(ValueError, match="targets, covariates: expected columns among Passengers, got rain"):
         parts_of(SeriesFlags(dataset="airline-passengers", past_covariates=("rain",)), series)

@@ -281,6 +281,7 @@ def test_bad_rows_and_flags_that_do_not_fit(tmp_path, capsys):
         ({"model": "repeat_vector", "dropout": 0.9}, "dropout: expected it with attention"),
         ({"segment": 5}, "segment: expected it with segments, got it with attention"),
         ({"model": "segments", "calendar": False}, "calendar: expected no --no-calendar with segments, which reads the series"),
+        ({"dropout": 1.5}, r"^dropout: expected a rate in \[0, 1\), got 1.5"),
         ({"csv": Path("a.csv"), "dataset": "ett"}, "csv: expected --dataset files with it, got --dataset ett"),
     ],
 )

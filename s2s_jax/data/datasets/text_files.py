@@ -139,7 +139,9 @@ def read_rows(path: Path, required: Sequence[str], header: Sequence[str] = ()) -
       ValueError: no row, a row of another number of columns, or a header without the required names.
     """
     rows = _rows(path)
-    names = list(header) or next(rows, (1, [""]))[1]
+    names = list(header) or next(rows, (1, []))[1]
+    if not names:
+        raise ValueError(f"{path}: expected a header and rows, got an empty file")
     if len(names) > 1 and not names[0] and all(names[1:]):
         likely = "which is as pandas writes its index; with index=False it writes none"
         raise ValueError(f"{path}:1: expected a name of each column, got none of the first, {likely}")
@@ -191,7 +193,8 @@ def comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows of a comma-separated file, the header too, each with the number of its last line; empty lines are none.
 
     Raises:
-      ValueError: quotes that make no sense, by file and line; of one that does not end the line where its row begins.
+      ValueError: quotes that make no sense, by file and line; of one that does not end the line where its row begins. A line
+        that ends with a carriage return alone, as those of `read_lines` do not.
     """
     rows = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
     first = 1  # line of the row that is read
@@ -203,6 +206,9 @@ def comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
     except csv.Error as error:
         if str(error) == "unexpected end of data":
             raise ValueError(f"{path}:{first}: expected an end of the quote that begins in this row, got none") from error
+        if str(error).startswith("new-line character"):
+            expected = "lines that end with a line feed, with a carriage return before it or without"
+            raise ValueError(f"{path}:{rows.line_num}: expected {expected}, got a carriage return alone") from error
         begins = f", in the row that begins in line {first}" if first < rows.line_num else ""
         raise ValueError(f"{path}:{rows.line_num}: {error}{begins}") from error
 
