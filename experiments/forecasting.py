@@ -18,8 +18,8 @@ r"""A network learns to forecast series: classic encoder-decoders, probabilistic
 
 Every window of the test part is scored, those that overlap too, and each step ahead counts alike. Series are standardised by
 the training part, but counts are not; `mse`, `mae` and `crps` are of standardised values, as published figures are. `mase`
-divides by the error of the seasonal naive forecast within the training part, and is left out where a series repeats exactly
-there or stands still; `smape` is of the values as they come, 0 to 2;
+divides by the error of the seasonal naive forecast within the training part, and leaves out, by name, series that repeat
+exactly there or stand still; `smape` is of the values as they come, 0 to 2;
 `coverage` is the share of true values between the quantiles 0.1 and 0.9. Beside them: the last value, the last season, and
 least squares (NLinear). Of the autoregressive model the loss in training is of past and future, in validation of the future.
 """
@@ -249,16 +249,17 @@ def sizes_of(table: Table) -> tuple[int, int, int, int]:
 
 def report(run: Run[Config], model: Any, series: Series, parts: Parts) -> None:
     """Scores all windows of the splits beside the baselines, draws, and writes result.json."""
-    splits = run.flags.splits
+    splits, targets = run.flags.splits, targets_of(run.config, series)
     config, task = run.config, run.config.task
     ends = {"validation": (parts.train, parts.validation), "test": (parts.validation, parts.test)}
     metrics: dict[str, float] = {}
     baselines: dict[str, Any] = {}
-    count, shown = 0, list[ForecastBatch]()
+    count, shown, without_mase = 0, list[ForecastBatch](), list[str]()
     for split in splits:
         plan = task.in_order(parts.table, *ends[split], config.samples)
         said = forecast_windows(task, model, parts.table, plan, samples=config.samples, levels=(LOW, HIGH), seed=config.seed)
-        found, shown = score_windows(task, said, parts.table, parts.train, parts.scaler.of(parts.targets), parts.season)
+        scored = score_windows(task, said, parts.table, parts.train, parts.scaler.of(parts.targets), parts.season)
+        found, shown = scored.scores, scored.shown
         count = len(task.origins(*ends[split])["origin"])
         run.say(f"\n{split}, {count} windows of {series.name} ({config.origin}), {task.length} steps to {task.horizon}:")
         names = list(found["model"])
@@ -266,19 +267,20 @@ def report(run: Run[Config], model: Any, series: Series, parts: Parts) -> None:
         for name, of_name in found.items():
             told = "".join(f"{of_name[metric]:10.4f}" if metric in of_name else f"{'':>10}" for metric in names)
             run.say(f"{config.model if name == 'model' else name:<16}{told}")
-        if found and "mase" not in names:
-            run.say(f"No mase, as one of the series repeats exactly after {parts.season} steps, or stands still, in training.")
+        if without_mase := [targets[column] for column in scored.without_mase]:
+            why = f"repeats exactly after {parts.season} steps, or stands still, in training"
+            run.say(f"No mase of {', '.join(without_mase)}, of which each {why}.")
         suffix = "" if split == "test" else f"_{split}"
         metrics |= {f"{metric}{suffix}": value for metric, value in found.pop("model").items()}
         baselines[split] = found
     result = run.finish(
         split=f"{splits[-1]}, all {count} windows",
         metrics=metrics,
-        published=published(config, targets_of(config, series)),
+        published=published(config, targets),
         examples_per_step=config.batch_size,
         reads_test="test" in splits,
         parameters=count_parameters(model),
-        details={"baselines": baselines},
+        details={"baselines": baselines, "without_mase": without_mase},
     )
     if not run.changed:
         draw(run, series, parts, shown)

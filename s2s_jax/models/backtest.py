@@ -128,15 +128,30 @@ def _forecast(graphdef: Any, how: Any, state: Any, arrays: Any, batch: Any, key:
 Scores = dict[str, dict[str, float]]
 
 
+class Scored(NamedTuple):
+    """How good forecasts are.
+
+    Attributes:
+      scores: metrics over all windows by name of the forecast, "model" first.
+      without_mase: numbers of the series that `mase` leaves out.
+      shown: the first and the last batch of windows.
+    """
+
+    scores: Scores
+    without_mase: tuple[int, ...]
+    shown: list[ForecastBatch]
+
+
 def score_windows(
     task: ForecastTask, said: Iterable[ForecastBatch], table: Table, train: int, scaler: Scaler, season: int
-) -> tuple[Scores, list[ForecastBatch]]:
-    """Metrics over all windows by name of the forecast, "model" first; and the first and the last batch of windows.
+) -> Scored:
+    """Scores a model and its baselines over all windows.
 
     `mse`, `mae` and `crps` are in units of the table; `mase` and `smape` as in `s2s_jax.forecast_metrics`, the latter in units
     of the series; `coverage` is that of the interval.
 
-    `mase` is left out where a series repeats exactly in training. A point's `crps` is its absolute error.
+    `mase` leaves out series that repeat exactly in training, by whose error of zero nothing can be divided; where no other is
+    left, there is none. A point's `crps` is its absolute error.
 
     Args:
       task: what was asked.
@@ -149,6 +164,7 @@ def score_windows(
     values = table.values.astype(np.float64)
     linear = Linear(values[:train], task.length, task.horizon)
     error = forecast_metrics.seasonal_error(np.where(table.observed, values, np.nan)[:train], season)
+    divides = error > 0
     totals: dict[str, dict[str, Mean]] = {}
     shown: list[ForecastBatch] = []
     for batch in said:
@@ -167,11 +183,14 @@ def score_windows(
                 "smape": forecast_metrics.smape(scaler.back(point), scaler.back(batch.truth)),
                 "crps": forecast_metrics.crps(batch.samples if name == "model" else point[None], batch.truth),
             }
-            if np.all(error > 0):
-                found["mase"] = forecast_metrics.mase(point, batch.truth, error)
             if name == "model" and not task.distribution.point:
                 found["coverage"] = forecast_metrics.coverage(batch.low, batch.high, batch.truth)
             into = totals.setdefault(name, {})
             for metric, value in found.items():
                 into[metric] = into.get(metric, Mean(0.0, 0)) + Mean(value * count, count)
-    return {name: {metric: mean.value() for metric, mean in found.items()} for name, found in totals.items()}, shown
+            truth = batch.truth[..., divides]
+            if of_divided := int((~np.isnan(truth)).sum()):
+                value = forecast_metrics.mase(point[..., divides], truth, error[divides])
+                into["mase"] = into.get("mase", Mean(0.0, 0)) + Mean(value * of_divided, of_divided)
+    scores = {name: {metric: mean.value() for metric, mean in found.items()} for name, found in totals.items()}
+    return Scored(scores, tuple(np.flatnonzero(~divides).tolist()), shown)

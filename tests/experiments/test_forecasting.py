@@ -215,7 +215,10 @@ def test_what_is_known_of_each_series_is_read(tmp_path, capsys):
     assert (result["split"].split(",")[0], result["test_reads"]) == ("validation", 0)
     assert all(name.endswith("_validation") for name in result["metrics"])
     printed = capsys.readouterr().out
-    assert "No mase, as one of the series repeats exactly after 24 steps, or stands still, in training." in printed
+    assert "No mase of hour, of which each repeats exactly after 24 steps, or stands still, in training." in printed
+    assert result["details"]["without_mase"] == ["hour"]
+    assert {"mase_validation"} == {name for name in result["metrics"] if "mase" in name}
+    assert all("mase" in of_name for of_name in result["details"]["baselines"]["validation"].values())
     static.write_text(static.read_text().replace("4", "5"))
     with pytest.raises(SystemExit, match="expected the data that the run was trained on"):
         call("evaluate", "--runs-dir", tmp_path)

@@ -51,8 +51,8 @@ def test_scores_are_means_over_all_windows_however_they_are_cut():
     task = ForecastTask(L, H, squared_error, covariates=False)
     (whole,) = forecast_windows(task, Known(1), TABLE, task.in_order(TABLE, 20, 40, samples=1))
     parts = [type(whole)(*(leaf[rows] for leaf in whole[:6]), whole.samples[:, rows]) for rows in (slice(5), slice(5, None))]
-    found, shown = score_windows(task, iter(parts), TABLE, 20, STANDARD, season=3)
-    assert [batch.origins[0] for batch in shown] == [20, 25]
+    found, left_out, shown = score_windows(task, iter(parts), TABLE, 20, STANDARD, season=3)
+    assert ([batch.origins[0] for batch in shown], left_out) == ([20, 25], ())
     assert list(found) == ["model", "naive", "seasonal naive", "linear"]
     assert set(found["model"]) == {"mse", "mae", "mase", "smape", "crps"}
     error = whole.mean - whole.truth
@@ -65,11 +65,34 @@ def test_scores_are_means_over_all_windows_however_they_are_cut():
     assert found["model"]["smape"] == pytest.approx(np.nanmean(smape))
     assert found["naive"]["crps"] == pytest.approx(np.nanmean(np.abs(last)))
     # A season longer than the past is that of the table.
-    longer, _ = score_windows(task, iter(parts), TABLE, 20, STANDARD, season=L + 5)
+    longer, *_ = score_windows(task, iter(parts), TABLE, 20, STANDARD, season=L + 5)
     season = TABLE.values[whole.origins[:, None] - L - 5 + np.arange(H)]
     assert longer["seasonal naive"]["mae"] == pytest.approx(np.nanmean(np.abs(season - whole.truth)))
-    still = TABLE._replace(values=np.where(np.arange(T)[:, None] < 20, 1, TABLE.values).astype(np.float32))
-    assert "mase" not in score_windows(task, iter(parts), still, 20, STANDARD, season=3)[0]["model"]
+
+
+def test_mase_leaves_out_series_that_repeat_exactly():
+    """Of the model and of each baseline; the others' windows count as if they were alone."""
+    task = ForecastTask(L, H, squared_error, covariates=False)
+    for repeats, left in (((True, False), (1,)), ((False, True), (0,)), ((True, True), ())):
+        values = np.where((np.arange(T)[:, None] < 20) & np.array(repeats), np.arange(T)[:, None] % 3, TABLE.values)
+        table = TABLE._replace(values=values.astype(np.float32))
+        (whole,) = forecast_windows(task, Known(1), table, task.in_order(table, 20, 40, samples=1))
+        parts = [
+            type(whole)(*(leaf[rows] for leaf in whole[:6]), whole.samples[:, rows]) for rows in (slice(5), slice(5, None))
+        ]
+        found, left_out, _ = score_windows(task, iter(parts), table, 20, STANDARD, season=3)
+        assert left_out == tuple(np.flatnonzero(repeats))
+        alone = table._replace(values=table.values[:, list(left)], observed=table.observed[:, list(left)])
+        for of_name in found.values():
+            assert ("mase" in of_name) == bool(left)
+            assert np.isfinite(of_name["mae"])
+        if left:
+            of_one = [
+                batch._replace(**{leaf: getattr(batch, leaf)[..., list(left)] for leaf in batch._fields[1:]}) for batch in parts
+            ]
+            want, *_ = score_windows(task, iter(of_one), alone, 20, STANDARD.of(left), season=3)
+            for name in ("model", "naive", "seasonal naive"):  # least squares is fitted to all series at once
+                assert found[name]["mase"] == pytest.approx(want[name]["mase"])
 
 
 def test_samples_and_intervals_are_scored_by_their_definitions():
@@ -95,7 +118,7 @@ def test_what_comes_after_the_training_part_is_learned_by_nothing():
     before, after = (score_windows(task, iter(said), table, 20, STANDARD, season=3)[0] for table in (TABLE, changed))
     assert before["linear"] == after["linear"]
     assert before["model"] == after["model"]
-    longer, _ = score_windows(task, iter(said), TABLE, 21, STANDARD, season=3)
+    longer, *_ = score_windows(task, iter(said), TABLE, 21, STANDARD, season=3)
     assert longer["linear"]["mse"] != before["linear"]["mse"]
     assert longer["model"]["mase"] != before["model"]["mase"]
 
