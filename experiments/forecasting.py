@@ -37,13 +37,14 @@ import numpy as np
 from flax import nnx
 
 from s2s_jax import cells, plots
-from s2s_jax.data.calendar import Step
+from s2s_jax.data.calendar import Step, as_written
 from s2s_jax.data.pipeline import Batches
-from s2s_jax.data.series import Series
+from s2s_jax.data.series import Series, keep_findings
 from s2s_jax.data.series_sets import (
     Parts,
     RowFlags,
     SeriesFlags,
+    check_dates,
     fingerprint,
     load_series,
     parts_of,
@@ -212,8 +213,6 @@ def train(run: Run[Config]) -> None:
     series = load_series(config, config.data_dir)
     if config.origin == "generated":
         run.say("No data set named: trains on generated series, whose figures say nothing about measured ones.")
-    if series.findings:
-        run.say(mended(series))
     parts = parts_of(config, series, scaled=not config.head.counts)
     model = build_model(config, *sizes_of(parts.table))
     if config.head.counts and ((parts.table.values < 0) | (parts.table.values % 1 != 0)).any():
@@ -223,8 +222,10 @@ def train(run: Run[Config]) -> None:
     if run.writes:
         scaler = {name: leaf.tolist() for name, leaf in parts.scaler._asdict().items()}
         static = None if parts.table.static is None else parts.table.static.tolist()
-        kept = {"columns": series.columns, "step": series.step, "cycles": parts.cycles, "static": static, **scaler}
-        (run.folder / "series.json").write_text(json.dumps(kept))
+        kept = {"columns": series.columns, "step": series.step, "cycles": parts.cycles, "static": static, "zone": series.zone}
+        (run.folder / "series.json").write_text(json.dumps(kept | scaler))
+        if told := keep_findings(series, run.folder / "findings.txt"):
+            run.say(told)
     measure_over = make_measure(functools.partial(measure, config, parts.table))
     validated = config.task.in_order(parts.table, parts.train, parts.validation, samples=1)
     trained = train_by_recipe(
@@ -235,12 +236,6 @@ def train(run: Run[Config]) -> None:
         lambda model: measure_over(model, validated),
     )
     report(run, trained.model, series, parts)
-
-
-def mended(series: Series, most: int = 5) -> str:
-    """What was wrong with the rows, for people."""
-    told = "".join(f"Found: {series.name}, {finding}\n" for finding in series.findings[:most])
-    return told + (f"and {len(series.findings) - most} more\n" if len(series.findings) > most else "")
 
 
 def sizes_of(table: Table) -> tuple[int, int, int, int]:
@@ -280,7 +275,7 @@ def report(run: Run[Config], model: Any, series: Series, parts: Parts) -> None:
         examples_per_step=config.batch_size,
         reads_test="test" in splits,
         parameters=count_parameters(model),
-        details={"baselines": baselines, "without_mase": without_mase},
+        details={"baselines": baselines, "without_mase": without_mase, "findings": len(series.findings)},
     )
     if not run.changed:
         draw(run, series, parts, shown)
@@ -329,13 +324,14 @@ def panel(
     back, origin = scaler.of([column]).back, int(said.origins[row])
     there = series.observed[origin - config.look_back : origin, series.columns.index(names[column])]
     truth = back(said.truth[row, :, column])
+    dates, _ = as_written(series.dates[origin - config.look_back : origin + config.horizon], series.zone)
     return {
-        "dates": series.dates[origin - config.look_back : origin + config.horizon],
+        "dates": dates,
         "history": np.where(there, back(said.past[row, :, column]), np.nan),
         "mean": back(said.mean[row, :, column]),
         "truth": None if np.isnan(truth).all() else truth,
         "interval": [back(end[row, :, column]) for end in (said.low, said.high)] if not config.head.point else None,
-        "title": f"{names[column]}, forecast from {str(series.dates[origin].item()).removesuffix(' 00:00:00')} on",
+        "title": f"{names[column]}, forecast from {str(dates[config.look_back].item()).removesuffix(' 00:00:00')} on",
     }
 
 
@@ -357,7 +353,7 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
     """Forecasts what comes after csv files: a csv and a picture of each in the run's folder, both named after it.
 
     Columns are found by name; others may stand beside them. Those that are known ahead have to go on beyond the
-    targets, whose cells are empty there.
+    targets, whose cells are empty there. Dates are written as a file writes its own, see `as_written`.
     """
     if not inputs:
         raise ValueError("expected at least one csv file")
@@ -375,8 +371,9 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
         )
         panels = [panel(config, series, names, scaler, said, 0, column) for column in range(len(names))]
         path = run.folder / f"forecast_{stem}.csv"
-        write(path, panels, names)
-        print(f"{name}: {config.horizon} steps from {series.dates[origin].item()} on are in {path}")
+        first, behind = as_written(series.dates[origin], series.zone)
+        write(path, panels, names, behind)
+        print(f"{name}: {config.horizon} steps from {first.item()}{behind} on are in {path}")
         figure = plots.forecasts(panels, title=f"{Path(name).name}{interval_name(config)}")
         print(f"  drawn in {run.figure(f'forecast_{stem}', figure)}")
 
@@ -385,9 +382,9 @@ def extended(run: Run[Config], name: str) -> tuple[Series, Table, Scaler, int]:
     """The series of a file with room for the steps ahead, its table, the scaler of its targets, and the first step ahead."""
     config, kept = run.config, json.loads((run.folder / "series.json").read_text())
     series = read_own(config, Path(name), kept["columns"])
-    print(mended(series), end="")
-    if list(series.step) != kept["step"]:
-        raise ValueError(f"{name}: expected steps of {Step(*kept['step'])}, as in the training, got steps of {series.step}")
+    print(keep_findings(series, run.folder / f"findings_{series.name}.txt"), end="")
+    zoned = kept.get("zone", series.zone) is not None  # of older runs it is not known
+    check_dates(series, Step(*kept["step"]), zoned, name)
     longer, origin = with_steps_ahead(config, series, name)
     targets = [series.columns.index(column) for column in targets_of(config, series)]
     scaler = Scaler(np.array(kept["mean"]), np.array(kept["deviation"]))
@@ -395,11 +392,14 @@ def extended(run: Run[Config], name: str) -> tuple[Series, Table, Scaler, int]:
     return longer, table_of(config, longer, scaler, kept["cycles"], static), scaler.of(targets), origin
 
 
-def write(path: Path, panels: list[dict[str, Any]], names: tuple[str, ...]) -> None:
-    """A row for each step ahead: its date, and of each series the mean and the ends of the interval, to their last bit."""
+def write(path: Path, panels: list[dict[str, Any]], names: tuple[str, ...], behind: str = "") -> None:
+    """A row for each step ahead: its date, and of each series the mean and the ends of the interval, to their last bit.
+
+    `behind` is written behind each date, which then has its hour; see `as_written`.
+    """
     dates = panels[0]["dates"][-len(panels[0]["mean"]) :]
-    daily = bool((dates == dates.astype("datetime64[D]")).all())
-    told = [str(date) for date in (dates.astype("datetime64[D]") if daily else dates).tolist()]
+    daily = not behind and bool((dates == dates.astype("datetime64[D]")).all())
+    told = [f"{date}{behind}" for date in (dates.astype("datetime64[D]") if daily else dates).tolist()]
     header, columns = ["date"], list[np.ndarray]()
     for name, shown in zip(names, panels, strict=True):
         header, columns = [*header, name], [*columns, shown["mean"]]

@@ -94,6 +94,57 @@ def dates_from(first: np.datetime64, step: Step, count: int) -> np.ndarray:
     return (month + ahead.astype("timedelta64[M]")).astype("datetime64[s]") + _within_month(np.array([first]), step.from_end)
 
 
+class Zone(NamedTuple):
+    """How dates that have a time zone are kept.
+
+    Attributes:
+      utc: whether they are brought to UTC; else they are the time on the clock there, as in daily data of a place whose clocks
+        change, which are no even steps in UTC.
+      offset: seconds that each of them was ahead of UTC; None where they differ.
+    """
+
+    utc: bool
+    offset: int | None
+
+
+def zoned(clock: np.ndarray, offsets: Int[np.ndarray, " T"]) -> tuple[np.ndarray, Zone]:
+    """Dates with a time zone as they are kept, and how.
+
+    They are kept as the time on the clock where that makes steps of a day or more, and as many dates lie on them as on those in
+    UTC; else in UTC.
+
+    Args:
+      clock: datetime64[s] [T], as written, without the offset.
+      offsets: seconds that each is ahead of UTC.
+    """
+    utc = clock - offsets.astype("timedelta64[s]")
+    local, apart = np.unique(clock), np.unique(utc)
+    of_local, step = _regular(local)
+    by_clock = step is not None and (step.months or step.amount >= DAY) and of_local >= _regular(apart)[0]
+    same = len(set(offsets.tolist())) == 1
+    return clock if by_clock else utc, Zone(not by_clock, int(offsets[0]) if same else None)
+
+
+def _regular(dates: np.ndarray) -> tuple[int, Step | None]:
+    """How many of rising dates lie on their step, and the step, where there are enough for one."""
+    step = step_of(dates) if len(dates) > 1 else None
+    return (0 if step is None else int((places(dates, step) >= 0).sum())), step
+
+
+def as_written(dates: np.ndarray, zone: Zone | None) -> tuple[np.ndarray, str]:
+    """Dates that are kept by a zone, or have none, as their file would write them, and what it would write behind each.
+
+    With the one offset of all dates of the file, such as +02:00. Where offsets differ nobody knows that of another date: those
+    in UTC are written with +00:00, and the time on the clock without an offset.
+    """
+    if zone is None or (zone.offset is None and not zone.utc):
+        return dates, ""
+    offset = zone.offset or 0
+    hours, minutes = divmod(abs(offset) // MINUTE, 60)
+    shown = dates + np.timedelta64(offset, "s") if zone.utc else dates
+    return shown, f"{'-' if offset < 0 else '+'}{hours:02}:{minutes:02}"
+
+
 class _Cycle(NamedTuple):
     """How long it is, from which step on it says nothing (both in seconds), and the share of it that a date is through."""
 

@@ -8,13 +8,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from s2s_jax.data.calendar import HOUR, MINUTE, Step, dates_from, places, step_of
-from s2s_jax.data.datasets.text_files import comma_separated, number_of
+from s2s_jax.data.calendar import HOUR, MINUTE, Step, Zone, dates_from, places, step_of, zoned
+from s2s_jax.data.datasets.text_files import comma_separated, number_of, write_texts
 
 _DATE = re.compile(r"\d{4}(-\d\d(-\d\d([ T]\d\d(:\d\d(:\d\d(\.0+)?)?(?P<zone>Z|[+-]\d\d:?\d\d)?)?)?)?)?", re.ASCII)
 _SEPARATED = re.compile(r"[+-]?\d+([.,' ]\d+)+")  # 1,234 or 1.234,5: numbers to people, but none of these
 _MISSING = {"", "na", "nan", "null", "none", "?"}
-_TOLD = 5  # findings in an error
+_TOLD = 5  # findings that are shown
 _MOST_MISSING = 10  # steps to each row, beyond which a date must be wrong
 _MOST_WRONG = 0.1  # of the rows, or one row: beyond it a column is no series of numbers, or there are several series
 
@@ -32,6 +32,7 @@ class Series(NamedTuple):
       values: [T, C]; where there was none, the last one before.
       observed: where `values` were read, and not filled in.
       findings: what was wrong and mended, or is not as in the file, for people, a line each.
+      zone: how dates that have a time zone are kept; None where they have none.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Series(NamedTuple):
     values: Float[np.ndarray, "T C"]
     observed: Bool[np.ndarray, "T C"]
     findings: tuple[str, ...] = ()
+    zone: Zone | None = None
 
 
 def read_series(
@@ -54,7 +56,8 @@ def read_series(
 ) -> Series:
     """A csv file, plain, .gz or .xz, with a header and dates such as 2016, 2016-07, 2016-07-01 or 2016-07-01 13:00[:00].
 
-    Dates may end with Z or +02:00, all or none: they are brought to UTC. A first column without a name, as pandas writes an
+    Dates may end with Z or +02:00, all or none: they are brought to UTC, or stay the time on the clock where that goes by a day
+    or more, as in daily data of a place whose clocks change; see `zoned`. A first column without a name, as pandas writes an
     index, is left out; where it holds the dates, it is called date.
 
     Args:
@@ -84,7 +87,7 @@ def read_series(
         raise ValueError(f"{path}:1: expected at least one column besides that of the dates, {date}")
     chosen = [header.index(column) for column in columns]
     lines, cells = [line for line, _ in rows], [[row[column] for column in chosen] for _, row in rows]
-    dates = _dates_of(path, rows, header.index(date), notes)
+    dates, zone = _dates_of(path, rows, header.index(date), notes)
     if len(dates) < 2:
         raise ValueError(f"{path}: expected at least two rows, got {len(dates)}")
     values, wrong = _numbers_of(path, columns, lines, cells)
@@ -109,7 +112,7 @@ def read_series(
     findings.sort()
     if findings and bad_rows == "error":
         told = "".join(f"\n{path}:{line}: {what}" for line, what in findings[:_TOLD])
-        more = f"\nand {len(findings) - _TOLD} more" if len(findings) > _TOLD else ""
+        more = f"\nand {len(findings) - _TOLD} more; repair keeps a list of all" if len(findings) > _TOLD else ""
         raise ValueError(f"bad_rows: expected none, got {len(findings)}; repair mends them, and says so:{told}{more}")
     read = np.full((place[-1] + 1, len(columns)), np.nan)
     read[place] = values[kept]
@@ -129,7 +132,22 @@ def read_series(
         read,
         observed,
         (*notes, *(f"line {line}: {what}" for line, what in findings)),
+        zone,
     )
+
+
+def keep_findings(series: Series, path: Path) -> str:
+    """Writes the findings of a series to a file, a line each, and tells the first of them and the file, for people.
+
+    Where there are none, nothing is told, and no file stays.
+    """
+    if not series.findings:
+        path.unlink(missing_ok=True)
+        return ""
+    write_texts(path, series.findings)
+    told = "".join(f"Found: {series.name}, {finding}\n" for finding in series.findings[:_TOLD])
+    more = f"and {len(series.findings) - _TOLD} more; " if len(series.findings) > _TOLD else ""
+    return f"{told}{more}all are in {path}\n"
 
 
 def _rows(path: Path, notes: list[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -158,9 +176,10 @@ def _rows(path: Path, notes: list[str]) -> tuple[list[str], list[tuple[int, list
     return header, kept
 
 
-def _dates_of(path: Path, rows: list[tuple[int, list[str]]], at: int, notes: list[str]) -> np.ndarray:
-    """datetime64[s] [N], in UTC where they have a time zone."""
+def _dates_of(path: Path, rows: list[tuple[int, list[str]]], at: int, notes: list[str]) -> tuple[np.ndarray, Zone | None]:
+    """datetime64[s] [N], and how they are kept where they have a time zone."""
     dates: list[np.datetime64] = []
+    offsets: list[int] = []  # seconds
     zones: set[str | None] = set()
     for line, row in rows:
         text = row[at].strip()
@@ -176,13 +195,16 @@ def _dates_of(path: Path, rows: list[tuple[int, list[str]]], at: int, notes: lis
             date = np.datetime64(text.removesuffix(zone or "").partition(".")[0].replace(" ", "T"), "s")
         except ValueError as error:
             raise ValueError(f"{path}:{line}: expected a date that there is, got {row[at]!r}") from error
-        if zone not in (None, "Z"):
-            ahead = HOUR * int(zone[1:3]) + MINUTE * int(zone[-2:])
-            date -= np.timedelta64(-ahead if zone[0] == "-" else ahead, "s")
+        ahead = 0 if zone in (None, "Z") else HOUR * int(zone[1:3]) + MINUTE * int(zone[-2:])
+        offsets.append(-ahead if zone and zone[0] == "-" else ahead)
         dates.append(date)
-    if zones - {None, "Z"}:
-        notes.append("the dates, which have a time zone, are brought to UTC")
-    return np.array(dates)
+    if zones <= {None}:
+        return np.array(dates), None
+    kept, how = zoned(np.array(dates), np.array(offsets))
+    if zones != {"Z"}:
+        are = "are brought to UTC" if how.utc else "are read as the time on the clock there"
+        notes.append(f"the dates, which have a time zone, {are}")
+    return kept, how
 
 
 def _numbers_of(path: Path, columns: Sequence[str], lines: list[int], cells: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from s2s_jax.data.calendar import Step, cycles_of, dates_from, places, step_of, time_features
+from s2s_jax.data.calendar import Step, Zone, as_written, cycles_of, dates_from, places, step_of, time_features, zoned
 from tests.samples import assert_close
 
 
@@ -70,6 +70,27 @@ def test_dates_and_places_are_each_others_inverse():
     dates = moments("2016-01-01T00:07", "2016-01-01T01:00", "2016-01-01T02:00", "2016-01-01T04:00")
     np.testing.assert_array_equal(places(dates, Step(3600, False)), [-1, 0, 1, 3])
     np.testing.assert_array_equal(places(moments("2016-01-01", "2016-02-02", "2016-03-01"), Step(2, True)), [0, -1, 1])
+
+
+def test_dates_are_written_as_their_file_writes_them():
+    """What `zoned` has read comes back where one offset is that of all; else as the same moment, or the same day."""
+    days, hours = np.arange("2016-03-25", "2016-03-31", dtype="datetime64[D]"), np.arange(6).astype("timedelta64[h]")
+    summer = 3600 * (1 + (np.arange(6) > 2))
+    for clock, offsets, dates, zone, behind in (
+        (days, np.full(6, -12_600), days, Zone(False, -12_600), "-03:30"),
+        (days, np.zeros(6, int), days, Zone(False, 0), "+00:00"),
+        (days, summer, days, Zone(False, None), ""),
+        (days + summer.astype("timedelta64[s]"), summer, days, Zone(True, None), "+00:00"),
+        (days[0] + hours, np.full(6, 7200), days[0] + hours - np.timedelta64(2, "h"), Zone(True, 7200), "+02:00"),
+        (days[:1], np.full(1, 3600), days[:1] - np.timedelta64(1, "h"), Zone(True, 3600), "+01:00"),
+    ):
+        kept, found = zoned(clock.astype("datetime64[s]"), offsets)
+        np.testing.assert_array_equal(kept, dates)
+        assert found == zone
+        shown, after = as_written(kept, zone)
+        assert after == behind
+        np.testing.assert_array_equal(shown, kept if zone.offset is None else clock)
+    assert as_written(days, None) == (days, "")
 
 
 def test_features_are_those_of_pythons_calendar():

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from s2s_jax.data.calendar import Step
-from s2s_jax.data.series import read_series
+from s2s_jax.data.calendar import Step, Zone
+from s2s_jax.data.series import keep_findings, read_series
 
 GOOD = "date,a,b\n2016-07-01 00:00,1,2.5\n2016-07-01 01:00,-3e1,4\n2016-07-01 02:00,5,6\n"
 
@@ -104,6 +104,54 @@ def test_time_zones_and_fractions(tmp_path, dates, told):
     np.testing.assert_array_equal(series.dates, np.arange("2016-07-01T00", "2016-07-01T03", dtype="datetime64[h]"))
     assert len(series.findings) == len(told)
     assert all(part in finding for part, finding in zip(told, series.findings, strict=True))
+
+
+def spring(count, hour="00:00"):
+    """Days around the change of the clocks of Berlin in 2016, 27 March at 2:00."""
+    days = np.datetime64("2016-03-20") + np.arange(count)
+    return [f"{day}T{hour}+0{1 + (day > np.datetime64('2016-03-27'))}:00" for day in days]
+
+
+@pytest.mark.parametrize("bad", [None, "double", "stray"])
+def test_days_of_a_place_whose_clocks_change_are_even_steps(tmp_path, bad):
+    dates = spring(20)
+    rows = [f"{date},{number}\n" for number, date in enumerate(dates)]
+    rows = [*rows[:5], *{None: [], "double": [rows[4]], "stray": ["2016-03-24T12:00+01:00,1\n"]}[bad], *rows[5:]]
+    path = written(tmp_path, "date,a\n" + "".join(rows))
+    if bad == "stray":
+        with pytest.raises(
+            ValueError, match=r"own.csv:7: expected a date that is whole steps of 1 day from 2016-.*T00:00:00, got"
+        ):
+            read_series(path)
+        return
+    series = read_series(path, bad_rows="repair")
+    np.testing.assert_array_equal(series.dates, np.datetime64("2016-03-20", "s") + np.arange(20) * np.timedelta64(1, "D"))
+    assert (series.values[:, 0].tolist(), series.step, series.zone) == (list(range(20)), Step(86_400, False), Zone(False, None))
+    assert series.findings[0] == "the dates, which have a time zone, are read as the time on the clock there"
+
+
+def test_hours_of_a_place_whose_clocks_change_are_in_utc(tmp_path):
+    """There the time on the clock leaves out an hour."""
+    rows = "".join(f"2016-03-27T{hour}:00,1\n" for hour in ("00:00+01", "01:00+01", "03:00+02", "04:00+02"))
+    series = read_series(written(tmp_path, "date,a\n" + rows))
+    np.testing.assert_array_equal(series.dates, np.arange("2016-03-26T23", "2016-03-27T03", dtype="datetime64[h]"))
+    assert series.zone == Zone(True, None)
+
+
+def test_findings_are_kept_whole(tmp_path):
+    rows = "".join(f"2016-07-{day:02},{'x' if day in (8, 9) else '' if day % 4 == 0 else day}\n" for day in range(1, 31))
+    path, kept = written(tmp_path, "date,a\n" + rows), tmp_path / "findings.txt"
+    with pytest.raises(ValueError, match=r"(?s)got 8; repair .*\nand 3 more; repair keeps a list of all$") as error:
+        read_series(path)
+    assert str(error.value).count("own.csv:") == 5
+    series = read_series(path, bad_rows="repair")
+    told = keep_findings(series, kept).splitlines()
+    assert (len(series.findings), tuple(kept.read_text().splitlines())) == (8, series.findings)
+    assert told == [*(f"Found: own, {finding}" for finding in series.findings[:5]), f"and 3 more; all are in {kept}"]
+    few = series._replace(findings=series.findings[:2])
+    assert keep_findings(few, kept).splitlines()[1:] == [f"Found: own, {series.findings[1]}", f"all are in {kept}"]
+    assert keep_findings(series._replace(findings=()), kept) == ""
+    assert not kept.exists()
 
 
 def test_an_index_as_pandas_writes_it(tmp_path):

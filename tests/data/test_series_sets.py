@@ -7,9 +7,18 @@ import re
 import numpy as np
 import pytest
 
-from s2s_jax.data.calendar import time_features
+from s2s_jax.data.calendar import Step, Zone, time_features
 from s2s_jax.data.series import seasonal_series
-from s2s_jax.data.series_sets import SeriesFlags, fingerprint, load_series, parts_of, read_own, read_static, with_steps_ahead
+from s2s_jax.data.series_sets import (
+    SeriesFlags,
+    check_dates,
+    fingerprint,
+    load_series,
+    parts_of,
+    read_own,
+    read_static,
+    with_steps_ahead,
+)
 
 
 @pytest.fixture
@@ -128,6 +137,20 @@ def test_what_is_known_ahead_may_go_on_but_nothing_else(tmp_path):
     assert "line 11: no number in holiday" in load_series(flags, None).findings
     plain = load_series(dataclasses.replace(flags, known_covariates=()), None)
     assert "line 11: no number in y" in plain.findings
+
+
+def test_dates_have_to_be_as_in_the_training():
+    series = seasonal_series(days=3)
+    zoned, hour = series._replace(zone=Zone(True, None)), series.step
+    check_dates(series, hour, False, "own.csv")
+    check_dates(zoned, hour, True, "own.csv")
+    for found, step, with_zone, message in (
+        (series, Step(60, False), False, "steps of 1 minute, as in the training, got steps of 1 hour"),
+        (series, hour, True, "dates with a time zone, as in the training, got dates without one"),
+        (zoned, hour, False, "dates without a time zone, as in the training, got dates with one"),
+    ):
+        with pytest.raises(ValueError, match=f"^own.csv: expected {message}$"):
+            check_dates(found, step, with_zone, "own.csv")
 
 
 def test_steps_ahead_have_room_and_what_is_known_of_them_stands_there(tmp_path):

@@ -241,11 +241,34 @@ def test_what_is_known_ahead_is_read_beyond_the_targets(tmp_path, capsys):
     capsys.readouterr()
     call("predict", ahead, "--runs-dir", tmp_path, "--bad-rows", "repair")
     printed = capsys.readouterr().out
-    assert printed.startswith("Found: ahead, line 51: no number in north\n")
+    found = tmp_path / "forecasting/default/findings_ahead.txt"
+    assert printed.startswith(f"Found: ahead, line 51: no number in north\nall are in {found}\n")
     assert printed.count("no number") == 1  # what is to be forecast is not missed
     rows = list(csv.DictReader((tmp_path / "forecasting/default/forecast_ahead.csv").read_text().splitlines()))
     assert rows[0]["date"] == "2020-01-05 18:00:00"
     assert len(rows) == 6
+
+
+def test_dates_with_a_time_zone_and_findings_are_kept(tmp_path, capsys):
+    path = own_csv(tmp_path / "own.csv", 9)
+    header, *rows = path.read_text().splitlines()
+    rows = [",".join([row.split(",")[0] + "+02:00", *row.split(",")[1:]]) for row in rows]
+    kept = [row for number, row in enumerate(rows) if number % 20 != 10]
+    path.write_text("\n".join([header, *kept]) + "\n")
+    call(*SMALL, "--runs-dir", tmp_path, "--csv", path, "--bad-rows", "repair", "--split", "validation")
+    folder = tmp_path / "forecasting/default"
+    lines = (folder / "findings.txt").read_text().splitlines()
+    assert (len(lines), sum("1 steps of 1 hour are missing before" in line for line in lines)) == (12, 11)
+    assert f"and 7 more; all are in {folder / 'findings.txt'}\n" in capsys.readouterr().out
+    assert json.loads((folder / "result.json").read_text())["details"]["findings"] == 12
+    call("predict", path, "--runs-dir", tmp_path, "--bad-rows", "repair")
+    assert "6 steps from 2020-01-10 00:00:00+02:00 on are in" in capsys.readouterr().out
+    said = list(csv.DictReader((folder / "forecast_own.csv").read_text().splitlines()))
+    assert [row["date"] for row in said] == [f"2020-01-10 0{hour}:00:00+02:00" for hour in range(6)]
+    assert (folder / "findings_own.txt").read_text() == (folder / "findings.txt").read_text()
+    path.write_text("\n".join([header, *rows]).replace("+02:00", "") + "\n")
+    with pytest.raises(SystemExit, match=r"own\.csv: expected dates with a time zone, as in the training, got dates without"):
+        call("predict", path, "--runs-dir", tmp_path)
 
 
 def test_bad_rows_and_flags_that_do_not_fit(tmp_path, capsys):
