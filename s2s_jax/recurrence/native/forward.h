@@ -1,8 +1,9 @@
 // The forward pass of a layer.
 //
 // With enough rows each thread carries rows of its own through all of time and never waits. With few rows the threads share the
-// units of each step and meet once a step; the input product of many steps is then formed at once beforehand. Of a step or two of
-// few rows, as in streaming, arranging the weights would take longer than the products: there they are read in place.
+// units of each step and meet once a step. Where a thread has few rows at a step, the input product of many steps is formed at once
+// beforehand: the input's weights are then read once for all of them. Of a step or two of few rows, as in streaming, arranging the
+// weights would take longer than the products: there they are read in place.
 #pragma once
 
 #include "layer.h"
@@ -15,8 +16,10 @@ class Forward {
   Forward(const Sizes& sizes, std::vector<Direction> directions, const int32_t* lengths, int threads)
       : n_(sizes), directions_(std::move(directions)), threads_(threads), in_place_(in_place(sizes)),
         groups_(in_place_ ? 1 : row_groups(sizes, directions_.size(), threads)), rows_(sizes, lengths, groups_),
-        by_rows_(by_rows(groups_, directions_.size(), threads)), inputs_inside_(by_rows_ || in_place_) {
-    chunk_ = inputs_inside_ ? 0 : std::max<long>(1, kChunkRows / std::max<long>(1, n_.batch));
+        by_rows_(by_rows(groups_, directions_.size(), threads)),
+        inputs_inside_(in_place_ || (by_rows_ && rows_of_group() >= kTileRows)) {
+    const long rows = by_rows_ ? kOwnChunkRows / std::max<long>(1, rows_of_group()) : kChunkRows / std::max<long>(1, n_.batch);
+    chunk_ = inputs_inside_ ? 0 : std::max<long>(1, rows);
     plan();
   }
 
@@ -56,6 +59,7 @@ class Forward {
 
  private:
   static constexpr long kChunkRows = 384;
+  static constexpr long kOwnChunkRows = 48;  // of a thread's own: its inputs stay in the cache
   static constexpr long kOwnCache = 512 << 10;
   static constexpr long kInPlaceSteps = 2;
   enum class Kind { kPack, kRows, kInputs, kStep, kCandidate };
@@ -66,8 +70,10 @@ class Forward {
   };
   struct Buffers {
     float *w, *u, *bias, *bias_n, *zeros, *h[2], *c, *sums, *reset;
-    float* inputs;  // of a chunk of steps: [block][gate][rows][kWidth]
+    float* inputs;  // of a chunk of steps: [block][gate][rows][kWidth], rows by group
   };
+
+  long rows_of_group() const { return (n_.batch + groups_ - 1) / groups_; }
 
   void plan() {
     const int count = static_cast<int>(directions_.size());
@@ -130,7 +136,7 @@ class Forward {
       case Kind::kRows:
         return carry(item % static_cast<int>(directions_.size()), item / static_cast<int>(directions_.size()));
       case Kind::kInputs:
-        return project(phase.direction, phase.step, from, to);
+        return project(phase.direction, 0, phase.step, from, to);
       case Kind::kStep:
         return step(phase.direction, 0, phase.step, from, to, item);
       case Kind::kCandidate:
@@ -195,18 +201,21 @@ class Forward {
   // A group of rows, by one thread, from the first step to the last.
   void carry(int direction, int group) {
     for (long s = 0; s < rows_.steps(); ++s) {
+      if (!inputs_inside_ && s % chunk_ == 0) project(direction, group, s, 0, n_.blocks());
       step(direction, group, s, 0, n_.blocks(), 0);
       if (n_.cell == Cell::kGruBefore) candidate(direction, group, s, 0, n_.blocks());
     }
   }
 
-  // The input product of a chunk of steps, for blocks [from, to).
-  void project(int direction, long first_step, long from, long to) {
+  // The input product of a chunk of steps of a group of rows, for blocks [from, to).
+  void project(int direction, int group, long first_step, long from, long to) {
     const Direction& d = directions_[direction];
     const Buffers& at = buffers_[direction];
-    std::vector<const float*> xs;
+    const long begin = rows_.start(group);
+    thread_local std::vector<const float*> xs;
+    xs.clear();
     for (long s = first_step; s < std::min(first_step + chunk_, rows_.steps()); ++s) {
-      for (long i = 0; i < rows_.running(0, s); ++i) {
+      for (long i = begin; i < begin + rows_.running(group, s); ++i) {
         xs.push_back(d.x + (rows_.batch_row(i) * n_.time + rows_.position(i, s, d.reverse)) * n_.in);
       }
     }
@@ -214,14 +223,15 @@ class Forward {
     for (long j = from; j < to; ++j) {
       for (int g = 0; g < n_.gates(); ++g) {
         const long index = j * n_.gates() + g;
-        panels[g] = {at.w + index * n_.in * kWidth, at.bias + index * kWidth, 0, inputs(direction, j, g)};
+        panels[g] = {at.w + index * n_.in * kWidth, at.bias + index * kWidth, 0, inputs(direction, group, j, g)};
       }
       multiply(static_cast<long>(xs.size()), xs.data(), {1, 0, n_.in}, panels, n_.gates());
     }
   }
 
-  float* inputs(int direction, long block, int gate) const {
-    return buffers_[direction].inputs + (block * n_.gates() + gate) * std::min(chunk_, rows_.steps()) * n_.batch * kWidth;
+  float* inputs(int direction, int group, long block, int gate) const {
+    const long rows = (block * n_.gates() + gate) * n_.batch + rows_.start(group);
+    return buffers_[direction].inputs + rows * std::min(chunk_, rows_.steps()) * kWidth;
   }
 
   void step(int direction, int group, long s, long from, long to, int place) {
@@ -242,7 +252,7 @@ class Forward {
       xs[i] = d.x + (rows_.batch_row(begin + i) * n_.time + position) * n_.in;
       hs[i] = at.h[s & 1] + (begin + i) * n_.padded();
     }
-    const long offset = offset_in_chunk(s);
+    const long offset = offset_in_chunk(group, s);
     const int first = first_recurrent_sum(n_);
     // With the reset gate before the product the candidate's part from the state comes later.
     const int skipped = n_.cell == Cell::kGruBefore ? 1 : 0;
@@ -260,13 +270,13 @@ class Forward {
       for (int g = 0; g < n_.gates(); ++g) {
         const int sum = first + g;
         float* out = sums + sum * gate;
-        const float* start = inputs_inside_ ? out : sum < n_.gates() ? inputs(direction, j, sum) + offset * kWidth : nullptr;
+        const float* start = inputs_inside_ ? out : sum < n_.gates() ? inputs(direction, group, j, sum) + offset * kWidth : nullptr;
         panels[g] = {weights(d.u, at.u, n_.hidden, first, j, g), start, kWidth, out};
         if (sum == 3 && n_.gru()) panels[g].start = inner_bias(d, at, j), panels[g].start_stride = 0;
       }
       product(running, hs.data(), n_.hidden, panels + skipped, n_.gates() - skipped, back * n_.hidden);
       const float* candidate = sums;  // its part from the input
-      if (!inputs_inside_ && n_.gru()) candidate = inputs(direction, j, 0) + offset * kWidth;
+      if (!inputs_inside_ && n_.gru()) candidate = inputs(direction, group, j, 0) + offset * kWidth;
       switch (n_.cell) {
         case Cell::kTanh:
         case Cell::kRelu:
@@ -301,10 +311,10 @@ class Forward {
       rs[i] = at.reset + (begin + i) * n_.padded();
       places[i] = row_at(d, at, begin + i, s);
     }
-    const long offset = offset_in_chunk(s);
+    const long offset = offset_in_chunk(group, s);
     for (long j = from; j < to; ++j) {
       float* sums = sums_of(direction, group, j);
-      const float* start = inputs_inside_ ? sums : inputs(direction, j, 0) + offset * kWidth;
+      const float* start = inputs_inside_ ? sums : inputs(direction, group, j, 0) + offset * kWidth;
       const Panel panel{weights(d.u, at.u, n_.hidden, 0, j, 0), start, kWidth, sums};
       product(running, rs.data(), n_.hidden, &panel, 1);
       gru_before(places, j, sums, gate);
@@ -312,7 +322,9 @@ class Forward {
   }
 
   // Of the rows of step s, in the input products of its chunk.
-  long offset_in_chunk(long s) const { return inputs_inside_ ? 0 : rows_.before(0, s) - rows_.before(0, s / chunk_ * chunk_); }
+  long offset_in_chunk(int group, long s) const {
+    return inputs_inside_ ? 0 : rows_.before(group, s) - rows_.before(group, s / chunk_ * chunk_);
+  }
 
   float* sums_of(int direction, int group, long place) const {
     const long rows = by_rows_ ? rows_.start(group) * (n_.cell == Cell::kGruBefore ? n_.blocks() : 1) : 0;
