@@ -31,8 +31,8 @@ from tests.samples import sample as wild_sample
 NATIVE = ("rnn", "rnn_relu", "rnn_no_bias", "lstm", "lstm_no_bias", "gru", "gru_no_bias", "gru_before", "gru_before_no_bias")
 FOUR = ("rnn", "lstm", "gru", "gru_before")
 # Batch, time, features, hidden: one row that the threads share by units, several groups of rows, units that fill no vector.
-# With two threads the inputs of many steps at once, for one thread, for each of two, and for both; the last reads its weights in
-# place.
+# With two threads the inputs of many steps at once, for one thread, for each of two, and for both. The last of them reads its
+# weights in place.
 SIZES = [(1, 1, 1, 1), (5, 7, 2, 17), (40, 6, 1, 48), (2, 60, 3, 33), (4, 30, 40, 64), (3, 150, 35, 70), (3, 1, 6, 64)]
 forward_and_reverse = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
