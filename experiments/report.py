@@ -13,15 +13,16 @@ import collections
 import dataclasses
 import json
 import statistics
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
 HEADER = (
-    "| task | data | what | split | metric | ours | baselines | published "
+    "| data | what | split | metric | ours | baselines | published "
     "| seeds | steps | test reads | training, s | parameters | read of a text | hardware | command |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
 )
 
 
@@ -68,7 +69,9 @@ def table(results: Path) -> str:
         card = json.loads(path.read_text())
         _check(card, str(path))
         rows[path.stem.rsplit("-seed", 1)[0]].append(card)
-    lines = [line for name, cards in rows.items() for line in _lines(name, cards)]
+    lines = collections.defaultdict(list)
+    for name, cards in rows.items():
+        lines[cards[0]["experiment"]] += _lines(name, cards)
     made = f"Made by `python -m experiments.report` from the cards in `{results.name}/`; no figure is entered by hand.\n"
     read = (
         "Accuracies and error rates are fractions from 0 to 1; losses are nats. Mean over seeds, and standard deviation where "
@@ -78,18 +81,26 @@ def table(results: Path) -> str:
         "last season and least squares on the same windows; their metrics are errors, and what is lower than ours is bold. "
         "Scores that compare lower-cased output with cased references, which older cards hold, are left out.\n"
     )
-    return f"# Results\n\n{made}{read}\n{HEADER}" + "".join(lines)
+    again = (
+        "A command finds real data in the folder that the variable `S2S_DATA_DIR` names, or `--data-dir`; without either some take "
+        "made-up data, and say so. Of several seeds it is that of the first; the others say another `--seed`.\n"
+    )
+    contents = "".join(f"- [{task}](#{task})\n" for task in lines)
+    tables = "".join(f"\n## {task}\n\n{HEADER}{''.join(of_task)}" for task, of_task in lines.items())
+    return f"# Results\n\n{made}{read}\n{again}\n{contents}{tables}"
 
 
 def _lines(row: str, cards: list[dict[str, Any]]) -> list[str]:
     first = cards[0]
     what = row.removeprefix(f"{first['experiment']}-{first['dataset']}-")
     seconds = statistics.mean(card["seconds"] for card in cards)
+    command = shlex.join(shlex.split(first["command"]))  # an older card has brackets that a shell would not take
     _check_alike(row, cards)
     ended = [card["steps"] for card in cards]
     what += "".join(f"; {told}" for told in _unlike(cards))
     lines = []
-    for metric in dict.fromkeys(name for card in cards for name in card["metrics"] if not _is_cased(card, name)):
+    metrics = dict.fromkeys(name for card in cards for name in card["metrics"] if not _is_cased(card, name))
+    for metric in sorted(metrics, key=lambda name: name.endswith("_validation")):  # those of the test first
         having = [card for card in cards if metric in card["metrics"] and not _is_cased(card, metric)]
         ours = _spread([card["metrics"][metric] for card in having])
         if len(having) < len(cards):
@@ -101,8 +112,8 @@ def _lines(row: str, cards: list[dict[str, Any]]) -> list[str]:
         seeds, reads = (", ".join(str(card[field]) for card in cards) for field in ("seed", "test_reads"))
         steps = " to ".join(map(str, sorted({min(ended), max(ended)})))
         sizes = [f"{first['parameters']:,}" if first.get("parameters") else "", _read_of_a_text(first.get("config") or {})]
-        run = [seeds, steps, reads, f"{seconds:.0f}", *sizes, first["device"], f"`{first['command']}`"]
-        name = [first["experiment"], first["dataset"], what, first["split"]]
+        run = [seeds, steps, reads, f"{seconds:.0f}", *sizes, first["device"], f"`{command}`"]
+        name = [first["dataset"], what, first["split"]]
         if lines:  # said in the line above
             name, run = [""] * len(name), [""] * len(run)
         lines.append("| " + " | ".join([*name, metric, ours, _baselines(having, metric), published, *run]) + " |\n")

@@ -32,10 +32,10 @@ def card(folder, name, **values):
 
 
 def cells_of(table, metric):
-    """The cells of each row of a metric."""
+    """The cells of each row of a metric, of all tasks."""
     rows = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table.splitlines() if line.startswith("|")]
     header = rows[0]
-    return [dict(zip(header, row, strict=True)) for row in rows[2:] if row[4] == metric]
+    return [dict(zip(header, row, strict=True)) for row in rows if row[3] == metric]
 
 
 def test_mean_and_deviation_over_seeds(tmp_path):
@@ -144,7 +144,7 @@ def test_a_card_is_a_copy_under_its_name(tmp_path):
     report.main(report.Config(keep=run, what="rows-lstm", results=results))
     assert (results / "pixels-mnist-rows-lstm-seed3.json").read_text() == text
     (row,) = cells_of((tmp_path / "RESULTS.md").read_text(), "accuracy")
-    assert (row["task"], row["data"], row["what"], row["seeds"]) == ("pixels", "mnist", "rows-lstm", "3")
+    assert (row["data"], row["what"], row["seeds"]) == ("mnist", "rows-lstm", "3")
 
 
 def test_a_card_is_not_overwritten_by_another_run(tmp_path):
@@ -204,8 +204,21 @@ def test_bad_input_is_named(tmp_path):
         report.main(report.Config(keep=tmp_path, results=tmp_path / "results"))
 
 
-def test_an_empty_folder_gives_an_empty_table(tmp_path):
-    assert report.table(tmp_path).endswith(report.HEADER)
+def test_each_task_has_a_table_and_an_empty_folder_none(tmp_path):
+    assert report.HEADER not in report.table(tmp_path)
+    for name in ("pixels-mnist-rows", "pixels-mnist-pixels"):
+        card(tmp_path, f"{name}-seed0")
+    card(tmp_path, "other-mnist-rows-seed0", experiment="other", metrics={"loss_validation": 2.0, "loss": 1.0})
+    contents, *tasks = report.table(tmp_path).split("\n## ")
+    assert [(task.splitlines()[0], task.count("mnist")) for task in tasks] == [("other", 1), ("pixels", 2)]
+    assert contents.endswith("\n- [other](#other)\n- [pixels](#pixels)\n")
+    assert tasks[0].index("| loss |") < tasks[0].index("| loss_validation |")  # the test first
+
+
+def test_a_command_is_one_that_a_shell_takes(tmp_path):
+    card(tmp_path, "pixels-mnist-rows-seed0", command="python -m x --optimizer adamw(weight_decay=1e-4) --name 'a b'")
+    (row,) = cells_of(report.table(tmp_path), "accuracy")
+    assert row["command"] == "`python -m x --optimizer 'adamw(weight_decay=1e-4)' --name 'a b'`"
 
 
 def test_the_table_in_the_repository_is_that_of_its_cards():
