@@ -3,7 +3,7 @@
     python -m experiments.addition                          3 digits: all of 1,000 unseen sums exactly right, a minute
     python -m experiments.addition predict 535+61 7+8       with the run of the same --name
     python -m experiments.addition evaluate                 the test sums again
-    python -m experiments.addition --digits 5 --steps 25000        5 digits: all of 10,000 (--test-examples), 7 minutes
+    python -m experiments.addition --digits 5 --steps 25000 --test-examples 10000       5 digits: all of 10,000, 7 minutes
 
 Further settings and their figures, 9 digits and bits among them, stand with their commands in RESULTS.md.
 
@@ -30,7 +30,7 @@ from flax import nnx
 
 from s2s_jax import cells, plots
 from s2s_jax.data.pipeline import Batches
-from s2s_jax.data.sums import Sums
+from s2s_jax.data.sums import TEST, TRAIN, VALIDATION, Sums
 from s2s_jax.data.vocabulary import END, PAD, START
 from s2s_jax.decoding.search import Found, greedy
 from s2s_jax.losses import cross_entropy
@@ -104,16 +104,17 @@ def training_batch(config: Config, sums: Sums, step: int) -> dict[str, np.ndarra
     """The batch of a step: three quarters uniform over all pairs of numbers up to the longest so far, a quarter of any lengths.
 
     Half and half while the curriculum grows, lest the short ones be forgotten. Any lengths: each number's is drawn evenly and
-    by itself, as in Keras' example; sums of a short and a long number are hardly met otherwise.
+    by itself, as in Keras' example; sums of a short and a long number are hardly met otherwise. Of bits, whose numbers are all
+    of one width, the whole batch is uniform over all pairs.
     """
     rng = np.random.default_rng((config.seed, step))
     grown = min(1.0, step / (config.curriculum * config.steps)) if config.curriculum else 1.0
     # The square root: the more digits, the longer it stays with them.
     longest = sums.digits if sums.fixed_width else max(1, math.ceil(grown**0.5 * sums.digits))
     even = 0 if sums.fixed_width else config.batch_size // (4 if grown == 1 else 2)
-    a, b = sums.draw(rng, 0, config.batch_size - even, longest)
+    a, b = sums.draw(rng, TRAIN, config.batch_size - even, longest)
     if even:
-        even_a, even_b = sums.draw(rng, 0, even, longest, even=True)
+        even_a, even_b = sums.draw(rng, TRAIN, even, longest, even=True)
         a, b = np.concatenate([a, even_a]), np.concatenate([b, even_b])
     return sums.encode(a, b, longest)
 
@@ -153,7 +154,8 @@ def decode(model: Seq2Seq, batch: dict[str, Any]) -> Found:
 
 def measure(model: Seq2Seq, batch: dict[str, Any]) -> dict[str, Mean]:
     """Exact match and character accuracy of the greedy decoding, and loss and accuracy with the true symbols before."""
-    target, counts, found = batch["target"], batch["mask"], decode(model, batch).tokens
+    target, found = batch["target"], decode(model, batch).tokens
+    counts = batch["mask"]  # rows that `Batches` did not only fill the last batch up with
     right = exact_match(found, target, jnp.ones_like(target, bool), counts)
     valid = (target != PAD) & counts[:, None]
     logits = model(batch["source"], batch["source_lengths"], shift_right(target, START))
@@ -170,7 +172,7 @@ def train(run: Run[Config]) -> None:
     sums = sums_of(config)
     run.trained_on(f"{config.task}{config.digits}", "drawn")
     measure_over = make_measure(measure)
-    validation = Batches(sums.encode(*sums.sample(1, 500)), 500, seed=None)
+    validation = Batches(sums.encode(*sums.sample(VALIDATION, 500)), 500, seed=None)
     trained = train_by_recipe(
         run,
         build_model(config, sums),
@@ -185,7 +187,7 @@ def report(run: Run[Config], model: Seq2Seq) -> None:
     """Scores the test sums, prints ten of them, draws the figures, and writes result.json."""
     config = run.config
     sums = sums_of(config)
-    a, b = sums.sample(2, config.test_examples)
+    a, b = sums.sample(TEST, config.test_examples)
     metrics = score(sums, model, a, b)
     run.say(
         f"\n{len(a)} sums never trained on: exact match {metrics['exact_match']:.4f}, "
@@ -229,7 +231,7 @@ def by_digits(sums: Sums, model: Seq2Seq, each: int = 200) -> dict[str, float]:
     values = {}
     for digits in range(1, sums.digits + 1):
         rng = np.random.default_rng(digits)
-        a, b = sums.draw(rng, 2, 4 * each, digits)
+        a, b = sums.draw(rng, TEST, 4 * each, digits)
         chosen = np.flatnonzero(np.maximum(a, b) >= (sums.base ** (digits - 1) if digits > 1 else 0))
         pairs = np.unique(np.stack([a[chosen], b[chosen]]), axis=1)
         pairs = pairs[:, rng.permutation(pairs.shape[1])[:each]]

@@ -12,8 +12,8 @@ Generated data, which stands in for real data, is refused; drawn data, which the
 import collections
 import dataclasses
 import json
-import statistics
 import shlex
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,8 @@ def table(results: Path) -> str:
         "Scores that compare lower-cased output with cased references, which older cards hold, are left out.\n"
     )
     again = (
-        "A command finds real data in the folder that the variable `S2S_DATA_DIR` names, or `--data-dir`; without either some take "
-        "made-up data, and say so. Of several seeds it is that of the first; the others say another `--seed`.\n"
+        "A command finds real data in the folder that the variable `S2S_DATA_DIR` names, or `--data-dir`; without either some "
+        "take made-up data, and say so. Of several seeds it is that of the first; the others say another `--seed`.\n"
     )
     contents = "".join(f"- [{task}](#{task})\n" for task in lines)
     tables = "".join(f"\n## {task}\n\n{HEADER}{''.join(of_task)}" for task, of_task in lines.items())

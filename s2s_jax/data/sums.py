@@ -6,6 +6,7 @@ import numpy as np
 
 from s2s_jax.data.vocabulary import END, PAD, Characters
 
+TRAIN, VALIDATION, TEST = range(3)
 SPLIT_SEED = 1  # one split for all runs, whatever their seed
 
 
@@ -45,9 +46,9 @@ class Sums:
             self.validation_below = self.held_out + 0.02  # and one in fifty for validation
 
     def split_of(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """0 train, 1 validation, 2 test: a hash of the unordered pair, so that a+b and b+a are on one side."""
+        """`TRAIN`, `VALIDATION` or `TEST`, by a hash of the unordered pair, so that a+b and b+a are on one side."""
         share = _hashed(a, b)
-        return np.where(share < self.held_out, 2, np.where(share < self.validation_below, 1, 0))
+        return np.where(share < self.held_out, TEST, np.where(share < self.validation_below, VALIDATION, TRAIN))
 
     def draw(
         self, rng: np.random.Generator, split: int, count: int, digits: int | None = None, *, even: bool = False
