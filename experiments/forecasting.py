@@ -19,7 +19,7 @@ r"""A network learns to forecast series: classic encoder-decoders, probabilistic
 Every window of the test part is scored, those that overlap too, and each step ahead counts alike. Series are standardised by
 the training part, but counts are not; `mse`, `mae` and `crps` are of standardised values, as published figures are. `mase`
 divides by the error of the seasonal naive forecast within the training part, and leaves out, by name, series that repeat
-exactly there or stand still; `smape` is of the values as they come, 0 to 2;
+exactly there, stand still, or have no two values a season apart; `smape` is of the values as they come, 0 to 2;
 `coverage` is the share of true values between the quantiles 0.1 and 0.9. Beside them: the last value, the last season, and
 least squares (NLinear). Of the autoregressive model the loss in training is of past and future, in validation of the future.
 """
@@ -37,7 +37,7 @@ import numpy as np
 from flax import nnx
 
 from s2s_jax import cells, plots
-from s2s_jax.data.calendar import Step, as_written
+from s2s_jax.data.calendar import Step, Zone, as_written
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.series import Series, keep_findings
 from s2s_jax.data.series_sets import (
@@ -263,8 +263,10 @@ def report(run: Run[Config], model: Any, series: Series, parts: Parts) -> None:
             told = "".join(f"{of_name[metric]:10.4f}" if metric in of_name else f"{'':>10}" for metric in names)
             run.say(f"{config.model if name == 'model' else name:<16}{told}")
         if without_mase := [targets[column] for column in scored.without_mase]:
-            why = f"repeats exactly after {parts.season} steps, or stands still, in training"
-            run.say(f"No mase of {', '.join(without_mase)}, of which each {why}.")
+            why = (
+                f"in training each repeats exactly after {parts.season} steps, stands still, or has no two values so far apart"
+            )
+            run.say(f"No mase of {', '.join(without_mase)}: {why}.")
         suffix = "" if split == "test" else f"_{split}"
         metrics |= {f"{metric}{suffix}": value for metric, value in found.pop("model").items()}
         baselines[split] = found
@@ -383,8 +385,8 @@ def extended(run: Run[Config], name: str) -> tuple[Series, Table, Scaler, int]:
     config, kept = run.config, json.loads((run.folder / "series.json").read_text())
     series = read_own(config, Path(name), kept["columns"])
     print(keep_findings(series, run.folder / f"findings_{series.name}.txt"), end="")
-    zoned = kept.get("zone", series.zone) is not None  # of older runs it is not known
-    check_dates(series, Step(*kept["step"]), zoned, name)
+    zone = kept.get("zone", series.zone)  # of older runs it is not known
+    check_dates(series, Step(*kept["step"]), zone and Zone(*zone), name)
     longer, origin = with_steps_ahead(config, series, name)
     targets = [series.columns.index(column) for column in targets_of(config, series)]
     scaler = Scaler(np.array(kept["mean"]), np.array(kept["deviation"]))

@@ -230,13 +230,14 @@ def grouped(tokenizers: Tokenizers, pairs: Pairs) -> dict[str, np.ndarray]:
 def report(run: Run[Config], models: Mapping[str, Seq2Seq], tokenizers: Tokenizers, batches: PairBatches, pairs: Pairs) -> None:
     """Scores the test texts by length of their source, judges the claims, draws the figure, and writes result.json."""
     config = run.config
+    run.scores({pairs.split: pairs.fingerprint})
     lengths = grouped(tokenizers, pairs)
     groups = {"all": np.arange(len(pairs.sources)), **lengths}
     metric, perfect = ("exact_match", 1.0) if is_made_up(config) else (name_of_bleu(config), 100.0)
     counts = {}
     for name, model in models.items():
         texts = translated(model, tokenizers, pairs.sources, config.beam_size)
-        if run.writes:
+        if run.writes and not run.changed:
             path = run.folder / f"translations_{name}.txt"
             write_texts(path, texts)
         counts[name] = counts_of(config, texts, pairs.targets)
@@ -264,7 +265,8 @@ def report(run: Run[Config], models: Mapping[str, Seq2Seq], tokenizers: Tokenize
     )
     run.say(verdicts(claims, perfect))
     run.say(f"\n{metric}: {counts['plain'].signature}")
-    draw(run, found, values["score"], lengths, metric)
+    if not run.changed:
+        draw(run, found, values["score"], lengths, metric)
     totals = {f"{metric}_{name}": one["score"]["all"] for name, one in found.items()}
     totals |= {f"loss_{name}": one["loss"]["all"] for name, one in found.items()}
     of_groups = {

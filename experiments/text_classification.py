@@ -224,6 +224,7 @@ def report(
 ) -> None:
     """Scores the splits, draws the figures, and writes result.json."""
     splits = run.flags.splits
+    run.scores({split: texts.fingerprint_of(split) for split in splits})
     config, measure_over = run.config, make_measure(measure)
     metrics: dict[str, float] = {}
     for split in splits:
@@ -245,7 +246,6 @@ def report(
         published=published(config),
         examples_per_step=len(encoded["train"]) / plan.steps_per_epoch,
         reads_test="test" in splits,
-        fingerprints={split: texts.fingerprint_of(split) for split in splits},
         parameters=count_parameters(model),
         details={
             "classes": texts.classes,

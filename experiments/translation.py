@@ -299,6 +299,7 @@ def report(
     With flags that are not the run's own it draws nothing and keeps no translations. Of several models it tells no loss.
     """
     config = run.config
+    run.scores({pairs.split: pairs.fingerprint for pairs, _ in splits.values()})
     translator, metrics, signatures = Translator(models, tokenizers), {}, {}
     counts: dict[str, dict[str, int]] = {}
     measure_over = make_measure(measure_pairs)
@@ -340,7 +341,6 @@ def report(
         published=PUBLISHED.get((config.dataset, *config.languages), []) if config.longest is None else [],
         examples_per_step=len(batches.training) / plan.steps_per_epoch,
         reads_test=len(splits) > 1,
-        fingerprints={pairs.split: pairs.fingerprint for pairs, _ in splits.values()},
         parameters=sum(map(count_parameters, models)),
         details={
             "signatures": signatures,

@@ -182,11 +182,12 @@ def texts_of_table(path: Path, flags: TextFlags) -> list[str] | None:
       ValueError: a row that is not what it should be, by file and line; a file called .csv or .tsv whose first row does not
         name these columns, where it is there that the flags look for names.
     """
-    first, called_table = first_row(path), {".csv", ".tsv"} & {suffix.lower() for suffix in path.suffixes[-2:]}
+    first = first_row(path)
+    called_table = (path.with_suffix("") if path.suffix in (".gz", ".xz") else path).suffix.lower() in (".csv", ".tsv")
     if flags.header:
         is_table = len(first) == len(flags.header)
     else:
-        is_table = set(flags.text_columns) <= set(first) and (len(first) > 1 or bool(called_table))
+        is_table = set(flags.text_columns) <= set(first) and (len(first) > 1 or called_table)
     if not is_table:
         if not flags.header and called_table:
             raise ValueError(f"{path}: expected the columns {', '.join(flags.text_columns)}, got {', '.join(first)}")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from s2s_jax.data.calendar import Step, cycles_of, dates_from, time_features
+from s2s_jax.data.calendar import Step, Zone, cycles_of, dates_from, time_features
 from s2s_jax.data.datasets.text_files import number_of, read_rows
 from s2s_jax.data.own_files import name_own_files
 from s2s_jax.data.series import BadRows, Series, read_series, seasonal_series
@@ -141,13 +141,14 @@ def _without_ahead(flags: SeriesFlags, series: Series) -> Series:
     return series._replace(dates=dates, values=values, observed=observed, findings=(*series.findings, told))
 
 
-def check_dates(series: Series, step: Step, zoned: bool, file: str) -> None:
-    """Raises a ValueError, which names the file, unless dates go by a step and have a time zone or none, as in the training."""
+def check_dates(series: Series, step: Step, zone: Zone | None, file: str) -> None:
+    """Raises a ValueError, which names the file, unless dates go by the training's step and are kept as its were."""
     if series.step != step:
         raise ValueError(f"{file}: expected steps of {step}, as in the training, got steps of {series.step}")
-    if (series.zone is not None) != zoned:
-        trained, here = ("with", "without") if zoned else ("without", "with")
-        raise ValueError(f"{file}: expected dates {trained} a time zone, as in the training, got dates {here} one")
+    kept = {None: "without a time zone", True: "with a time zone, in UTC", False: "with a time zone, by the clock there"}
+    trained, here = (kept[None if one is None else one.utc] for one in (zone, series.zone))
+    if trained != here:
+        raise ValueError(f"{file}: expected dates {trained}, as in the training, got dates {here}")
 
 
 def with_steps_ahead(flags: SeriesFlags, series: Series, file: str) -> tuple[Series, int]:

@@ -131,7 +131,7 @@ def beam_search(
             _check_coverage(weights, source_mask, batch_size)
     elif coverage_beta is not None:
         raise ValueError("attention: expected a function of aux with coverage_beta, got None")
-    shortest = checks.check_min_length(min_length, batch_size, time, limits)
+    shortest = checks.check_min_length(min_length, batch_size, time, max_length)
     constraints = Constraints(
         checks.check_banned(banned, vocabulary_size, symbols.end, shortest),
         shortest,

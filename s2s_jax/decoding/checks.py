@@ -102,9 +102,9 @@ def check_limits(max_length: int | Array, time: int | None, batch_size: int) -> 
 
 
 def check_min_length(
-    min_length: int | Array, batch_size: int, time: int, limits: Array | None = None
+    min_length: int | Array, batch_size: int, time: int, max_length: int | Array | None = None
 ) -> Int[Array, " B"] | None:
-    """None where it forbids nothing; of traced numbers one above its row's limit gives way to it."""
+    """None where it forbids nothing; of traced numbers one above its row's `max_length` gives way to it."""
     if np.ndim(min_length) == 0 and not isinstance(min_length, jax.core.Tracer):
         min_length = operator.index(min_length)
         if not 0 <= min_length <= time:
@@ -112,13 +112,12 @@ def check_min_length(
         shortest = jnp.full(batch_size, min_length, jnp.int32) if min_length > 1 else None
     else:
         shortest = check_lengths(min_length, batch_size, time, "min_length")
-    if limits is not None and shortest is not None and not isinstance(limits + shortest, jax.core.Tracer):
-        above = np.flatnonzero(np.asarray((shortest > limits) & (limits > 0)))  # a limit of 0 leaves a row out
+    if max_length is not None and not any(isinstance(n, jax.core.Tracer) for n in jax.tree.leaves((min_length, max_length))):
+        limits, least = (np.broadcast_to(np.asarray(n), (batch_size,)) for n in (max_length, min_length))
+        above = np.flatnonzero((least > limits) & (least > 1) & (limits > 0))  # a limit of 0 leaves a row out
         if above.size:
             row = int(above[0])
-            raise ValueError(
-                f"min_length: expected at most max_length, {int(limits[row])} in row {row}, got {int(shortest[row])}"
-            )
+            raise ValueError(f"min_length: expected at most max_length, {limits[row]} in row {row}, got {least[row]}")
     return shortest
 
 

@@ -70,6 +70,7 @@ class SequenceConvolution(nnx.Module):
         kernel = self.kernel[...]
         size, symbols, features = kernel.shape
         rows = jnp.pad(kernel, ((0, 0), (0, 1), (0, 0)))  # the last is of what stands outside of a text
+        rows = rows.astype(jnp.promote_types(kernel.dtype, jnp.float32))  # gradients of rows are long sums, too
         time, around = tokens.shape[1], size // 2
         known = (tokens >= 0) & (tokens < symbols)
         if lengths is not None:
@@ -77,9 +78,9 @@ class SequenceConvolution(nnx.Module):
         tokens = jnp.pad(jnp.where(known, tokens, symbols), ((0, 0), (around, around)), constant_values=symbols)
         near = jnp.stack([tokens[:, place : place + time] for place in range(size)])
         # A loop, as XLA would put a sum of several rows into every operation that reads it, and sum them anew in each.
-        zeros = jnp.zeros((*near.shape[1:], features), jnp.promote_types(rows.dtype, jnp.float32))
+        zeros = jnp.zeros((*near.shape[1:], features), rows.dtype)
         y, _ = jax.lax.scan(lambda y, at: (y + jnp.take(at[0], at[1], axis=0, mode="clip"), None), zeros, (rows, near))
-        y = y.astype(rows.dtype)
+        y = y.astype(kernel.dtype)
         return self._finished(y, lengths, training, True)
 
     def _finished(self, y: Array, lengths: Array | None, training: bool, relu: bool) -> Frames:

@@ -150,7 +150,8 @@ def score_windows(
     `mse`, `mae` and `crps` are in units of the table; `mase` and `smape` as in `s2s_jax.forecast_metrics`, the latter in units
     of the series; `coverage` is that of the interval.
 
-    `mase` leaves out series that repeat exactly in training, by whose error of zero nothing can be divided; where no other is
+    `mase` leaves out series that repeat exactly in training, or have no two values a season apart: nothing can be divided by an
+    error of zero; where no other is
     left, there is none. A point's `crps` is its absolute error.
 
     Args:

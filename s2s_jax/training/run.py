@@ -35,6 +35,7 @@ class Run(Generic[ConfigType]):
         self.flags: Any = None  # those of `flags_of` the command
         self.changed: dict[str, Any] = {}  # which of them differ from what the run was trained and scored with
         self._elsewhere: dict[str, Any] = {}  # which of them are places, and differ
+        self._scored: dict[str, str | None] = {}  # fingerprints by split, see `scores`
         self._board: Any = None
         self._locked = False
 
@@ -96,7 +97,7 @@ class Run(Generic[ConfigType]):
         """Takes the flags of `evaluate` or `predict`, a dataclass: where the config has one of them, in the place of its own.
 
         `changed` then holds those that are not the run's own, or their default where it has none; places aside, unless what is
-        scored there turns out to be other data, see `finish`.
+        scored there turns out to be other data, see `scores`.
         """
         given = {field.name: (getattr(flags, field.name), field.default) for field in dataclasses.fields(flags)}
         own = {name: getattr(self.config, name, default) for name, (_, default) in given.items()}
@@ -261,6 +262,35 @@ class Run(Generic[ConfigType]):
         if self.writes:
             _write_json(self.folder / "training.json", training)
 
+    def scores(self, fingerprints: Mapping[str, str | None]) -> None:
+        """Says what is about to be scored, where other places than the run's own may hold other data.
+
+        The first data of a split are the run's own. With flags that name other places, which hold others, it is an evaluation
+        of its own: `changed` then has these flags. Call it after `trained_on`, and before anything is drawn, written or told.
+
+        Args:
+          fingerprints: of the content, by split.
+
+        Raises:
+          ValueError: a split that is not the run's own, in the same place.
+        """
+        path, result = self.folder / "data.json", self.folder / "result.json"
+        data = json.loads(path.read_text())
+        # Where runs of before kept them.
+        older = json.loads(result.read_text()).get("details", {}).get("fingerprints", {}) if result.exists() else {}
+        own = older | data.get("fingerprints", {})
+        others = sorted(split for split in own.keys() & fingerprints.keys() if own[split] != fingerprints[split])
+        if others and not self._elsewhere:
+            raise ValueError(
+                f"{self.folder}: expected the {others[0]} split that its figures are about, got another in the same place; "
+                "give it a name of its own and evaluate with that, or train with another --name"
+            )
+        self._scored = dict(fingerprints)
+        if others:
+            self.changed |= self._elsewhere
+        elif self.writes:
+            _write_json(path, data | {"fingerprints": own | self._scored})
+
     def finish(
         self,
         *,
@@ -269,14 +299,12 @@ class Run(Generic[ConfigType]):
         published: list[dict[str, Any]],
         examples_per_step: float,
         reads_test: bool = True,
-        fingerprints: Mapping[str, str | None] | None = None,
         **more: Any,
     ) -> dict[str, Any]:
         """Writes result.json: the arguments, what `trained_on` and `fit` left behind, and how often it was scored.
 
         With flags that differ from the run's own, see `use`, it writes evaluation.json instead, which names them as `changed`
-        and whose `command` is the evaluation's. Of result.json only `test_reads` goes up with it. So it is with places
-        that differ, where what is scored is not what result.json has figures of.
+        and whose `command` is the evaluation's. Of result.json only `test_reads` goes up with it.
 
         Args:
           split: what was scored.
@@ -284,12 +312,10 @@ class Run(Generic[ConfigType]):
           published: for comparison; each with `metric`, `value`, `how` and `source`.
           examples_per_step: rows of a batch, or their mean over an epoch.
           reads_test: whether a test split was scored; `test_reads` counts that, whatever the flags.
-          fingerprints: of the content of what is scored, by split, where other places may hold other data than the run's own.
           more: anything else worth keeping.
 
         Raises:
           FileNotFoundError: `trained_on` has not been called for this run, or it was not trained to its end.
-          ValueError: what is scored is not what the run's result.json is about, and no flag says so.
         """
         left = {}
         for name, needed in (("data", "run.trained_on"), ("training", "fit, which ends with it,")):
@@ -300,12 +326,10 @@ class Run(Generic[ConfigType]):
         paths = [self.folder / name for name in ("result.json", "evaluation.json")]
         before = {path: json.loads(path.read_text()) for path in paths if path.exists()}
         test_reads = max((one.get("test_reads", 0) for one in before.values()), default=0) + reads_test
-        if fingerprints is not None:
-            self._compare(before.get(paths[0], {}).get("fingerprints", {}), fingerprints)
-            more |= {"fingerprints": dict(fingerprints)}
         result = {
             "experiment": self.task,
             **left["data"],
+            **({"fingerprints": self._scored} if self._scored else {}),
             "split": split,
             "metrics": metrics,
             "published": published,
@@ -322,17 +346,6 @@ class Run(Generic[ConfigType]):
             if self.changed and paths[0] in before:  # whoever looks at the run's own figures has to see every look at the test
                 _write_json(paths[0], before[paths[0]] | {"test_reads": test_reads})
         return result
-
-    def _compare(self, own: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
-        """Counts places among the flags that changed where a split is no longer what it was."""
-        others = [split for split in own.keys() & scored.keys() if own[split] != scored[split]]
-        if others and not self._elsewhere:
-            raise ValueError(
-                f"{self.folder}: expected the {others[0]} split that its result.json is about, got another in the same place; "
-                "give it a name of its own and evaluate with that, or train with another --name"
-            )
-        if others:
-            self.changed |= self._elsewhere
 
     def say_end(self, result: Mapping[str, Any]) -> None:
         """The last line of an experiment, of what `finish` gave: how long it was trained, on what, and where all of it is."""

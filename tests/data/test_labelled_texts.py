@@ -100,7 +100,7 @@ def test_a_quote_that_does_not_end_is_named(tmp_path):
         ("a.csv", "label\ttext\nart\ta\n", "it seems to be separated by tabs, where commas are expected"),
         ("a.tsv", "label,text\nart,a\n", "it seems to be separated by commas, where tabs are expected"),
         ("a.csv", ",label,text\n0,art,a\n", r"a.csv:1: expected a name of each column, got none of the first, .* pandas"),
-        ("a.csv", "", "a.csv:1: expected a header"),
+        ("a.csv", "", "a.csv: expected a header and rows, got an empty file"),
     ],
 )
 def test_a_table_of_another_kind_is_named(tmp_path, name, text, message):

@@ -142,15 +142,17 @@ def test_what_is_known_ahead_may_go_on_but_nothing_else(tmp_path):
 def test_dates_have_to_be_as_in_the_training():
     series = seasonal_series(days=3)
     zoned, hour = series._replace(zone=Zone(True, None)), series.step
-    check_dates(series, hour, False, "own.csv")
-    check_dates(zoned, hour, True, "own.csv")
-    for found, step, with_zone, message in (
-        (series, Step(60, False), False, "steps of 1 minute, as in the training, got steps of 1 hour"),
-        (series, hour, True, "dates with a time zone, as in the training, got dates without one"),
-        (zoned, hour, False, "dates without a time zone, as in the training, got dates with one"),
+    check_dates(series, hour, None, "own.csv")
+    check_dates(zoned, hour, zoned.zone, "own.csv")
+    clock, there = zoned.zone._replace(utc=False), "with a time zone, "
+    for found, step, zone, message in (
+        (series, Step(60, False), None, "steps of 1 minute, as in the training, got steps of 1 hour"),
+        (series, hour, zoned.zone, f"dates {there}in UTC, as in the training, got dates without a time zone"),
+        (zoned, hour, None, f"dates without a time zone, as in the training, got dates {there}in UTC"),
+        (zoned, hour, clock, f"dates {there}by the clock there, as in the training, got dates {there}in UTC"),
     ):
         with pytest.raises(ValueError, match=f"^own.csv: expected {message}$"):
-            check_dates(found, step, with_zone, "own.csv")
+            check_dates(found, step, zone, "own.csv")
 
 
 def test_steps_ahead_have_room_and_what_is_known_of_them_stands_there(tmp_path):

@@ -73,6 +73,18 @@ def test_of_symbols_in_bfloat16_it_is_the_sum_rounded_once():
     np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=2**-8)
 
 
+def test_gradients_of_symbols_in_bfloat16_are_sums_rounded_once():
+    """Of a symbol that stands everywhere a thousand terms of 1 add up; in bfloat16 they would stay at 256."""
+    graphdef, state = nnx.split(SequenceConvolution(3, 2, 1, rngs=nnx.Rngs(0)))
+    state = jax.tree.map(lambda leaf: jnp.ones_like(leaf, jnp.bfloat16), state)
+    tokens = jnp.zeros((4, 250), int)
+
+    def total(state):
+        return nnx.merge(graphdef, state).of_symbols(tokens, None).features.astype(jnp.float32).sum()
+
+    assert jax.grad(total)(state)["kernel"][...].tolist() == [[[1000.0, 1000.0], [0.0, 0.0], [0.0, 0.0]]]
+
+
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (2, 2), (3, 3), (3, 2), (5, 2)])
 def test_pooling_is_that_of_each_sequence_alone(window, stride):
     """PyTorch with `ceil_mode`, whose last window may begin behind the end where it would hold padding only: by hand, then."""

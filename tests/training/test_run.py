@@ -160,6 +160,42 @@ def test_other_flags_are_scored_beside_the_result(tmp_path):
     assert "changed" not in result
 
 
+def test_other_data_in_another_place_is_an_evaluation_and_in_the_same_place_an_error(tmp_path):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Files:
+        texts: Path = Path("a")
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(Files, RunConfig):
+        steps: int = 1
+        places: ClassVar[tuple[str, ...]] = (*RunConfig.places, "texts")
+
+    def finish(run, **fingerprints):
+        run.scores(fingerprints)
+        run.finish(split="test", metrics={"loss": 1.0}, published=[], examples_per_step=1)
+        names = ("result", "evaluation")
+        return [json.loads(path.read_text()) if (path := run.folder / f"{name}.json").exists() else {} for name in names]
+
+    def asked(texts="a"):
+        run = Run.finished("task", Config, "default", tmp_path)
+        run.use(Files(texts=Path(texts)))
+        return run
+
+    run = Run.begin("task", Config(runs_dir=tmp_path))
+    run.trained_on("texts", "real", "t")
+    run.trained(1, {})
+    (run.folder / "weights.safetensors").touch()
+    assert finish(run, validation="v", test="a")[0]["fingerprints"] == {"validation": "v", "test": "a"}
+    own, _ = finish(asked(), validation="v")  # what is not scored again stays the run's own
+    result, evaluation = finish(asked("b"), validation="v", test="b")
+    assert result == own | {"test_reads": 3}
+    assert (evaluation["changed"], evaluation["fingerprints"]) == ({"texts": "b"}, {"validation": "v", "test": "b"})
+    result, _ = finish(asked("moved"), validation="v", test="a")
+    assert (result["test_reads"], "changed" in result) == (4, False)
+    with pytest.raises(ValueError, match="expected the test split that its figures are about, got another in the same place"):
+        finish(asked(), test="c")
+
+
 def test_a_run_to_start_from_is_told_as_below_the_default_folder(tmp_path, monkeypatch):
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Started(RunConfig):

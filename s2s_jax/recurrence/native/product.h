@@ -32,7 +32,7 @@ __attribute__((noinline)) void tile(const float* const* rows, Left left, const P
                                     long pitch) {
   const long apart = kInPlace ? pitch : kWidth;
   // With AVX2 a fetch for every two loads that one row needs took up to a quarter longer than it saved, in the L2 and beyond.
-  constexpr bool kAhead = !kInPlace && (M > 1 || kLanes > 8);
+  constexpr bool kAhead = !kInPlace && (M > 1 || kLanes != 8);
   Vector sums[M][N][2];
 #pragma GCC unroll 8
   for (int n = 0; n < N; ++n) {
