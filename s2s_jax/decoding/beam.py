@@ -82,7 +82,8 @@ def beam_search(
       attention: takes what `step` gives as `aux` and returns the weights [B, S] of this step, not negative; without coverage
         penalty any tree of arrays [B, ...]. They come back for each hypothesis. Made once, as `step` is.
       source_mask: which source positions the coverage penalty counts, True = valid; None for all.
-      min_length: the end symbol is not said before step `min_length`; it counts the end symbol. One for each row too.
+      min_length: the end symbol is not said before step `min_length`; it counts the end symbol. One for each row too, and where
+        the row's `max_length` is less, that holds.
       time: T, the width of what comes back; as it is compiled for, give it (`2 * S + 5`) where `max_length` is one for each
         row. If None, the greatest of `max_length`.
       no_repeat_ngram_size: no n symbols come twice in a hypothesis; 0 for no such rule. Start and end symbol do not count.
@@ -98,11 +99,10 @@ def beam_search(
 
     Raises:
       ValueError: numbers out of range (`beam_size` and `n_best` below 1, `n_best` above K, `max_length` below 1, `min_length`
-        above T or, in a row that is not left out, above its `max_length`, negative or not finite `alpha` and `coverage_beta` as
-        far as they are concrete), an unknown length penalty or early stopping, symbols outside the vocabulary, an empty banned
-        prefix, a prefix that goes on behind `max_length` (in a row that is not left out) or behind an end symbol, as far as
-        they are concrete, shapes that do not match, a context or state without an axis of rows, or a coverage penalty without
-        `attention`. Traced lengths above T are clipped.
+        above T, negative or not finite `alpha` and `coverage_beta` as far as they are concrete), an unknown length penalty or
+        early stopping, symbols outside the vocabulary, an empty banned prefix, a prefix that goes on behind `max_length` (in a
+        row that is not left out) or behind an end symbol, as far as they are concrete, shapes that do not match, a context or
+        state without an axis of rows, or a coverage penalty without `attention`. Traced lengths above T are clipped.
     """
     batch_size = checks.check_rows(context, state)
     time, limits = checks.check_limits(max_length, time, batch_size)
@@ -131,7 +131,7 @@ def beam_search(
             _check_coverage(weights, source_mask, batch_size)
     elif coverage_beta is not None:
         raise ValueError("attention: expected a function of aux with coverage_beta, got None")
-    shortest = checks.check_min_length(min_length, batch_size, time, max_length)
+    shortest = checks.check_min_length(min_length, batch_size, time)
     constraints = Constraints(
         checks.check_banned(banned, vocabulary_size, symbols.end, shortest),
         shortest,

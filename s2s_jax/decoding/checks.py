@@ -101,24 +101,13 @@ def check_limits(max_length: int | Array, time: int | None, batch_size: int) -> 
     return time, check_lengths(limits, batch_size, time, "max_length")
 
 
-def check_min_length(
-    min_length: int | Array, batch_size: int, time: int, max_length: int | Array | None = None
-) -> Int[Array, " B"] | None:
-    """None where it forbids nothing; of traced numbers one above its row's `max_length` gives way to it."""
+def check_min_length(min_length: int | Array, batch_size: int, time: int) -> Int[Array, " B"] | None:
     if np.ndim(min_length) == 0 and not isinstance(min_length, jax.core.Tracer):
         min_length = operator.index(min_length)
         if not 0 <= min_length <= time:
             raise ValueError(f"min_length: expected a number from 0 to {time}, the most steps, got {min_length}")
-        shortest = jnp.full(batch_size, min_length, jnp.int32) if min_length > 1 else None
-    else:
-        shortest = check_lengths(min_length, batch_size, time, "min_length")
-    if max_length is not None and not any(isinstance(n, jax.core.Tracer) for n in jax.tree.leaves((min_length, max_length))):
-        limits, least = (np.broadcast_to(np.asarray(n), (batch_size,)) for n in (max_length, min_length))
-        above = np.flatnonzero((least > limits) & (least > 1) & (limits > 0))  # a limit of 0 leaves a row out
-        if above.size:
-            row = int(above[0])
-            raise ValueError(f"min_length: expected at most max_length, {limits[row]} in row {row}, got {least[row]}")
-    return shortest
+        return jnp.full(batch_size, min_length, jnp.int32) if min_length > 1 else None
+    return check_lengths(min_length, batch_size, time, "min_length")
 
 
 def check_banned(banned: Sequence[int], vocabulary_size: int, end: int, min_length: Array | None) -> Int[Array, " R"] | None:

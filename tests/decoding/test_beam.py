@@ -470,14 +470,6 @@ def test_weights_of_any_shape_come_back_as_a_tree():
         ({"max_length": np.arange(4, 9), "time": 7}, "max_length: expected values from 0 to T = 7, got 8 in row 4"),
         ({"time": 0}, "time: expected a positive number, got 0"),
         ({"min_length": 8}, "min_length: expected a number from 0 to 7, the most steps, got 8"),
-        (
-            {"min_length": 3, "max_length": np.array([3, 0, 2, 4, 5])},
-            "min_length: expected at most max_length, 2 in row 2, got 3",
-        ),
-        (
-            {"min_length": np.array([1, 1, 1, 5, 0]), "max_length": 4, "time": 6},
-            "min_length: expected at most max_length, 4 in row 3, got 5",
-        ),
         ({"length_penalty": "wu"}, "length_penalty: expected one of none, gnmt, average, got 'wu'"),
         ({"alpha": -1.0}, "alpha: expected a number from 0, got -1.0"),
         ({"alpha": float("nan")}, "alpha: expected a number from 0, got nan"),
