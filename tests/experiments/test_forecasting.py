@@ -215,7 +215,7 @@ def test_what_is_known_of_each_series_is_read(tmp_path, capsys):
     assert (result["split"].split(",")[0], result["test_reads"]) == ("validation", 0)
     assert all(name.endswith("_validation") for name in result["metrics"])
     printed = capsys.readouterr().out
-    assert "No mase of hour, of which each repeats exactly after 24 steps, or stands still, in training." in printed
+    assert "No mase of hour: in training each repeats exactly after 24 steps, stands still, or has no two values" in printed
     assert result["details"]["without_mase"] == ["hour"]
     assert {"mase_validation"} == {name for name in result["metrics"] if "mase" in name}
     assert all("mase" in of_name for of_name in result["details"]["baselines"]["validation"].values())
@@ -267,7 +267,9 @@ def test_dates_with_a_time_zone_and_findings_are_kept(tmp_path, capsys):
     assert [row["date"] for row in said] == [f"2020-01-10 0{hour}:00:00+02:00" for hour in range(6)]
     assert (folder / "findings_own.txt").read_text() == (folder / "findings.txt").read_text()
     path.write_text("\n".join([header, *rows]).replace("+02:00", "") + "\n")
-    with pytest.raises(SystemExit, match=r"own\.csv: expected dates with a time zone, as in the training, got dates without"):
+    with pytest.raises(
+        SystemExit, match=r"own\.csv: expected dates with a time zone, in UTC, as in the training, got dates without"
+    ):
         call("predict", path, "--runs-dir", tmp_path)
 
 
