@@ -11,7 +11,7 @@ import numpy as np
 from s2s_jax.data import datasets
 from s2s_jax.data.buckets import length_buckets, with_room_for
 from s2s_jax.data.datasets.report import Duplicates, Report
-from s2s_jax.data.datasets.text_files import first_row, other_separator, read_rows
+from s2s_jax.data.datasets.text_files import first_row, other_separator, read_rows, unpacked_suffix
 from s2s_jax.data.own_files import name_own_files
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.reviews import LabelledTexts, made_up_reviews
@@ -182,8 +182,7 @@ def texts_of_table(path: Path, flags: TextFlags) -> list[str] | None:
       ValueError: a row that is not what it should be, by file and line; a file called .csv or .tsv whose first row does not
         name these columns, where it is there that the flags look for names.
     """
-    first = first_row(path)
-    called_table = (path.with_suffix("") if path.suffix in (".gz", ".xz") else path).suffix.lower() in (".csv", ".tsv")
+    first, called_table = first_row(path), unpacked_suffix(path) in (".csv", ".tsv")
     if flags.header:
         is_table = len(first) == len(flags.header)
     else:

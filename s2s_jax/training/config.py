@@ -26,11 +26,8 @@ class RunConfig:
 
     may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "checkpoint_every")
     may_be_negative: ClassVar[tuple[str, ...]] = ()  # of floating numbers
-    rates: ClassVar[tuple[str, ...]] = (
-        "dropout",
-        "input_dropout",
-        "recurrent_dropout",
-    )  # below 1, where an experiment has them
+    # Below 1, where an experiment has them.
+    rates: ClassVar[tuple[str, ...]] = ("dropout", "input_dropout", "recurrent_dropout")
     # Where a run is, finds its data and is computed may change from sitting to sitting without making it another run.
     places: ClassVar[tuple[str, ...]] = ("runs_dir", "data_dir", "checkpoint_every")
     # By command: dataclasses of flags that it takes, train besides those of the config. Those that the config inherits say what

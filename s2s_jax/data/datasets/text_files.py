@@ -176,8 +176,13 @@ def other_separator(path: Path, cells: Sequence[str]) -> str:
     return f"; it seems to be separated by {likely[0]}, where {names[here]} are expected" if likely else ""
 
 
+def unpacked_suffix(path: Path) -> str:
+    """The ending in small letters of a file's name, of one that is packed that of what is in it."""
+    return (path.with_suffix("") if path.suffix in _OPENERS else path).suffix.lower()
+
+
 def _has_commas(path: Path) -> bool:
-    return (path.with_suffix("") if path.suffix in _OPENERS else path).suffix.lower() == ".csv"
+    return unpacked_suffix(path) == ".csv"
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -18,8 +18,8 @@ class Forward {
         groups_(in_place_ ? 1 : row_groups(sizes, directions_.size(), threads)), rows_(sizes, lengths, groups_),
         by_rows_(by_rows(groups_, directions_.size(), threads)),
         inputs_inside_(in_place_ || (by_rows_ && rows_of_group() >= kTileRows)) {
-    const long rows = by_rows_ ? kOwnChunkRows / std::max<long>(1, rows_of_group()) : kChunkRows / std::max<long>(1, n_.batch);
-    chunk_ = inputs_inside_ ? 0 : std::max<long>(1, rows);
+    const long rows = by_rows_ ? kOwnChunkRows : kChunkRows;
+    chunk_ = inputs_inside_ ? 0 : std::max<long>(1, rows / std::max<long>(1, rows_of_group()));
     plan();
   }
 
@@ -270,7 +270,8 @@ class Forward {
       for (int g = 0; g < n_.gates(); ++g) {
         const int sum = first + g;
         float* out = sums + sum * gate;
-        const float* start = inputs_inside_ ? out : sum < n_.gates() ? inputs(direction, group, j, sum) + offset * kWidth : nullptr;
+        const float* start = out;
+        if (!inputs_inside_) start = sum < n_.gates() ? inputs(direction, group, j, sum) + offset * kWidth : nullptr;
         panels[g] = {weights(d.u, at.u, n_.hidden, first, j, g), start, kWidth, out};
         if (sum == 3 && n_.gru()) panels[g].start = inner_bias(d, at, j), panels[g].start_stride = 0;
       }

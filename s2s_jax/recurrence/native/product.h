@@ -31,7 +31,7 @@ template <int M, int N, bool kInPlace>
 __attribute__((noinline)) void tile(const float* const* rows, Left left, const Panel* panels, long row, long ahead, long pace,
                                     long pitch) {
   const long apart = kInPlace ? pitch : kWidth;
-  // With AVX2 a fetch for every two loads that one row needs took up to a quarter longer than it saved, in the L2 and beyond.
+  // With AVX2 one row takes longer with a fetch for every two loads than without, in the L2 and beyond.
   constexpr bool kAhead = !kInPlace && (M > 1 || kLanes != 8);
   Vector sums[M][N][2];
 #pragma GCC unroll 8
