@@ -1,5 +1,6 @@
 """Settings of the whole test run: eight virtual CPU devices, Keras on JAX, float64 on request, what may be skipped."""
 
+import gc
 import importlib.metadata
 import os
 import tempfile
@@ -18,6 +19,11 @@ os.environ["XLA_FLAGS"] = " ".join(
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["KERAS_BACKEND"] = "jax"
+# Two workers on two cores: a library's second thread only waits for its turn, and a first weight's QR then takes 0.6 s, not 3 ms.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+# Half of the rest is tracing, whose many small objects Python looks through again and again, and where each came from.
+gc.set_threshold(200_000, 50, 100)
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 # What one worker, or a process that a test starts, has compiled the others need not: they inherit the folder of the first.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="s2s_jax-compiled-")  # kept for as long as the run
@@ -35,8 +41,31 @@ from tests.alone import pytest_runtest_protocol as pytest_runtest_protocol
 hypothesis.settings.register_profile("s2s_jax", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("s2s_jax")
 
+# Without a GPU nothing will run what nvcc makes: that it is made is all that is seen.
+if jax.default_backend() == "cpu":
+    os.environ["NVCC_APPEND_FLAGS"] = "-Ofast-compile=max"
 
-def pytest_collection_modifyitems(items):
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file is one worker's: what its tests share, compiled or trained, is made once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--one-of-each", action="store_true", help="of a test's cases run the first alone")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("one_of_each"):
+        first = {}
+        for item in items:
+            first.setdefault(item.nodeid.partition("[")[0], item)
+        kept = set(first.values())
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = first.values()
     if jax.default_backend() == "cpu":
         for item in items:
             if item.get_closest_marker("accelerator"):

@@ -422,16 +422,30 @@ def _run(cache=None, **variables):
     )
 
 
-def _quick_compiler(folder):
-    """Without optimisation, in a third of the time, where no more is asked than whether a library is built."""
-    path = folder / "quick"
-    path.write_text(f'#!/bin/sh\nexec {shlex.join(build._compiler())} "$@" -O0\n')
+def _script(path, lines):
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
     path.chmod(0o700)
     return str(path)
 
 
+def _quick_compiler(folder):
+    """Without optimisation, in a third of the time."""
+    return _script(folder / "quick", [f'exec {shlex.join(build._compiler())} "$@" -O0'])
+
+
+def _copying_compiler(folder):
+    """It takes a second, and the library that this process has built; for who asks no more than when one is built."""
+    lines = [
+        f'case "$*" in --version) exec {shlex.join(build._compiler())} --version;; esac',
+        'while [ "$1" != -o ]; do shift; done',
+        f'sleep 1; exec cp {shlex.quote(str(build.build()))} "$2"',
+    ]
+    return _script(folder / "copying", lines)
+
+
 def test_two_processes_build_at_once_and_auto_takes_it_on_one_device(tmp_path):
-    running = [_run(tmp_path, CXX=_quick_compiler(tmp_path)) for _ in range(2)]
+    compiler = _copying_compiler(tmp_path)
+    running = [_run(tmp_path, CXX=compiler) for _ in range(2)]
     for process in running:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
@@ -456,7 +470,7 @@ def test_a_compiler_that_fails_is_named(tmp_path):
 
 
 def test_a_damaged_library_is_built_anew(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", _quick_compiler(tmp_path))
+    monkeypatch.setenv("CXX", _copying_compiler(tmp_path))
     library = build.build(folder=tmp_path / "s2s_jax" / "native")
     for damage in (b"", b"nonsense"):
         library.write_bytes(damage)
@@ -530,7 +544,7 @@ def test_all_derivatives_of_few_rows_of_many_weights(name):
 
 
 def test_portable_code_gives_the_same(tmp_path):
-    process = _run(tmp_path, S2S_JAX_NATIVE="portable", CELLS="all")
+    process = _run(tmp_path, S2S_JAX_NATIVE="portable", CELLS="all", CXX=_quick_compiler(tmp_path))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.splitlines() == ["native None"] * 4
@@ -541,13 +555,14 @@ def test_it_can_be_switched_off():
     assert out.splitlines()[-1] == "scan S2S_JAX_NATIVE is off", err
 
 
-def test_what_was_built_is_found_again(tmp_path, caplog):
+def test_what_was_built_is_found_again(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("CXX", _copying_compiler(tmp_path))
     with caplog.at_level(logging.INFO, "s2s_jax"):
-        first = build.build(folder=tmp_path, flags=("-O0",))  # quick to compile
-        again = build.build(folder=tmp_path, flags=("-O0",))
+        first = build.build(folder=tmp_path / "kept")
+        again = build.build(folder=tmp_path / "kept")
     assert first == again
     assert len(caplog.records) == 1
-    assert build.build(folder=tmp_path, flags=("-O0", "-DANOTHER")) != first
+    assert build.build(folder=tmp_path / "kept", flags=("-DANOTHER",)) != first
 
 
 # Threads and memory -----------------------------------------------------------------------------------------------------
