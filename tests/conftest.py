@@ -19,10 +19,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["KERAS_BACKEND"] = "jax"
-# Two workers on two cores: a library's second thread only waits for its turn, and a first weight's QR then takes 0.6 s, not 3 ms.
+# Two workers have two cores: a second thread of a library would wait for its turn, and a small QR a hundred times as long.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
-# Half of the rest is tracing, whose many small objects Python looks through again and again, and where each came from.
-gc.set_threshold(200_000, 50, 100)
+# Of what is traced nobody reads where it came from.
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 # What one worker, or a process that a test starts, has compiled the others need not: they inherit the folder of the first.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -40,6 +39,9 @@ from tests.alone import pytest_runtest_protocol as pytest_runtest_protocol
 # The same examples in every run, and no folder of examples left behind.
 hypothesis.settings.register_profile("s2s_jax", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("s2s_jax")
+
+# Tracing makes many small objects, which Python would look through again and again.
+gc.set_threshold(200_000, 50, 100)
 
 # Without a GPU nothing will run what nvcc makes: that it is made is all that is seen.
 if jax.default_backend() == "cpu":
