@@ -45,7 +45,7 @@ gc.set_threshold(200_000, 50, 100)
 
 # Without a GPU nothing will run what nvcc makes: that it is made is all that is seen.
 if jax.default_backend() == "cpu":
-    os.environ["NVCC_APPEND_FLAGS"] = "-Ofast-compile=max"
+    os.environ["NVCC_APPEND_FLAGS"] = "-Ofc=max"
 
 
 @pytest.hookimpl(optionalhook=True)
