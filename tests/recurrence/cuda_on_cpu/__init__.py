@@ -14,7 +14,7 @@ from s2s_jax.recurrence.native.build import _compiler
 from s2s_jax.recurrence.persistent import build, plan
 
 HOPPER = plan.Device(132, 232448)
-_FLAGS = ("-std=c++17", "-O0", "-fPIC", "-shared", "-Wno-unknown-pragmas", "-Wno-return-type", "-x", "c++")
+_FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas", "-Wno-return-type", "-x", "c++")
 
 
 def _library(recipe: Callable[..., library.Recipe], name: str, *of: str) -> ctypes.CDLL:
