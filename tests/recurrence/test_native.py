@@ -25,6 +25,7 @@ from s2s_jax.recurrence.choice import VARIABLE
 from s2s_jax.recurrence.native import build
 from s2s_jax.types import Unrolled
 from tests import oracles
+from tests.recurrence.scripts import script
 from tests.samples import TOLERANCE, Gradients, assert_close, fill_padding, further_derivatives, weighted_sum
 from tests.samples import sample as wild_sample
 
@@ -422,15 +423,9 @@ def _run(cache=None, **variables):
     )
 
 
-def _script(path, lines):
-    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
-    path.chmod(0o700)
-    return str(path)
-
-
 def _quick_compiler(folder):
     """Without optimisation, in a third of the time."""
-    return _script(folder / "quick", [f'exec {shlex.join(build._compiler())} "$@" -O0'])
+    return script(folder / "quick", f'exec {shlex.join(build._compiler())} "$@" -O0')
 
 
 def _copying_compiler(folder):
@@ -440,7 +435,7 @@ def _copying_compiler(folder):
         'while [ "$1" != -o ]; do shift; done',
         f'sleep 1; exec cp {shlex.quote(str(build.build()))} "$2"',
     ]
-    return _script(folder / "copying", lines)
+    return script(folder / "copying", "\n".join(lines))
 
 
 def test_two_processes_build_at_once_and_auto_takes_it_on_one_device(tmp_path):

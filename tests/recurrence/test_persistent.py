@@ -22,6 +22,7 @@ from s2s_jax.recurrence.persistent import build, plan
 from s2s_jax.types import Unrolled
 from tests import oracles
 from tests.recurrence import cuda_on_cpu
+from tests.recurrence.scripts import script
 from tests.samples import (
     TOLERANCE,
     Gradients,
@@ -623,16 +624,10 @@ def test_a_misspelt_setting_is_an_error(monkeypatch):
         build.load("LSTM", "float32")
 
 
-def _shell(path, text):
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o700)
-    return [str(path)]
-
-
 def test_a_library_is_named_after_whatever_it_is_made_of(tmp_path):
     """Also after the names of its files, where one ends and the next begins, and the compiler that nvcc gives C++ to."""
     files, version = [tmp_path / "a.h", tmp_path / "b.h"], tmp_path / "version"
-    compiler = _shell(tmp_path / "nvcc", f'case "$*" in --version) echo 13;; -E*) cat {version};; *) touch "$4";; esac')
+    compiler = [script(tmp_path / "nvcc", f'case "$*" in --version) echo 13;; -E*) cat {version};; *) touch "$4";; esac')]
 
     def name(*contents, named=files, host="gcc 14"):
         for path, content in zip(named, contents, strict=True):
@@ -666,7 +661,7 @@ def test_a_damaged_library_that_another_process_has_removed_already(tmp_path, mo
 
 
 def test_a_compiler_is_waited_for_no_longer_than_was_said(tmp_path, monkeypatch):
-    compiler = _shell(tmp_path / "nvcc", 'case "$*" in --version|-E*) echo 13;; *) exec sleep 60;; esac')
+    compiler = [script(tmp_path / "nvcc", 'case "$*" in --version|-E*) echo 13;; *) exec sleep 60;; esac')]
     monkeypatch.setenv("NVCC", compiler[0])
     with pytest.raises(subprocess.TimeoutExpired, match=r"timed out after 0\.1 seconds"):
         build.build("GRU", "float32", tmp_path / "kept", seconds=0.1)
