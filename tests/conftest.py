@@ -50,10 +50,10 @@ if jax.default_backend() == "cpu":
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file is one worker's: what its tests share, compiled or trained, is made once."""
+    """A file is one worker's, where nothing else is asked for: what its tests share, compiled or trained, is made once."""
     from xdist.scheduler import LoadFileScheduling
 
-    return LoadFileScheduling(config, log)
+    return LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 def pytest_addoption(parser):
