@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from s2s_jax import cells, plots
+from s2s_jax import cells, plots, published
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.sums import TEST, TRAIN, VALIDATION, Sums
 from s2s_jax.data.vocabulary import END, PAD, START
@@ -43,20 +43,6 @@ from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
-
-_KERAS = "Keras' addition example"
-PUBLISHED = {
-    "decimal3": [{"metric": "character_accuracy", "value": 0.99, "how": "100 epochs of 50,000 sums", "source": _KERAS}],
-    "decimal5": [{"metric": "character_accuracy", "value": 0.99, "how": "30 epochs of 550,000 sums", "source": _KERAS}],
-    "decimal9": [
-        {
-            "metric": "teacher_forced_accuracy",
-            "value": 0.99,
-            "how": "with a curriculum",
-            "source": "Zaremba & Sutskever, arXiv 1410.4615",
-        }
-    ],
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,7 +187,7 @@ def report(run: Run[Config], model: Seq2Seq) -> None:
     result = run.finish(
         split=f"test: {len(a)} pairs never trained on, uniform over all such pairs of numbers up to {sums.base}^{sums.digits}",
         metrics=metrics,
-        published=PUBLISHED.get(f"{config.task}{config.digits}", []),
+        published=published.ADDITION.get(f"{config.task}{config.digits}", []),
         examples_per_step=config.batch_size,
         parameters=count_parameters(model),
     )

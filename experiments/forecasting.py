@@ -36,7 +36,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from s2s_jax import cells, plots
+from s2s_jax import cells, plots, published
 from s2s_jax.data.calendar import Step, Zone, as_written
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.series import Series, keep_findings
@@ -84,26 +84,6 @@ _DRAWN_AS_PUBLISHED = {
     "rnn": cells.make_rnn(**_UNIFORM),
     "lstm": cells.make_lstm(**_UNIFORM, forget_bias=0.0),
     "gru": cells.make_gru(**_UNIFORM),
-}
-# ETTh1, multivariate, look-back 96, by horizon: MSE and MAE, from the README of SegRNN's repository.
-_MULTIVARIATE = {
-    96: {"SegRNN": (0.368, 0.395), "iTransformer": (0.386, 0.405), "PatchTST": (0.414, 0.419), "DLinear": (0.386, 0.400)},
-    192: {"SegRNN": (0.408, 0.419), "iTransformer": (0.441, 0.436), "PatchTST": (0.460, 0.445), "DLinear": (0.437, 0.432)},
-    336: {"SegRNN": (0.444, 0.440), "iTransformer": (0.487, 0.458), "PatchTST": (0.501, 0.466), "DLinear": (0.481, 0.459)},
-    720: {"SegRNN": (0.446, 0.457), "iTransformer": (0.503, 0.491), "PatchTST": (0.500, 0.488), "DLinear": (0.519, 0.516)},
-}
-# ETTh1, by number of series and horizon: MSE and MAE, from Informer's paper (arXiv 2012.07436).
-_INFORMER = {
-    (1, 24): {"LSTMa": (0.114, 0.272), "DeepAR": (0.107, 0.280), "Informer": (0.098, 0.247)},
-    (1, 48): {"LSTMa": (0.193, 0.358), "DeepAR": (0.162, 0.327), "Informer": (0.158, 0.319)},
-    (1, 168): {"LSTMa": (0.236, 0.392), "DeepAR": (0.239, 0.422), "Informer": (0.183, 0.346)},
-    (1, 336): {"LSTMa": (0.590, 0.698), "DeepAR": (0.445, 0.552), "Informer": (0.222, 0.387)},
-    (1, 720): {"LSTMa": (0.683, 0.768), "DeepAR": (0.658, 0.707), "Informer": (0.269, 0.435)},
-    (7, 24): {"LSTMa": (0.650, 0.624), "LSTNet": (1.293, 0.901), "Informer": (0.577, 0.549)},
-    (7, 48): {"LSTMa": (0.702, 0.675), "LSTNet": (1.456, 0.960), "Informer": (0.685, 0.625)},
-    (7, 168): {"LSTMa": (1.212, 0.867), "LSTNet": (1.997, 1.214), "Informer": (0.931, 0.752)},
-    (7, 336): {"LSTMa": (1.424, 0.994), "LSTNet": (2.655, 1.369), "Informer": (1.128, 0.873)},
-    (7, 720): {"LSTMa": (1.960, 1.322), "LSTNet": (2.143, 1.380), "Informer": (1.215, 0.896)},
 }
 
 
@@ -283,7 +263,7 @@ def report(run: Run[Config], model: Any, series: Series, parts: Parts, first_win
     result = run.finish(
         split=f"{splits[-1]}, {which} windows",
         metrics=metrics,
-        published=published(config, targets),
+        published=published_of(config, targets),
         examples_per_step=config.batch_size,
         reads_test="test" in splits,
         parameters=count_parameters(model),
@@ -294,19 +274,11 @@ def report(run: Run[Config], model: Any, series: Series, parts: Parts, first_win
     run.say_end(result)
 
 
-def published(config: Config, targets: tuple[str, ...]) -> list[dict[str, Any]]:
-    """What is known of ETTh1, of OT alone or of all seven, read by themselves; SegRNN's table is of a look-back of 96."""
+def published_of(config: Config, targets: tuple[str, ...]) -> list[published.Published]:
+    """What is known of ETTh1, of OT alone or of all seven, read by themselves."""
     if config.dataset != "ett" or config.covariates or (targets != ("OT",) and len(targets) != 7):
         return []
-    of_segments = _MULTIVARIATE.get(config.horizon, {}) if (len(targets), config.look_back) == (7, 96) else {}
-    known = {"README of SegRNN's repository": of_segments}
-    known["arXiv 2012.07436"] = _INFORMER.get((len(targets), config.horizon), {})
-    return [
-        {"metric": metric, "value": value, "how": how, "source": source}
-        for source, of_models in known.items()
-        for how, values in of_models.items()
-        for metric, value in zip(("mse", "mae"), values, strict=True)
-    ]
+    return published.etth1(len(targets), config.look_back, config.horizon)
 
 
 def draw(run: Run[Config], series: Series, parts: Parts, shown: list[ForecastBatch]) -> None:

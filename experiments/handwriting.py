@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from flax import nnx
 
-from s2s_jax import cells, plots
+from s2s_jax import cells, plots, published
 from s2s_jax.attention import make_additive
 from s2s_jax.bootstrap import bootstrap, interval, length_groups
 from s2s_jax.data.augmentation import FADED
@@ -58,21 +58,6 @@ from s2s_jax.training.provenance import describe_device
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
-
-_KRAKEN = {"how": "Kraken, CNN + BLSTM + CTC, default settings, same split", "source": "README of Jean-Baptiste-Camps/FROC-MSS"}
-_LAIA = {
-    "how": "CRNN, best validation CER of 40 epochs, on other lines of MNIST's digits",
-    "source": "PyLaia benchmarks/basic.log",
-}
-PUBLISHED = {
-    "froc_mss": [
-        {"metric": "cer", "value": 0.0783, **_KRAKEN},
-        {"metric": "cer_without_spaces", "value": 0.0692, **_KRAKEN},
-        {"metric": "cer_validation", "value": 0.0811, **_KRAKEN},
-        {"metric": "cer_without_spaces_validation", "value": 0.0703, **_KRAKEN},
-    ],
-    "mnist_lines": [{"metric": "cer_validation", "value": 0.014, **_LAIA}],
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,7 +249,7 @@ def report(
     result = run.finish(
         split=f"{last}, all {len(lines[last].texts)}",
         metrics=metrics,
-        published=PUBLISHED.get(config.dataset, []),
+        published=published.HANDWRITING.get(config.dataset, []),
         examples_per_step=len(encoded["train"]) / plan.steps_per_epoch,
         reads_test="test" in lines,
         parameters=count_parameters(model),

@@ -32,7 +32,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from s2s_jax import cells, explain_backend, plots, unroll, unroll_in_parallel
+from s2s_jax import cells, explain_backend, plots, published, unroll, unroll_in_parallel
 from s2s_jax.data.long_tasks import SIGNAL, copied_digits, marked_sums
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.layers import Recurrent
@@ -46,18 +46,8 @@ from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
-_BAI = "Bai, Kolter & Koltun, arXiv 1803.01271, table 1"
 WARMED = 0.25  # seconds; what takes less is called once more, and that counts
 ALIKE = 1e-3  # ways along time whose results differ by more are not timed
-# By task, length and cell: the loss.
-PUBLISHED = {
-    ("adding", 600, "lstm"): 0.164,
-    ("adding", 600, "gru"): 5.3e-5,
-    ("adding", 600, "rnn"): 0.177,
-    ("copy", 1000, "lstm"): 0.0204,
-    ("copy", 1000, "gru"): 0.0197,
-    ("copy", 1000, "rnn"): 0.0202,
-}
 DRAW = {"adding": marked_sums, "copy": copied_digits}
 SPLIT_SEEDS = {"validation": (1, 1_000), "test": (2, 10_000)}  # seed and number of sequences, the same for all runs
 
@@ -163,13 +153,12 @@ def report(run: Run[Config], model: LongReader) -> None:
             f"{name} {value:.3g}{f' ({unit})' if name == 'loss' else ' (of the digits)'}" for name, value in metrics.items()
         )
     )
-    known = PUBLISHED.get((config.task, config.length, config.cell))
     title = f"{config.task.capitalize()}, {config.length} steps, {config.cell}"
     run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, title, unit=unit))
     result = run.finish(
         split=f"test: {SPLIT_SEEDS['test'][1]} sequences drawn with a seed of their own",
         metrics=metrics,
-        published=[] if known is None else [{"metric": "loss", "value": known, "how": config.cell.upper(), "source": _BAI}],
+        published=published.LONG_SEQUENCES.get((config.task, config.length, config.cell), []),
         examples_per_step=config.batch_size,
         parameters=count_parameters(model),
     )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from s2s_jax import Cell, cells, plots
+from s2s_jax import Cell, cells, plots, published
 from s2s_jax.data import datasets
 from s2s_jax.data.images import augmented, drawn_digits
 from s2s_jax.data.pipeline import Batches
@@ -35,19 +35,6 @@ from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
-_RRU = "README of Zakovskis et al., Gates Are Not What You Need in RNNs"
-_MNIST_CLASSIFY = "README of lh9171338/MNIST-Classify"
-_DEEP_LEARNING = "roatienza/Deep-Learning-Experiments"
-# By order and cell: test accuracy, how, source.
-PUBLISHED = {
-    ("rows", "lstm"): (0.989, "LSTM-256, Adam", _DEEP_LEARNING),
-    ("rows", "gru"): (0.989, "GRU, 18,300 parameters", _MNIST_CLASSIFY),
-    ("rows", "rnn"): (0.944, "RNN", _MNIST_CLASSIFY),
-    ("pixels", "lstm"): (0.989, "LSTM, in Gu et al. 2022, table 6", "arXiv 2111.00396"),
-    ("pixels", "gru"): (0.9836, "GRU", _RRU),
-    ("permuted", "lstm"): (0.9739, "LSTM", _RRU),
-    ("permuted", "gru"): (0.9868, "GRU", _RRU),
-}
 VALIDATION = 5_000
 
 
@@ -189,17 +176,11 @@ def report(run: Run[Config], model: SequenceClassifier, splits: Splits) -> None:
     result = run.finish(
         split=f"test, all {count}",
         metrics=metrics,
-        published=published(config) if splits.origin == "real" else [],
+        published=published.PIXELS.get((config.order, config.cell), []) if splits.origin == "real" else [],
         examples_per_step=config.batch_size,
         parameters=count_parameters(model),
     )
     run.say_end(result)
-
-
-def published(config: Config) -> list[dict[str, Any]]:
-    """The figure to compare with; none is known for some orders and cells."""
-    known = PUBLISHED.get((config.order, config.cell))
-    return [] if known is None else [dict(zip(("metric", "value", "how", "source"), ("accuracy", *known), strict=True))]
 
 
 def classify(config: Config, model: SequenceClassifier, split: Any) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from s2s_jax import cells, plots
+from s2s_jax import cells, plots, published
 from s2s_jax.data.buckets import power_of_two
 from s2s_jax.data.datasets.text_files import texts_named
 from s2s_jax.data.labelled_texts import (
@@ -58,17 +58,6 @@ from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
 
-# By data set and network (None: any): accuracy, how, and where it stands.
-PUBLISHED: dict[tuple[str, str | None], list[tuple[float, str, str]]] = {
-    ("imdb", None): [
-        (0.6427, "Transformer, bytes", "Long Range Arena, arXiv 2011.04006"),
-        (0.8682, "S4, bytes", "arXiv 2111.00396"),
-    ],
-    ("ag_news_subset", "cnn_large"): [(0.905, "character CNN, the best of its table", "arXiv 1509.01626")],
-    ("ag_news_subset", "vdcnn9"): [(0.902, "9 layers", "arXiv 1606.01781")],
-    ("ag_news_subset", "vdcnn17"): [(0.906, "17 layers", "arXiv 1606.01781")],
-    ("ag_news_subset", "vdcnn29"): [(0.913, "29 layers, the best of its table", "arXiv 1606.01781")],
-}
 MARKED = 10  # texts of which `predict` tells and draws which symbols mattered: that asks the network hundreds of times each
 RECURRENT = ("recurrent", "cnn_recurrent")
 # Which networks take which flags; the others take none of them.
@@ -243,7 +232,7 @@ def report(
     result = run.finish(
         split=f"{splits[-1]}, all {len(encoded[splits[-1]])}",
         metrics=metrics,
-        published=published(config),
+        published=published.text_classification(config.dataset, config.model),
         examples_per_step=len(encoded["train"]) / plan.steps_per_epoch,
         reads_test="test" in splits,
         parameters=count_parameters(model),
@@ -263,11 +252,6 @@ def report(
         run.figure("learning_curve", plots.learning_curve([run.history()], config.fractions, title))
         compare(run)
     run.say_end(result)
-
-
-def published(config: Config) -> list[dict[str, Any]]:
-    rows = [row for name in (config.model, None) for row in PUBLISHED.get((config.dataset, name), [])]
-    return [{"metric": "accuracy", "value": value, "how": how, "source": source} for value, how, source in rows]
 
 
 def compare(run: Run[Config]) -> None:

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from s2s_jax import cells, plots
+from s2s_jax import cells, plots, published
 from s2s_jax.data import datasets
 from s2s_jax.data.buckets import length_buckets
 from s2s_jax.data.pipeline import Batches
@@ -56,11 +56,6 @@ from s2s_jax.training.state import count_parameters
 
 VALIDATION = 1000
 VOCABULARY = Bytes()
-# Of all 25,000 labels, byte by byte, up to 4,096 bytes of each review.
-PUBLISHED = [
-    {"metric": "accuracy", "value": 0.6427, "how": "Transformer, bytes", "source": "Long Range Arena, arXiv 2011.04006"},
-    {"metric": "accuracy", "value": 0.8682, "how": "S4, bytes", "source": "arXiv 2111.00396"},
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -301,7 +296,7 @@ def report(run: Run[Config], model: Any, splits: Splits) -> None:
     result = run.finish(
         split=f"test, {len(test.texts)} reviews, {what}",
         metrics=metrics,
-        published=PUBLISHED if splits.origin == "real" and splits.validation is None else [],
+        published=published.IMDB if splits.origin == "real" and splits.validation is None else [],
         examples_per_step=config.batch_size,
         parameters=count_parameters(model),
     )

@@ -46,7 +46,7 @@ import numpy as np
 from flax import nnx
 
 from s2s_jax import attention as attentions
-from s2s_jax import cells, plots
+from s2s_jax import cells, plots, published
 from s2s_jax.data.datasets.text_files import texts_named, write_texts
 from s2s_jax.data.pair_sets import (
     PATHS,
@@ -74,37 +74,6 @@ from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
-
-_LIUM = {"how": "GRU with attention, joint BPE 10k, single run", "source": "README of lium-lst/wmt17-mmt"}
-_BENTREVETT = "bentrevett/pytorch-seq2seq, notebook {}; spaCy tokens, greedy"
-_MAXIMUS = "README of maximus-21/Neural-Machine-Translation; greedy, scoring not said"
-_SOCKEYE = {"how": "at most, in its system test", "source": "Sockeye 1.18"}
-# By data set, source and target: metric and value.
-PUBLISHED: dict[tuple[str, str | None, str | None], list[dict[str, Any]]] = {
-    ("reverse", None, None): [
-        {"metric": "bleu_cased", "value": 95.42, "how": "BLEU, not exact match", "source": "tutorial of JoeyNMT"}
-    ],
-    ("copy", None, None): [{"metric": "perplexity", "value": 1.03, **_SOCKEYE}],
-    ("sort", None, None): [{"metric": "perplexity", "value": 1.03, **_SOCKEYE}],
-    ("multi30k", "en", "de"): [
-        {"metric": "bleu_lowercased_tokens", "value": 39.00, **_LIUM},
-        {"metric": "bleu_lowercased_tokens_test_2017_flickr", "value": 31.25, **_LIUM},
-    ],
-    ("multi30k", "en", "fr"): [
-        {"metric": "bleu_lowercased_tokens", "value": 59.02, **_LIUM},
-        {"metric": "bleu_lowercased_tokens_test_2017_flickr", "value": 51.93, **_LIUM},
-    ],
-    ("multi30k", "de", "en"): [
-        {"metric": "bleu_lowercased_tokens", "value": value, "how": how, "source": source}
-        for value, how, source in (
-            (13.76, "LSTM of two layers, no attention", _BENTREVETT.format(1)),
-            (20.61, "GRU, no attention", _BENTREVETT.format(2)),
-            (28.30, "GRU with attention", _BENTREVETT.format(3)),
-            (38.45, "two-directional LSTM with attention, sub-words", _MAXIMUS),
-        )
-    ],
-}
-
 
 HEADS = 4  # of --attention multi_head
 SHOWN = 3  # best translations of each text by `predict`
@@ -338,7 +307,7 @@ def report(
     result = run.finish(
         split=", ".join(f"{pairs.split}, {pairs.scope}" for pairs in scored),
         metrics=metrics,
-        published=PUBLISHED.get((config.dataset, *config.languages), []) if config.longest is None else [],
+        published=published.TRANSLATION.get((config.dataset, *config.languages), []) if config.longest is None else [],
         examples_per_step=len(batches.training) / plan.steps_per_epoch,
         reads_test=len(splits) > 1,
         parameters=sum(map(count_parameters, models)),

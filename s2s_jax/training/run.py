@@ -296,7 +296,7 @@ class Run(Generic[ConfigType]):
         *,
         split: str,
         metrics: dict[str, float],
-        published: list[dict[str, Any]],
+        published: Sequence[Mapping[str, object]],
         examples_per_step: float,
         reads_test: bool = True,
         **more: Any,

@@ -329,7 +329,7 @@ def test_published_figures_are_of_etth1_alone():
     seven = tuple("abcdefg")
 
     def published(targets, look_back, horizon, **data):
-        return forecasting.published(Config(look_back=look_back, horizon=horizon, **(data or {"dataset": "ett"})), targets)
+        return forecasting.published_of(Config(look_back=look_back, horizon=horizon, **(data or {"dataset": "ett"})), targets)
 
     first = published(seven, 96, 336)[0]
     assert (first["metric"], first["value"], first["how"]) == ("mse", 0.444, "SegRNN")

@@ -21,6 +21,7 @@ from flax import nnx
 
 from experiments import report, translation
 from experiments.translation import Config, build_model
+from s2s_jax import published
 from s2s_jax.data.datasets.text_files import read_lines, texts_named, write_texts
 from s2s_jax.data.pair_sets import TOYS
 from s2s_jax.data.tokenizers import fit_tokenizers, load_tokenizers
@@ -392,7 +393,7 @@ def test_a_toy_is_drawn_and_told_beside_its_published_figure(tmp_path, capsys, m
     assert "texts (drawn), beam 2: " in capsys.readouterr().out
     assert [one["metric"] in result["metrics"] for one in result["published"]] == [True]
     for toy in TOYS:
-        assert translation.PUBLISHED[(toy, *Config(dataset=toy).languages)]
+        assert published.TRANSLATION[(toy, *Config(dataset=toy).languages)]
 
 
 def test_test_files_are_missed_before_the_training(pairs, tmp_path):
