@@ -27,7 +27,6 @@ least squares (NLinear). Of the autoregressive model the loss in training is of 
 import csv
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -63,6 +62,7 @@ from s2s_jax.models.segment_forecaster import SegmentForecaster
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.config import ScoredSplit
+from s2s_jax.training.files import read_json, write_json
 from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
@@ -207,7 +207,7 @@ def train(run: Run[Config]) -> None:
         scaler = {name: leaf.tolist() for name, leaf in parts.scaler._asdict().items()}
         static = None if parts.table.static is None else parts.table.static.tolist()
         kept = {"columns": series.columns, "step": series.step, "cycles": parts.cycles, "static": static, "zone": series.zone}
-        (run.folder / "series.json").write_text(json.dumps(kept | scaler))
+        write_json(run.folder / "series.json", kept | scaler)
         if told := keep_findings(series, run.folder / "findings.txt"):
             run.say(told)
     measure_over = make_measure(functools.partial(measure, config, parts.table))
@@ -364,7 +364,7 @@ def predict(run: Run[Config], inputs: list[str]) -> None:
 
 def extended(run: Run[Config], name: str) -> tuple[Series, Table, Scaler, int]:
     """The series of a file with room for the steps ahead, its table, the scaler of its targets, and the first step ahead."""
-    config, kept = run.config, json.loads((run.folder / "series.json").read_text())
+    config, kept = run.config, read_json(run.folder / "series.json")
     series = read_own(config, Path(name), kept["columns"])
     print(keep_findings(series, run.folder / f"findings_{series.name}.txt"), end="")
     zone = kept.get("zone", series.zone)  # of older runs it is not known

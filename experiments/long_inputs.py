@@ -27,7 +27,6 @@ depth is better in exact match (+3.0, interval +0.5 to +5.7) and worse in loss.
 
 import bisect
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -62,6 +61,7 @@ from s2s_jax.pair_scores import counts_of, is_made_up, name_of_bleu, target_of_r
 from s2s_jax.text_metrics import TextCounts, has_four_words
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
+from s2s_jax.training.files import read_json
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters
@@ -205,7 +205,7 @@ def train(run: Run[Config]) -> None:
             shuffled = batches.shuffled(config.seed)
             by_recipe = train_by_recipe(part, models[name], pair_loss, shuffled, lambda model: validate(model, validated))
             models[name] = by_recipe.model
-        trained.append(json.loads((part.folder / "training.json").read_text()))
+        trained.append(read_json(part.folder / "training.json"))
     if run.writes:
         checkpoint.save_weights(run.weights, nnx.Dict(models))
     times = {what: sum(one["times"].get(what, 0.0) for one in trained) for what in trained[0]["times"]}

@@ -47,13 +47,13 @@ def keep(run: Path, what: str, results: Path) -> Path:
     path = run / "result.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected the result of a finished run, found none")
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text(encoding="utf-8"))
     _check(result, str(path))
     card = results / f"{result['experiment']}-{result['dataset']}-{what}-seed{result['seed']}.json"
-    if card.exists() and card.read_text() != path.read_text():
+    if card.exists() and card.read_bytes() != path.read_bytes():
         raise FileExistsError(f"{card}: is the card of another run, which stays; give this one another --what")
     results.mkdir(exist_ok=True)
-    card.write_text(path.read_text())
+    card.write_bytes(path.read_bytes())
     return card
 
 
@@ -66,7 +66,7 @@ def table(results: Path) -> str:
     """
     rows = collections.defaultdict(list)
     for path in sorted(results.glob("*.json")):
-        card = json.loads(path.read_text())
+        card = json.loads(path.read_text(encoding="utf-8"))
         _check(card, str(path))
         rows[path.stem.rsplit("-seed", 1)[0]].append(card)
     lines = collections.defaultdict(list)

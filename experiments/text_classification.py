@@ -18,7 +18,6 @@ the class fall where parts of the text are hidden, in words and as a picture.
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,6 +52,7 @@ from s2s_jax.models.occlusion import occlusion
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.config import ScoredSplit
+from s2s_jax.training.files import read_json, write_json
 from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
@@ -191,7 +191,7 @@ def train(run: Run[Config]) -> None:
     model = build_model(config, len(tokenizer), len(texts.classes))
     if run.writes:
         tokenizer.save(run.folder / "tokenizer.json")
-        (run.folder / "classes.json").write_text(json.dumps(texts.classes, ensure_ascii=False), encoding="utf-8")
+        write_json(run.folder / "classes.json", texts.classes)
     batches = TextBatches(encoded["train"], config.batch_size, config.shapes)
     measure_over, validated = make_measure(measure), batches.in_order(encoded["validation"])
     trained = train_by_recipe(
@@ -256,10 +256,10 @@ def report(
 
 def compare(run: Run[Config]) -> None:
     """A table of all finished runs on the same training texts that stand beside this one."""
-    here = json.loads((run.folder / "result.json").read_text())
+    here = read_json(run.folder / "result.json")
     run.say(f"\n{'run':<24}{'model':<26}{'read':>16}{'parameters':>12}{'seed':>6}{'steps':>8}{'seconds':>9}  test accuracy")
     for path in sorted(run.folder.parent.glob("*/result.json")):
-        result = json.loads(path.read_text())
+        result = read_json(path)
         if any(here.get(name) != result.get(name) for name in ("dataset", "fingerprint")):
             continue
         config = result["config"]
@@ -273,7 +273,7 @@ def compare(run: Run[Config]) -> None:
 
 def load(run: Run[Config]) -> tuple[Any, Tokenizer, list[str]]:
     tokenizer = load_tokenizer(run.folder / "tokenizer.json")
-    classes = json.loads((run.folder / "classes.json").read_text(encoding="utf-8"))
+    classes = read_json(run.folder / "classes.json")
     model = build_model(run.config, len(tokenizer), len(classes))
     checkpoint.load_weights(run.weights, model)
     return model, tokenizer, classes

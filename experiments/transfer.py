@@ -24,7 +24,6 @@ of each byte and of the end, given those before in its window.
 import collections
 import dataclasses
 import functools
-import json
 import math
 import os
 import statistics
@@ -49,6 +48,7 @@ from s2s_jax.metrics import Mean
 from s2s_jax.models import LanguageModel, TextClassifier, decoder_step
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
+from s2s_jax.training.files import read_json
 from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
@@ -311,11 +311,11 @@ def compare(run: Run[Config], title: str) -> None:
     Of those that differ from it in where the encoder is from, labels, steps and seed alone; of several of one seed that are
     alike but for their steps the first by name.
     """
-    here = json.loads((run.folder / "result.json").read_text())
+    here = read_json(run.folder / "result.json")
     free = {"seed", "name", "labels", "steps", "init_from", "init_parts", "freeze", "evaluate_every"}
     found: dict[str, dict[float, dict[int, float]]] = {}
     for path in sorted(run.folder.parent.glob("*/result.json")):
-        result = json.loads(path.read_text())
+        result = read_json(path)
         config, mine = result["config"], here["config"]
         if not config["labels"] or any(here.get(name) != result.get(name) for name in ("dataset", "fingerprint")):
             continue

@@ -1,6 +1,5 @@
 """The table as it grows, the JSON file beside it, and what it comes to in the end."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from experiments.benchmark.case import KINDS, PARTS, Case
 from experiments.benchmark.program import Peer
 from experiments.benchmark.timing import summary
 from s2s_jax.recurrence.choice import BACKENDS
+from s2s_jax.training.files import write_json
 
 NEAR = 1.05
 
@@ -28,9 +28,7 @@ class Report:
         self.write()
 
     def write(self) -> None:
-        new = self.path.with_name(self.path.name + ".new")
-        new.write_text(json.dumps(self.found, indent=1) + "\n")
-        new.replace(self.path)
+        write_json(self.path, self.found)
 
     def keep(self, name: str, value: Any) -> None:
         self.found[name] = value

@@ -1,7 +1,6 @@
 """Checkpoints of a training state (Orbax), and a model's weights as one file (safetensors)."""
 
 import json
-import os
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from s2s_jax.training.files import replacing
 from s2s_jax.training.optimizers import is_under
 from s2s_jax.training.state import split_model
 
@@ -230,10 +230,8 @@ def save_weights(path: str | Path, model: nnx.Module, about: dict[str, str] | No
     """
     from safetensors.numpy import save_file
 
-    # Whole or not at all: a kill leaves the file as it was.
-    temporary = Path(path).with_name(Path(path).name + ".tmp")
-    save_file({name: np.asarray(leaf[...]) for name, leaf in named_variables(model).items()}, str(temporary), about)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file({name: np.asarray(leaf[...]) for name, leaf in named_variables(model).items()}, str(temporary), about)
 
 
 def load_weights(path: str | Path, model: nnx.Module, parts: Sequence[str] = ()) -> list[str]:

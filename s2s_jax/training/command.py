@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import functools
 import itertools
-import json
 import re
 import statistics
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from s2s_jax import plots
 from s2s_jax.training import interrupts
+from s2s_jax.training.files import read_json, write_json
 from s2s_jax.training.provenance import describe_device, flag, program
 from s2s_jax.training.recipe import TrainingConfig
 from s2s_jax.training.run import ConfigType, Run
@@ -163,7 +163,7 @@ def _train(task: str, config: Any, flags: Any, train: Callable[[Run[Any]], None]
 
 def _summarize(runs: Sequence[Run[Any]], folder: Path) -> None:
     """Mean and standard deviation over the seeds, printed and in summary.json, and a learning curve of all that have one."""
-    results = [json.loads((run.folder / "result.json").read_text()) for run in runs]
+    results = [read_json(run.folder / "result.json") for run in runs]
     summary: dict[str, Any] = {"seeds": [result["seed"] for result in results], "runs": [str(run.folder) for run in runs]}
     print(f"\nMean and standard deviation over {len(runs)} seeds:")
     for metric in results[0]["metrics"]:
@@ -173,7 +173,7 @@ def _summarize(runs: Sequence[Run[Any]], folder: Path) -> None:
         summary[metric] = {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "values": values}
         print(f"{metric.replace('_', ' ')} {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(folder / "summary.json", summary)
     told = "summary.json is"
     if any(histories := [run.history() for run in runs]):
         title = f"{runs[0].task}, {folder.name.removesuffix('-seeds')}"
@@ -186,7 +186,7 @@ def _summarize(runs: Sequence[Run[Any]], folder: Path) -> None:
 def _train_once(run: Run[Any], flags: Any, train: Callable[[Run[Any]], None]) -> None:
     """Trains, unless the run has been finished and scored; the test split is not read again for nothing."""
     if run.has_result():
-        metrics = json.loads((run.folder / "result.json").read_text())["metrics"]
+        metrics = read_json(run.folder / "result.json")["metrics"]
         told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())
         run.say(f"Finished already, in {run.folder}: {told}. `evaluate` scores it again.")
         return

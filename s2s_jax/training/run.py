@@ -2,10 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 import typing
-import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,6 +11,7 @@ import jax
 
 from s2s_jax.training.checkpoint import changes
 from s2s_jax.training.config import RunConfig
+from s2s_jax.training.files import append_line, read_json, whole_lines, write_json
 from s2s_jax.training.lock import try_lock
 from s2s_jax.training.parallel import greatest
 from s2s_jax.training.provenance import command, describe_device, in_runs, typed, versions
@@ -57,7 +55,7 @@ class Run(Generic[ConfigType]):
         with run.locked():
             if path.exists() and run.has_begun():
                 without = config.not_of_identity()
-                different = changes(_without(json.loads(path.read_text()), without), _without(_as_json(config), without))
+                different = changes(_without(read_json(path), without), _without(_as_json(config), without))
                 if different:
                     raise ValueError(
                         f"{run.folder} holds a run with {different}. Give this one another --name (--init-from {run.folder} "
@@ -66,7 +64,7 @@ class Run(Generic[ConfigType]):
             elif run.writes:
                 (run.folder / "data.json").unlink(missing_ok=True)  # of a sitting that trained nothing, perhaps on other data
             if run.writes:
-                _write_json(path, _as_json(config))
+                write_json(path, _as_json(config))
         return run
 
     @classmethod
@@ -82,7 +80,7 @@ class Run(Generic[ConfigType]):
         if not (folder / "weights.safetensors").exists():
             where = folder.absolute()
             raise FileNotFoundError(f"{where}: expected a finished run with weights.safetensors, found none; train it first")
-        values: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        values: dict[str, Any] = read_json(folder / "config.json")
         known = {field.name for field in dataclasses.fields(config_type)}
         if values.keys() - known:
             raise ValueError(f"{folder}: was trained by another version, with the flags {sorted(values.keys() - known)}")
@@ -123,14 +121,14 @@ class Run(Generic[ConfigType]):
             raise ValueError(f"data: expected one of {', '.join(ORIGINS)}, got {data!r}")
         path = self.folder / "data.json"
         now = {"dataset": dataset, "data": data, **({"fingerprint": fingerprint} if fingerprint else {})}
-        before = json.loads(path.read_text()) if path.exists() else {}
+        before = read_json(path) if path.exists() else {}
         if any(before[name] != now[name] for name in before.keys() & now.keys()):
             raise ValueError(
                 f"{self.folder}: expected the data that the run was trained on, {before}, got {now}; see data_dir, "
                 "or give this run another --name"
             )
         if self.writes:
-            _write_json(path, before | now)
+            write_json(path, before | now)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -201,16 +199,16 @@ class Run(Generic[ConfigType]):
         """Appends to skipped.jsonl: steps that were skipped, and the ids of their examples; each step once."""
         if self.writes:
             path = self.folder / "skipped.jsonl"
-            before = {line["step"] for line in _whole_lines(path)}
+            before = {line["step"] for line in whole_lines(path)}
             for line in lines:
                 if line["step"] not in before:
-                    _append_line(path, line)
+                    append_line(path, line)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Appends a line to metrics.jsonl, and to the TensorBoard log where tensorboardX is installed."""
         if not self.writes:
             return
-        _append_line(self.folder / "metrics.jsonl", {"step": step, **values})
+        append_line(self.folder / "metrics.jsonl", {"step": step, **values})
         if self._board is None:
             try:
                 from tensorboardX import SummaryWriter
@@ -227,7 +225,7 @@ class Run(Generic[ConfigType]):
 
         A line that a kill tore is passed over with a warning that names it.
         """
-        lines = _whole_lines(self.folder / "metrics.jsonl")
+        lines = whole_lines(self.folder / "metrics.jsonl")
         return list({(line["step"], tuple(line)): line for line in lines}.values())
 
     def steps(self) -> int:
@@ -260,7 +258,7 @@ class Run(Generic[ConfigType]):
             "command": command(),
         }
         if self.writes:
-            _write_json(self.folder / "training.json", training)
+            write_json(self.folder / "training.json", training)
 
     def scores(self, fingerprints: Mapping[str, str | None]) -> None:
         """Says what is about to be scored, where other places than the run's own may hold other data.
@@ -275,9 +273,9 @@ class Run(Generic[ConfigType]):
           ValueError: a split that is not the run's own, in the same place.
         """
         path, result = self.folder / "data.json", self.folder / "result.json"
-        data = json.loads(path.read_text())
+        data = read_json(path)
         # Where runs of before kept them.
-        older = json.loads(result.read_text()).get("details", {}).get("fingerprints", {}) if result.exists() else {}
+        older = read_json(result).get("details", {}).get("fingerprints", {}) if result.exists() else {}
         own = older | data.get("fingerprints", {})
         others = sorted(split for split in own.keys() & fingerprints.keys() if own[split] != fingerprints[split])
         if others and not self._elsewhere:
@@ -289,7 +287,7 @@ class Run(Generic[ConfigType]):
         if others:
             self.changed |= self._elsewhere
         elif self.writes:
-            _write_json(path, data | {"fingerprints": own | self._scored})
+            write_json(path, data | {"fingerprints": own | self._scored})
 
     def finish(
         self,
@@ -322,9 +320,9 @@ class Run(Generic[ConfigType]):
             path = self.folder / f"{name}.json"
             if not path.exists():
                 raise FileNotFoundError(f"{path}: expected this file of the run; call {needed} before run.finish")
-            left[name] = json.loads(path.read_text())
+            left[name] = read_json(path)
         paths = [self.folder / name for name in ("result.json", "evaluation.json")]
-        before = {path: json.loads(path.read_text()) for path in paths if path.exists()}
+        before = {path: read_json(path) for path in paths if path.exists()}
         test_reads = max((one.get("test_reads", 0) for one in before.values()), default=0) + reads_test
         result = {
             "experiment": self.task,
@@ -342,9 +340,9 @@ class Run(Generic[ConfigType]):
             **more,
         }
         if self.writes:
-            _write_json(paths[bool(self.changed)], result)
+            write_json(paths[bool(self.changed)], result)
             if self.changed and paths[0] in before:  # whoever looks at the run's own figures has to see every look at the test
-                _write_json(paths[0], before[paths[0]] | {"test_reads": test_reads})
+                write_json(paths[0], before[paths[0]] | {"test_reads": test_reads})
         return result
 
     def say_end(self, result: Mapping[str, Any]) -> None:
@@ -363,33 +361,6 @@ class Run(Generic[ConfigType]):
 
     def _plainly_changed(self) -> dict[str, Any]:
         return {name: _as_plain(value) for name, value in self.changed.items()}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: a kill leaves the file as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """What `_append_line` wrote; a line that a kill tore is passed over with a warning that names it."""
-    lines = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            warnings.warn(f"{path}:{number}: passed over, not a whole line", stacklevel=3)
-    return lines
-
-
-def _append_line(path: Path, value: dict[str, Any]) -> None:
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a kill tore the last line
-                file.write(b"\n")
-        file.write((json.dumps(value) + "\n").encode())
 
 
 def _without(config: dict[str, Any], names: Container[str]) -> dict[str, Any]:

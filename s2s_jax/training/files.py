@@ -1,0 +1,47 @@
+"""Files that a kill does not tear: written whole or not at all, and logs whose torn lines are passed over."""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Where to write what takes the place of `path` in the end: until then, and after a kill or an error, that is as it was."""
+    temporary = Path(path).with_name(Path(path).name + ".tmp")
+    yield temporary
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Adds a line of JSON, a new one even where a kill tore the last."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write((json.dumps(value) + "\n").encode())
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """What `append_line` wrote, nothing if there is no file; a line that a kill tore is passed over with a warning."""
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            warnings.warn(f"{path}:{number}: passed over, not a whole line", stacklevel=3)
+    return lines
