@@ -86,8 +86,75 @@ def table(results: Path) -> str:
         "take made-up data, and say so. Of several seeds it is that of the first; the others say another `--seed`.\n"
     )
     contents = "".join(f"- [{task}](#{task})\n" for task in lines)
-    tables = "".join(f"\n## {task}\n\n{HEADER}{''.join(of_task)}" for task, of_task in lines.items())
+    tables = "".join(f"\n## {task}\n\n{_at_a_glance(task, rows)}{HEADER}{''.join(of_task)}" for task, of_task in lines.items())
     return f"# Results\n\n{made}{read}\n{again}\n{contents}{tables}"
+
+
+def _at_a_glance(task: str, rows: dict[str, list[dict[str, Any]]]) -> str:
+    """What is set side by side before the rows of a task: forecasts by how far ahead they are, and networks that classify."""
+    makers = {"forecasting": _by_horizon, "text_classification": _by_network}
+    return makers[task](rows) if task in makers else ""
+
+
+def _by_horizon(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """For the same columns of a data set, forecast at several horizons: a table for each metric, the least errors bold."""
+    tables: dict[tuple[str, str], dict[tuple[str, str], dict[int, list[float]]]] = collections.defaultdict(dict)
+    for row, cards in rows.items():
+        if cards[0]["experiment"] != "forecasting" or f"-{cards[0]['config']['horizon']}-" not in row:
+            continue
+        horizon, baselines = cards[0]["config"]["horizon"], cards[0]["details"]["baselines"]["test"]
+        of, model = row.removeprefix("forecasting-").split(f"-{horizon}-", 1)
+        for metric in ("mse", "mae", "coverage"):
+            found = {(model, "ours"): [card["metrics"][metric] for card in cards if metric in card["metrics"]]}
+            found |= {(name, "baseline"): [told[metric]] for name, told in baselines.items() if metric in told}
+            published = [entry for entry in cards[0]["published"] if entry["metric"] == metric]
+            found |= {(entry["how"], entry["source"]): [entry["value"]] for entry in published}
+            for name, values in found.items():
+                if values:
+                    tables[of, metric].setdefault(name, {})[horizon] = values
+    told = ""
+    for (of, metric), of_models in tables.items():
+        horizons = sorted({horizon for of_model in of_models.values() for horizon in of_model})
+        if len(horizons) == 1:
+            continue
+        means = [{horizon: statistics.mean(values) for horizon, values in found.items()} for found in of_models.values()]
+        least = {horizon: min(of_model[horizon] for of_model in means if horizon in of_model) for horizon in horizons}
+        lines = []
+        for (name, source), found in of_models.items():
+            cells = [_spread(found[horizon], 3) if horizon in found else "" for horizon in horizons]
+            if metric != "coverage":
+                best = [horizon in found and statistics.mean(found[horizon]) == least[horizon] for horizon in horizons]
+                cells = [f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, best, strict=True)]
+            lines.append([name, source, *cells])
+        lines.sort(key=lambda line: {"ours": 0, "baseline": 1}.get(line[1], 2))
+        told += f"{of}: {metric} of all test windows, by steps ahead\n\n{_markdown(['', 'from', *horizons], lines)}\n"
+    return told
+
+
+def _by_network(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """All networks that classify, those of the same texts from the best to the worst."""
+    found = [
+        [
+            cards[0]["dataset"],
+            row.removeprefix(f"text_classification-{cards[0]['dataset']}-"),
+            _read_of_a_text(cards[0]["config"]),
+            f"{cards[0]['parameters']:,}",
+            cards[0]["steps"],
+            f"{statistics.mean(card['seconds'] for card in cards):.0f}",
+            _spread([card["metrics"]["accuracy"] for card in cards]),
+        ]
+        for row, cards in rows.items()
+        if cards[0]["experiment"] == "text_classification"
+    ]
+    found.sort(key=lambda row: row[-1], reverse=True)
+    found.sort(key=lambda row: row[0])
+    header = ["data", "network", "read of a text", "parameters", "steps", "training, s", "test accuracy"]
+    return f"{_markdown(header, found)}\n"
+
+
+def _markdown(header: list[Any], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 def _lines(row: str, cards: list[dict[str, Any]]) -> list[str]:
@@ -188,14 +255,15 @@ def _is_cased(card: dict[str, Any], metric: str) -> bool:
     return name is not None and not any(told in _signatures(card)[name] for told in ("case:lc", "lowercase", "lower-cased"))
 
 
-def _spread(values: list[float]) -> str:
-    mean = _figure(statistics.mean(values))
-    return mean if len(values) == 1 else f"{mean} ± {_figure(statistics.stdev(values))} (n={len(values)})"
+def _spread(values: list[float], places: int | None = None) -> str:
+    """Of so many places; if that is not said of four, or of three digits where those would say little."""
 
+    def figure(value: float) -> str:
+        small = places is None and value != 0 and abs(value) < 1e-3
+        return f"{value:.2e}" if small else f"{value:.{places or 4}f}"
 
-def _figure(value: float) -> str:
-    """Four places, or three digits where those would say little."""
-    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}"
+    mean = figure(statistics.mean(values))
+    return mean if len(values) == 1 else f"{mean} ± {figure(statistics.stdev(values))} (n={len(values)})"
 
 
 def _check(result: dict[str, Any], where: str) -> None:

@@ -92,6 +92,43 @@ def test_baselines_of_forecasts_stand_beside_each_metric_and_those_that_win_are_
     assert old["baselines"] == cells_of(table, "coverage")[0]["baselines"] == ""
 
 
+def test_forecasts_stand_side_by_side_by_how_far_ahead_they_are(tmp_path):
+    def forecast(horizon, model, seed, mse, least_squares, published):
+        details = {"baselines": {"test": {"linear": {"mse": least_squares}}}}
+        kind = {"experiment": "forecasting", "config": {"horizon": horizon}, "details": details, "metrics": {"mse": mse}}
+        kind["published"] = [{"metric": "mse", "value": published, "how": "DeepAR", "source": "a paper"}]
+        card(tmp_path, f"forecasting-ett-all-{horizon}-{model}-seed{seed}", seed=seed, **kind)
+
+    forecast(24, "gru", 0, 0.25, 0.375, 0.5)
+    forecast(96, "gru", 0, 0.5, 0.25, 0.75)
+    forecast(96, "gru", 1, 0.75, 0.25, 0.75)
+    forecast(24, "lstm-24-wide", 0, 0.3, 0.375, 0.5)
+    table = report.table(tmp_path)
+    _, _, told = table.partition("ett-all: mse of all test windows, by steps ahead\n\n")
+    assert told.splitlines()[:6] == [
+        "|  | from | 24 | 96 |",
+        "| --- | --- | --- | --- |",
+        "| gru | ours | **0.250** | 0.625 ± 0.177 (n=2) |",
+        "| lstm-24-wide | ours | 0.300 |  |",
+        "| linear | baseline | 0.375 | **0.250** |",
+        "| DeepAR | a paper | 0.500 | 0.750 |",
+    ]
+    assert "mae of all" not in table
+
+
+def test_networks_that_classify_stand_side_by_side_the_best_first(tmp_path):
+    kind = {"experiment": "text_classification", "parameters": 1234}
+    for name, accuracy, length in (("a", 0.5, 1014), ("b", 0.75, 4096)):
+        config = {"max_length": length, "symbols": "bytes"}
+        card(tmp_path, f"text_classification-mnist-{name}-seed0", accuracy=accuracy, config=config, **kind)
+    lines = report.table(tmp_path).splitlines()
+    begin = lines.index("| data | network | read of a text | parameters | steps | training, s | test accuracy |")
+    assert lines[begin + 2 : begin + 4] == [
+        "| mnist | b | last 4,096 bytes | 1,234 | 10 | 12 | 0.7500 |",
+        "| mnist | a | last 1,014 bytes | 1,234 | 10 | 12 | 0.5000 |",
+    ]
+
+
 def test_parameters_and_what_is_read_of_a_text(tmp_path):
     kinds = {
         "a": {"parameters": 1234, "config": {"max_length": 2048, "symbols": "bytes"}},
