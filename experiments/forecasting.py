@@ -99,10 +99,6 @@ class Drawing:
 class Scored(ScoredSplit, Drawing):
     """What `evaluate` scores."""
 
-    first_windows: int | None = None
-    """Score so many windows from the beginning of each split, as published figures do that drop the last partial batch: of
-    batches of 256, SegRNN's, 2560, 2560, 2304 and 2048 of ETTh1's test windows to 96, 192, 336 and 720 hours."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Drawing, SeriesFlags, TrainingConfig):
@@ -226,27 +222,21 @@ def sizes_of(table: Table) -> tuple[int, int, int, int]:
     return table.values.shape[1], table.covariates.shape[1], table.known, 0 if table.static is None else table.static.shape[1]
 
 
-def report(run: Run[Config], model: Any, series: Series, parts: Parts, first_windows: int | None = None) -> None:
-    """Scores all windows of the splits, or the first ones, beside the baselines, draws, and writes result.json."""
+def report(run: Run[Config], model: Any, series: Series, parts: Parts) -> None:
+    """Scores all windows of the splits beside the baselines, draws, and writes result.json."""
     splits, targets = run.flags.splits, targets_of(run.config, series)
     config, task = run.config, run.config.task
     ends = {"validation": (parts.train, parts.validation), "test": (parts.validation, parts.test)}
     metrics: dict[str, float] = {}
     baselines: dict[str, Any] = {}
-    which, shown, without_mase = "", list[ForecastBatch](), list[str]()
+    count, shown, without_mase = 0, list[ForecastBatch](), list[str]()
     for split in splits:
-        begin, end = ends[split]
-        count = len(task.origins(begin, end)["origin"])
-        which = f"all {count}"
-        if first_windows is not None:
-            if not 1 <= first_windows <= count:
-                raise ValueError(f"first_windows: expected 1 to the {count} windows of {split}, got {first_windows}")
-            end, which = end - count + first_windows, f"the first {first_windows} of {count}"
-        plan = task.in_order(parts.table, begin, end, config.samples)
+        plan = task.in_order(parts.table, *ends[split], config.samples)
         said = forecast_windows(task, model, parts.table, plan, samples=config.samples, levels=(LOW, HIGH), seed=config.seed)
         scored = score_windows(task, said, parts.table, parts.train, parts.scaler.of(parts.targets), parts.season)
         found, shown = scored.scores, scored.shown
-        run.say(f"\n{split}, {which} windows of {series.name} ({config.origin}), {task.length} steps to {task.horizon}:")
+        count = len(task.origins(*ends[split])["origin"])
+        run.say(f"\n{split}, {count} windows of {series.name} ({config.origin}), {task.length} steps to {task.horizon}:")
         names = list(found["model"])
         run.say(f"{'':<16}" + "".join(f"{name:>10}" for name in names))
         for name, of_name in found.items():
@@ -261,7 +251,7 @@ def report(run: Run[Config], model: Any, series: Series, parts: Parts, first_win
         metrics |= {f"{metric}{suffix}": value for metric, value in found.pop("model").items()}
         baselines[split] = found
     result = run.finish(
-        split=f"{splits[-1]}, {which} windows",
+        split=f"{splits[-1]}, all {count} windows",
         metrics=metrics,
         published=published_of(config, targets),
         examples_per_step=config.batch_size,
@@ -330,7 +320,7 @@ def evaluate(run: Run[Config]) -> None:
     series = load_series(config, config.data_dir)
     parts = parts_of(config, series, scaled=not config.head.counts)
     run.trained_on(series.name, config.origin, fingerprint(series, parts.table.static))
-    report(run, load(run, parts.table), series, parts, run.flags.first_windows)
+    report(run, load(run, parts.table), series, parts)
 
 
 def predict(run: Run[Config], inputs: list[str]) -> None:
