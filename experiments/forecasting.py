@@ -106,7 +106,7 @@ class Config(Drawing, SeriesFlags, TrainingConfig):
     series: Literal["joint", "each"] = "joint"
     """All columns in one window, or each by itself by one network that is told which it is."""
     window_scaling: Scaling = "last"
-    """What each window is brought to: as it is, less its last value, or over its mean size."""
+    """What each window is brought to: as it is, less its last value, over its mean size, or mean 0 and deviation 1."""
     model: Literal["repeat_vector", "attention", "autoregressive", "segments"] = "attention"
     """Encoder and decoder of Keras' tutorials, with attention, DeepAR, or SegRNN."""
     distribution: Literal["squared_error", "absolute_error", "gaussian", "student_t", "negative_binomial", "quantiles"] = (

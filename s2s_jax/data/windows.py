@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-Scaling = Literal["none", "last", "mean"]
+Scaling = Literal["none", "last", "mean", "standard"]
 
 
 class Window(NamedTuple):
@@ -142,7 +142,8 @@ def scaling_of(past: Float[Array, "B L C"], how: Scaling) -> tuple[Float[Array, 
     Args:
       past: its values.
       how: "none"; "last", less its last value (Zeng et al., arXiv 2205.13504, NLinear); "mean", over 1 + its mean size
-        (Salinas et al., arXiv 1704.04110, section 3.3).
+        (Salinas et al., arXiv 1704.04110, section 3.3); "standard", less its mean and over its deviation, whose square is taken
+        1e-5 greater (Kim et al., "Reversible instance normalization", ICLR 2022, without its learned weights).
 
     Raises:
       ValueError: another way.
@@ -152,6 +153,8 @@ def scaling_of(past: Float[Array, "B L C"], how: Scaling) -> tuple[Float[Array, 
         return past[:, -1:], nothing + 1
     if how == "mean":
         return nothing, 1 + jnp.mean(jnp.abs(past), axis=1, keepdims=True)
+    if how == "standard":
+        return jnp.mean(past, axis=1, keepdims=True), jnp.sqrt(jnp.var(past, axis=1, keepdims=True) + 1e-5)
     if how != "none":
-        raise ValueError(f"window_scaling: expected none, last or mean, got {how!r}")
+        raise ValueError(f"window_scaling: expected none, last, mean or standard, got {how!r}")
     return nothing, nothing + 1

@@ -85,8 +85,9 @@ def test_ranges():
         ("none", zeros, ones),
         ("last", past[:, -1:], ones),
         ("mean", zeros, 1 + np.abs(past).mean(1, keepdims=True)),
+        ("standard", past.mean(1, keepdims=True), np.sqrt(past.var(1, keepdims=True) + 1e-5)),
     ):
         found = scaling_of(past, how)
         assert_close(found, (loc, scale), 1e-6)
-    with pytest.raises(ValueError, match="window_scaling: expected none, last or mean, got 'Last'"):
+    with pytest.raises(ValueError, match="window_scaling: expected none, last, mean or standard, got 'Last'"):
         scaling_of(past, "Last")

@@ -88,6 +88,8 @@ def nats_of_scipy(name, raw, values, loc, scale):
         ("student_t", True, "mean"),
         ("negative_binomial", True, "mean"),
         ("negative_binomial", False, "mean"),
+        ("gaussian", True, "standard"),
+        ("student_t", False, "standard"),
     ],
 )
 def test_the_loss_of_an_autoregressive_model_is_that_of_pytorch_and_scipy(kind, name, training, scaling):
@@ -103,6 +105,8 @@ def test_the_loss_of_an_autoregressive_model_is_that_of_pytorch_and_scipy(kind, 
     past = np.asarray(given.past)
     loc = past[:, -1:] if scaling == "last" else 0 * past[:, -1:]
     scale = 1 + np.abs(past).mean(1, keepdims=True) if scaling == "mean" else 1 + 0 * loc
+    if scaling == "standard":
+        loc, scale = past.mean(1, keepdims=True), np.sqrt(past.var(1, keepdims=True) + 1e-5)
     values = np.concatenate([past, future], 1)
     raw, _ = theirs(((values - loc) / scale)[:, :-1], given)
     nats = nats_of_scipy(name, raw, values[:, 1:], loc, scale)
@@ -117,7 +121,9 @@ def test_the_loss_of_an_autoregressive_model_is_that_of_pytorch_and_scipy(kind, 
 
 @pytest.mark.parametrize("make", [attention, autoregressive], ids=["direct", "autoregressive"])
 def test_what_is_said_moves_and_grows_with_the_window(make):
-    """Less its last value: the whole is moved with the window. Over its mean size: twice the window is twice the forecast."""
+    """Less its last value: the whole is moved with the window. Over its mean size: twice the window is twice the forecast.
+    Less its mean and over its deviation: both.
+    """
     model = make()
     given = window() if make is attention else window(AR_SIZES)
     key = jax.random.key(0)
@@ -127,6 +133,9 @@ def test_what_is_said_moves_and_grows_with_the_window(make):
     large, larger = (given._replace(past=given.past * size) for size in (1e5, 1e6))
     first, second = (forecast(model, gaussian, w, key, window_scaling="mean", samples=5) for w in (large, larger))
     assert_close(jax.tree.map(lambda x: 10 * x, first), second, 1e-3)
+    moved = given._replace(past=10 * given.past + 100)
+    first, second = (forecast(model, gaussian, w, key, window_scaling="standard", samples=5) for w in (given, moved))
+    assert_close(jax.tree.map(lambda x: 10 * x + 100, first), second, 1e-3)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "student_t"])
