@@ -46,6 +46,10 @@ hypothesis.settings.load_profile("s2s_jax")
 gc.set_threshold(200_000, 50, 100)
 
 
+# Folders whose files take longest go first: a worker would be alone with one of them in the end.
+LONG = ("training", "experiments", "recurrence")
+
+
 def _compiles_fast():
     """Whether there is an nvcc that knows how to: older ones refuse the flag."""
     try:
@@ -65,7 +69,10 @@ def pytest_xdist_make_scheduler(config, log):
     """A file is one worker's, where nothing else is asked for: what its tests share, compiled or trained, is made once."""
     from xdist.scheduler import LoadFileScheduling
 
-    return LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None
+    if config.getoption("dist") != "load":
+        return None
+    config.option.loadscopereorder = False  # the order is ours, see `LONG`
+    return LoadFileScheduling(config, log)
 
 
 def pytest_addoption(parser):
@@ -73,6 +80,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
     if config.getoption("one_of_each"):
         first = {}
         for item in items:
