@@ -27,7 +27,12 @@ class RunConfig:
     may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "checkpoint_every")
     may_be_negative: ClassVar[tuple[str, ...]] = ()  # of floating numbers
     # Below 1, where an experiment has them.
-    rates: ClassVar[tuple[str, ...]] = ("dropout", "input_dropout", "recurrent_dropout")
+    rates: ClassVar[tuple[str, ...]] = (
+        *("dropout", "input_dropout", "recurrent_dropout", "word_dropout", "subword_dropout"),
+        *("label_smoothing", "average_decay"),
+    )
+    # At most 1, where an experiment has them.
+    probabilities: ClassVar[tuple[str, ...]] = ("teacher_forcing",)
     # Where a run is, finds its data and is computed may change from sitting to sitting without making it another run.
     places: ClassVar[tuple[str, ...]] = ("runs_dir", "data_dir", "checkpoint_every")
     # By command: dataclasses of flags that it takes, train besides those of the config. Those that the config inherits say what
@@ -57,6 +62,8 @@ class RunConfig:
                 raise ValueError(f"{field.name}: expected a {'finite number' if signed else 'number from 0 on'}, got {value}")
             if field.name in self.rates and value is not None and value >= 1:
                 raise ValueError(f"{field.name}: expected a rate in [0, 1), got {value}")
+            if field.name in self.probabilities and value > 1:
+                raise ValueError(f"{field.name}: expected a probability in [0, 1], got {value}")
         config: Any = self
         for name, models in self.taken_by.items():
             if getattr(config, name) != getattr(type(config), name) and config.model not in models:

@@ -20,6 +20,8 @@ class Config(Sought, RunConfig):
     layers: int = 3
     bonus: float = 0.0
     rate: float = 0.1
+    dropout: float | None = None
+    teacher_forcing: float = 1.0
 
     may_be_negative: ClassVar = ("bonus",)
     flags_of: ClassVar = {"evaluate": (Sought,)}
@@ -34,6 +36,8 @@ class Config(Sought, RunConfig):
         ({"beam": 0}, "beam: expected at least 1, got 0"),
         ({"rate": -0.1}, "rate: expected a number from 0 on, got -0.1"),
         ({"rate": float("inf")}, "rate: expected a number from 0 on, got inf"),
+        ({"dropout": 1.0}, r"dropout: expected a rate in \[0, 1\), got 1.0"),
+        ({"teacher_forcing": 1.1}, r"teacher_forcing: expected a probability in \[0, 1\], got 1.1"),
         ({"bonus": float("nan")}, "bonus: expected a finite number, got nan"),
         ({"layers": 2}, "layers: expected it with deep, deeper, got it with small"),
     ],
@@ -44,7 +48,7 @@ def test_flags_that_do_not_do_are_named(given, message):
 
 
 def test_what_the_same_flags_allow_is_allowed():
-    given = {"seed": 0, "checkpoint_every": 0, "bonus": -1.0, "rate": 0.0, "model": "deep", "layers": 2}
+    given = {"seed": 0, "checkpoint_every": 0, "bonus": -1.0, "rate": 0.0, "dropout": 0.0, "model": "deep", "layers": 2}
     assert given.items() <= dataclasses.asdict(Config(**given)).items()
 
 
