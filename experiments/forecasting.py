@@ -54,6 +54,7 @@ from s2s_jax.data.series_sets import (
 )
 from s2s_jax.data.windows import Scaler, Scaling, Table
 from s2s_jax.distributions import DISTRIBUTIONS, Distribution
+from s2s_jax.files import read_json, write_json
 from s2s_jax.metrics import Mean
 from s2s_jax.models.autoregressive_forecaster import AutoregressiveForecaster
 from s2s_jax.models.backtest import ForecastBatch, ForecastTask, forecast_windows, score_windows
@@ -62,7 +63,6 @@ from s2s_jax.models.segment_forecaster import SegmentForecaster
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.config import ScoredSplit
-from s2s_jax.training.files import read_json, write_json
 from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run

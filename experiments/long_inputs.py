@@ -53,6 +53,7 @@ from s2s_jax.data.parallel import Pairs
 from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.tokenizers import Tokenizers, load_tokenizers
 from s2s_jax.data.vocabulary import normalized
+from s2s_jax.files import read_json
 from s2s_jax.metrics import Mean
 from s2s_jax.models.pair_loss import nats_of_targets, pair_loss
 from s2s_jax.models.seq2seq import Seq2Seq
@@ -61,7 +62,6 @@ from s2s_jax.pair_scores import counts_of, is_made_up, name_of_bleu, target_of_r
 from s2s_jax.text_metrics import TextCounts, has_four_words
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
-from s2s_jax.training.files import read_json
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run
 from s2s_jax.training.state import count_parameters

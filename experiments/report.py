@@ -11,7 +11,9 @@ Generated data, which stands in for real data, is refused; drawn data, which the
 
 import collections
 import dataclasses
+import itertools
 import json
+import math
 import shlex
 import statistics
 import sys
@@ -79,6 +81,8 @@ def table(results: Path) -> str:
         "Test reads: how often the finished run was scored on its test split. Seconds are those of "
         "training on the hardware named, compiling and validation included. Baselines of forecasts are the last value, the "
         "last season and least squares on the same windows; their metrics are errors, and what is lower than ours is bold. "
+        "Where forecasts stand side by side, the least mean of a column is bold, however many seeds it has; ours and the "
+        "baselines are of all test windows. "
         "Scores that compare lower-cased output with cased references, which older cards hold, are left out.\n"
     )
     again = (
@@ -93,63 +97,93 @@ def table(results: Path) -> str:
 def _at_a_glance(task: str, rows: dict[str, list[dict[str, Any]]]) -> str:
     """What is set side by side before the rows of a task: forecasts by how far ahead they are, and networks that classify."""
     makers = {"forecasting": _by_horizon, "text_classification": _by_network}
-    return makers[task](rows) if task in makers else ""
+    told = {row: cards for row, cards in rows.items() if cards[0]["experiment"] == task and cards[0].get("config")}
+    return makers[task](told) if task in makers else ""
 
 
 def _by_horizon(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """For the same columns of a data set, forecast at several horizons: a table for each metric, the least errors bold."""
-    tables: dict[tuple[str, str], dict[tuple[str, str], dict[int, list[float]]]] = collections.defaultdict(dict)
+    """Tables of series that were forecast from as many steps at several horizons, one for each metric."""
+    groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = collections.defaultdict(dict)
     for row, cards in rows.items():
-        if cards[0]["experiment"] != "forecasting" or f"-{cards[0]['config']['horizon']}-" not in row:
-            continue
-        horizon, baselines = cards[0]["config"]["horizon"], cards[0]["details"]["baselines"]["test"]
-        of, model = row.removeprefix("forecasting-").split(f"-{horizon}-", 1)
-        for metric in ("mse", "mae", "coverage"):
-            found = {(model, "ours"): [card["metrics"][metric] for card in cards if metric in card["metrics"]]}
-            found |= {(name, "baseline"): [told[metric]] for name, told in baselines.items() if metric in told}
-            published = [entry for entry in cards[0]["published"] if entry["metric"] == metric]
-            found |= {(entry["how"], entry["source"]): [entry["value"]] for entry in published}
-            for name, values in found.items():
-                if values:
-                    tables[of, metric].setdefault(name, {})[horizon] = values
+        config = cards[0]["config"]
+        groups[cards[0]["dataset"], *config.get("targets", ()), config.get("look_back")][row] = cards
     told = ""
-    for (of, metric), of_models in tables.items():
-        horizons = sorted({horizon for of_model in of_models.values() for horizon in of_model})
-        if len(horizons) == 1:
-            continue
-        means = [{horizon: statistics.mean(values) for horizon, values in found.items()} for found in of_models.values()]
-        least = {horizon: min(of_model[horizon] for of_model in means if horizon in of_model) for horizon in horizons}
-        lines = []
-        for (name, source), found in of_models.items():
-            cells = [_spread(found[horizon], 3) if horizon in found else "" for horizon in horizons]
-            if metric != "coverage":
-                best = [horizon in found and statistics.mean(found[horizon]) == least[horizon] for horizon in horizons]
-                cells = [f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, best, strict=True)]
-            lines.append([name, source, *cells])
-        lines.sort(key=lambda line: {"ours": 0, "baseline": 1}.get(line[1], 2))
-        told += f"{of}: {metric} of all test windows, by steps ahead\n\n{_markdown(['', 'from', *horizons], lines)}\n"
+    for (dataset, *targets, look_back), of_group in groups.items():
+        horizons = sorted({cards[0]["config"]["horizon"] for cards in of_group.values()})
+        for metric in ("mse", "mae", "coverage") if len(horizons) > 1 else ():
+            of = f"{dataset}, {', '.join(targets) or 'all series'}, from {look_back} steps: {metric} by steps ahead"
+            table = [
+                [*name, *(_spread(values[horizon], 3) if horizon in values else "" for horizon in horizons)]
+                for name, values in _side_by_side(of_group, metric).items()
+            ]
+            told += f"{of}\n\n{_markdown(['', 'from', *horizons], table if metric == 'coverage' else _least_bold(table))}\n"
     return told
+
+
+def _side_by_side(rows: dict[str, list[dict[str, Any]]], metric: str) -> dict[tuple[str, str], dict[int, list[float]]]:
+    """A metric by name and source, and by horizon: ours, of each seed, and then baselines and what was published."""
+    names = {row: _without_horizon(row, cards[0]) for row, cards in rows.items()}
+    columns = zip(*(name[:-1] for name in names.values()), strict=False)
+    shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))  # "multivariate" say
+    ours: dict[tuple[str, str], dict[int, list[float]]] = collections.defaultdict(dict)
+    beside: dict[tuple[str, str], dict[int, list[float]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    for row, cards in rows.items():
+        name, horizon = "-".join(names[row][shared:]), cards[0]["config"]["horizon"]
+        if having := [card["metrics"][metric] for card in cards if metric in card["metrics"]]:
+            if horizon in ours[name, "ours"]:
+                raise ValueError(
+                    f"{row}: expected one row of {name} at {horizon} steps, got another; give its cards another name"
+                )
+            ours[name, "ours"][horizon] = having
+        for card in cards:
+            for baseline, values in card.get("details", {}).get("baselines", {}).get("test", {}).items():
+                if metric in values:
+                    beside[baseline, "baseline"][horizon].append(values[metric])
+            for entry in card["published"]:
+                if entry["metric"] == metric:
+                    beside[entry["how"], entry["source"]][horizon].append(entry["value"])
+    means = {name: {horizon: [statistics.mean(of)] for horizon, of in values.items()} for name, values in beside.items()}
+    return ours | dict(sorted(means.items(), key=lambda item: item[0][1] != "baseline"))
+
+
+def _without_horizon(row: str, card: dict[str, Any]) -> list[str]:
+    """The parts of a row's name but for the horizon, which is the first of them that says it."""
+    what = row.removeprefix(f"forecasting-{card['dataset']}-").split("-")
+    if (horizon := str(card["config"]["horizon"])) in what:
+        what.remove(horizon)
+    return what
+
+
+def _least_bold(table: list[list[str]]) -> list[list[str]]:
+    """The same with the least mean of each column bold, to the places that are shown; the first two columns are names."""
+    means = [[float(cell.split()[0]) if cell else math.inf for cell in line[2:]] for line in table]
+    least = [min(column) for column in zip(*means, strict=True)]
+    return [
+        [*line[:2], *(f"**{cell}**" if mean == low else cell for cell, mean, low in zip(line[2:], of_line, least, strict=True))]
+        for line, of_line in zip(table, means, strict=True)
+    ]
 
 
 def _by_network(rows: dict[str, list[dict[str, Any]]]) -> str:
     """All networks that classify, those of the same texts from the best to the worst."""
-    found = [
-        [
-            cards[0]["dataset"],
-            row.removeprefix(f"text_classification-{cards[0]['dataset']}-"),
-            _read_of_a_text(cards[0]["config"]),
-            f"{cards[0]['parameters']:,}",
-            cards[0]["steps"],
-            f"{statistics.mean(card['seconds'] for card in cards):.0f}",
-            _spread([card["metrics"]["accuracy"] for card in cards]),
+    found = []
+    for row, cards in rows.items():
+        first, accuracies = cards[0], [card["metrics"]["accuracy"] for card in cards]
+        what = row.removeprefix(f"text_classification-{first['dataset']}-")
+        parameters = f"{first['parameters']:,}" if first.get("parameters") else ""
+        seconds = f"{statistics.mean(card['seconds'] for card in cards):.0f}"
+        cells = [
+            first["dataset"],
+            what,
+            _read_of_a_text(first["config"]),
+            parameters,
+            _steps(cards),
+            seconds,
+            _spread(accuracies),
         ]
-        for row, cards in rows.items()
-        if cards[0]["experiment"] == "text_classification"
-    ]
-    found.sort(key=lambda row: row[-1], reverse=True)
-    found.sort(key=lambda row: row[0])
+        found.append((first["dataset"], -statistics.mean(accuracies), cells))
     header = ["data", "network", "read of a text", "parameters", "steps", "training, s", "test accuracy"]
-    return f"{_markdown(header, found)}\n"
+    return f"{_markdown(header, [cells for *_, cells in sorted(found)])}\n" if found else ""
 
 
 def _markdown(header: list[Any], rows: list[list[Any]]) -> str:
@@ -163,7 +197,6 @@ def _lines(row: str, cards: list[dict[str, Any]]) -> list[str]:
     seconds = statistics.mean(card["seconds"] for card in cards)
     command = shlex.join(shlex.split(first["command"]))  # an older card has brackets that a shell would not take
     _check_alike(row, cards)
-    ended = [card["steps"] for card in cards]
     what += "".join(f"; {told}" for told in _unlike(cards))
     lines = []
     metrics = dict.fromkeys(name for card in cards for name in card["metrics"] if not _is_cased(card, name))
@@ -177,14 +210,18 @@ def _lines(row: str, cards: list[dict[str, Any]]) -> list[str]:
         of_metric = [entry for entry in having[0]["published"] if entry["metric"] == metric]
         published = "; ".join(f"{entry['value']} ({entry['how']}; {entry['source']})" for entry in of_metric)
         seeds, reads = (", ".join(str(card[field]) for card in cards) for field in ("seed", "test_reads"))
-        steps = " to ".join(map(str, sorted({min(ended), max(ended)})))
         sizes = [f"{first['parameters']:,}" if first.get("parameters") else "", _read_of_a_text(first.get("config") or {})]
-        run = [seeds, steps, reads, f"{seconds:.0f}", *sizes, first["device"], f"`{command}`"]
+        run = [seeds, _steps(cards), reads, f"{seconds:.0f}", *sizes, first["device"], f"`{command}`"]
         name = [first["dataset"], what, first["split"]]
         if lines:  # said in the line above
             name, run = [""] * len(name), [""] * len(run)
         lines.append("| " + " | ".join([*name, metric, ours, _baselines(having, metric), published, *run]) + " |\n")
     return lines
+
+
+def _steps(cards: list[dict[str, Any]]) -> str:
+    ended = [card["steps"] for card in cards]
+    return " to ".join(map(str, sorted({min(ended), max(ended)})))
 
 
 def _baselines(cards: list[dict[str, Any]], metric: str) -> str:
@@ -256,11 +293,12 @@ def _is_cased(card: dict[str, Any], metric: str) -> bool:
 
 
 def _spread(values: list[float], places: int | None = None) -> str:
-    """Of so many places; if that is not said of four, or of three digits where those would say little."""
+    """Mean, and of several deviation and number, to so many places; if not said to four, or three digits of what is small."""
 
     def figure(value: float) -> str:
-        small = places is None and value != 0 and abs(value) < 1e-3
-        return f"{value:.2e}" if small else f"{value:.{places or 4}f}"
+        if places is None and value != 0 and abs(value) < 1e-3:
+            return f"{value:.2e}"
+        return f"{value:.{4 if places is None else places}f}"
 
     mean = figure(statistics.mean(values))
     return mean if len(values) == 1 else f"{mean} ± {figure(statistics.stdev(values))} (n={len(values)})"
@@ -282,7 +320,7 @@ def main(config: Config) -> None:
             raise ValueError("what: expected a name for this kind of run with --keep, got none")
         print(f"Kept {keep(config.keep, config.what, config.results)}")
     path = config.results.parent / "RESULTS.md"
-    path.write_text(table(config.results))
+    path.write_text(table(config.results), encoding="utf-8")
     print(f"Wrote {path}")
 
 

@@ -44,6 +44,7 @@ from s2s_jax.data.labelled_texts import (
 )
 from s2s_jax.data.tokenizers import Tokenizer, characters_of, fit_tokenizer, load_tokenizer
 from s2s_jax.data.vocabulary import UNKNOWN
+from s2s_jax.files import read_json, write_json
 from s2s_jax.losses import classification
 from s2s_jax.metrics import Mean
 from s2s_jax.models.character_networks import CharacterCNN, CharacterCRNN, SequenceStage, VeryDeepCNN
@@ -52,7 +53,6 @@ from s2s_jax.models.occlusion import occlusion
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
 from s2s_jax.training.config import ScoredSplit
-from s2s_jax.training.files import read_json, write_json
 from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run

@@ -42,13 +42,13 @@ from s2s_jax.data.pipeline import Batches
 from s2s_jax.data.reviews import made_up_reviews
 from s2s_jax.data.vocabulary import END, START, Bytes
 from s2s_jax.decoding.search import sample
+from s2s_jax.files import read_json
 from s2s_jax.losses import classification, cross_entropy
 from s2s_jax.masks import length_mask
 from s2s_jax.metrics import Mean
 from s2s_jax.models import LanguageModel, TextClassifier, decoder_step
 from s2s_jax.training import checkpoint
 from s2s_jax.training.command import main
-from s2s_jax.training.files import read_json
 from s2s_jax.training.loop import make_measure
 from s2s_jax.training.recipe import TrainingConfig, train_by_recipe
 from s2s_jax.training.run import Run

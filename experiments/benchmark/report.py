@@ -7,8 +7,8 @@ from typing import Any
 from experiments.benchmark.case import KINDS, PARTS, Case
 from experiments.benchmark.program import Peer
 from experiments.benchmark.timing import summary
+from s2s_jax.files import write_json
 from s2s_jax.recurrence.choice import BACKENDS
-from s2s_jax.training.files import write_json
 
 NEAR = 1.05
 

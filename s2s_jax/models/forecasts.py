@@ -56,9 +56,10 @@ def loss_of(
 ) -> Mean:
     """The head's loss over all observed steps ahead.
 
-    Of an autoregressive model in training those of the past count, too; but not with the scaling "last", which tells each step
-    of the past where the past ends. What of the steps ahead was not observed may be anything, NaN too; but the past is read as
-    it stands, and its gaps have to be filled, as `read_series` does.
+    Of an autoregressive model in training those of the past count, too; but not with the scalings "last" and "standard", which
+    tell each step of the past where the past ends: the first by itself, the other as a whole window sums up to zero. What of
+    the steps ahead was not observed may be anything, NaN too; but the past is read as it stands, and its gaps have to be
+    filled, as `read_series` does.
 
     `window_scaling` belongs to the model: SegRNN is one of "last", DeepAR of "mean" (see `scaling_of`), and a forecast takes
     the one of the training. "none" leaves windows as they are.
@@ -76,7 +77,7 @@ def loss_of(
         raw = model(inner, ((future - loc) / scale).astype(inner.past.dtype), training=training, key=key)
         values = jnp.concatenate([window.past, truth.future], axis=1)[:, 1:]
         observed = jnp.concatenate([truth.past_observed, truth.observed], axis=1)[:, 1:]
-        if not training or window_scaling == "last":
+        if not training or window_scaling in ("last", "standard"):
             raw, values, observed = (leaf[:, -horizon:] for leaf in (raw, values, observed))
     else:
         raw, values, observed = model(inner, training=training, key=key), truth.future, truth.observed

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from s2s_jax.training.files import replacing
+from s2s_jax.files import replacing
 from s2s_jax.training.optimizers import is_under
 from s2s_jax.training.state import split_model
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from s2s_jax import plots
+from s2s_jax.files import read_json, write_json
 from s2s_jax.training import interrupts
-from s2s_jax.training.files import read_json, write_json
 from s2s_jax.training.provenance import describe_device, flag, program
 from s2s_jax.training.recipe import TrainingConfig
 from s2s_jax.training.run import ConfigType, Run

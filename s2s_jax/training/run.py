@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 
 import jax
 
+from s2s_jax.files import append_line, read_json, whole_lines, write_json
 from s2s_jax.training.checkpoint import changes
 from s2s_jax.training.config import RunConfig
-from s2s_jax.training.files import append_line, read_json, whole_lines, write_json
 from s2s_jax.training.lock import try_lock
 from s2s_jax.training.parallel import greatest
 from s2s_jax.training.provenance import command, describe_device, in_runs, typed, versions

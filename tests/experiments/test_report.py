@@ -92,40 +92,77 @@ def test_baselines_of_forecasts_stand_beside_each_metric_and_those_that_win_are_
     assert old["baselines"] == cells_of(table, "coverage")[0]["baselines"] == ""
 
 
-def test_forecasts_stand_side_by_side_by_how_far_ahead_they_are(tmp_path):
-    def forecast(horizon, model, seed, mse, least_squares, published):
-        details = {"baselines": {"test": {"linear": {"mse": least_squares}}}}
-        kind = {"experiment": "forecasting", "config": {"horizon": horizon}, "details": details, "metrics": {"mse": mse}}
-        kind["published"] = [{"metric": "mse", "value": published, "how": "DeepAR", "source": "a paper"}]
-        card(tmp_path, f"forecasting-ett-all-{horizon}-{model}-seed{seed}", seed=seed, **kind)
+def forecast(folder, name, horizon, mse, seed=0, look_back=48, **more):
+    """The card of a forecaster; least squares have 9 / horizon, and 12 / horizon is published."""
+    details = {"baselines": {"test": {"linear": {"mse": 9 / horizon}}}}
+    config = {"horizon": horizon, "look_back": look_back, "targets": []}
+    published = [{"metric": "mse", "value": 12 / horizon, "how": "DeepAR", "source": "a paper"}]
+    kind = {"experiment": "forecasting", "config": config, "details": details, "metrics": {"mse": mse}, "published": published}
+    card(folder, f"forecasting-mnist-{name}-seed{seed}", seed=seed, **(kind | more))
 
-    forecast(24, "gru", 0, 0.25, 0.375, 0.5)
-    forecast(96, "gru", 0, 0.5, 0.25, 0.75)
-    forecast(96, "gru", 1, 0.75, 0.25, 0.75)
-    forecast(24, "lstm-24-wide", 0, 0.3, 0.375, 0.5)
-    table = report.table(tmp_path)
-    _, _, told = table.partition("ett-all: mse of all test windows, by steps ahead\n\n")
-    assert told.splitlines()[:6] == [
+
+def side_by_side(folder, look_back=48):
+    _, _, told = report.table(folder).partition(f"mnist, all series, from {look_back} steps: mse by steps ahead\n\n")
+    return told.split("\n\n")[0].splitlines()
+
+
+def test_forecasts_stand_side_by_side_by_how_far_ahead_they_are(tmp_path):
+    forecast(tmp_path, "all-24-gru", 24, 0.25)
+    forecast(tmp_path, "all-96-gru", 96, 0.5)
+    forecast(tmp_path, "all-96-gru", 96, 0.75, seed=1)
+    forecast(tmp_path, "all-24-lstm-24-wide", 24, 0.2504)  # as much as the least to the places that are shown
+    forecast(tmp_path, "all-24-far", 24, 0.125, look_back=336)  # with one horizon, not a table
+    forecast(tmp_path, "all-12-old", 12, 0.125, config=None)
+    forecast(tmp_path, "all-24-bare", 24, 0.5, details={}, published=[])
+    assert side_by_side(tmp_path) == [
         "|  | from | 24 | 96 |",
         "| --- | --- | --- | --- |",
+        "| bare | ours | 0.500 |  |",
         "| gru | ours | **0.250** | 0.625 ± 0.177 (n=2) |",
-        "| lstm-24-wide | ours | 0.300 |  |",
-        "| linear | baseline | 0.375 | **0.250** |",
-        "| DeepAR | a paper | 0.500 | 0.750 |",
+        "| lstm-24-wide | ours | **0.250** |  |",
+        "| linear | baseline | 0.375 | **0.094** |",
+        "| DeepAR | a paper | 0.500 | 0.125 |",
     ]
-    assert "mae of all" not in table
+    assert side_by_side(tmp_path, 336) == []
+
+
+def test_a_horizon_as_long_as_the_look_back_is_there_too(tmp_path):
+    for horizon in (6, 12, 24):
+        forecast(tmp_path, f"24-{horizon}-gru", horizon, 1.25, look_back=24)
+    assert side_by_side(tmp_path, 24)[0::2] == [
+        "|  | from | 6 | 12 | 24 |",
+        "| gru | ours | **1.250** | 1.250 | 1.250 |",
+        "| DeepAR | a paper | 2.000 | 1.000 | 0.500 |",
+    ]
+
+
+def test_two_rows_of_one_name_are_an_error(tmp_path):
+    for name in ("gru-24", "24-gru"):
+        forecast(tmp_path, f"all-{name}", 24, 0.5)
+    forecast(tmp_path, "all-gru", 96, 0.5)
+    with pytest.raises(ValueError, match="forecasting-mnist-all-gru-24: expected one row of gru at 24 steps, got another"):
+        report.table(tmp_path)
 
 
 def test_networks_that_classify_stand_side_by_side_the_best_first(tmp_path):
     kind = {"experiment": "text_classification", "parameters": 1234}
-    for name, accuracy, length in (("a", 0.5, 1014), ("b", 0.75, 4096)):
+    for name, accuracy, length, steps in (
+        ("a", 0.5, 1014, 10),
+        ("b", 0.75, 4096, 10),
+        ("b", 0.75, 4096, 30),
+        ("c", 5e-4, 9, 10),
+    ):
         config = {"max_length": length, "symbols": "bytes"}
-        card(tmp_path, f"text_classification-mnist-{name}-seed0", accuracy=accuracy, config=config, **kind)
+        more = {"accuracy": accuracy, "config": config, "steps": steps, "seed": steps} | kind
+        card(tmp_path, f"text_classification-mnist-{name}-seed{steps}", **more)
+    card(tmp_path, "text_classification-mnist-old-seed0", experiment="text_classification")
     lines = report.table(tmp_path).splitlines()
     begin = lines.index("| data | network | read of a text | parameters | steps | training, s | test accuracy |")
-    assert lines[begin + 2 : begin + 4] == [
-        "| mnist | b | last 4,096 bytes | 1,234 | 10 | 12 | 0.7500 |",
+    assert lines[begin + 2 : begin + 6] == [
+        "| mnist | b | last 4,096 bytes | 1,234 | 10 to 30 | 12 | 0.7500 ± 0.0000 (n=2) |",
         "| mnist | a | last 1,014 bytes | 1,234 | 10 | 12 | 0.5000 |",
+        "| mnist | c | last 9 bytes | 1,234 | 10 | 12 | 5.00e-04 |",
+        "",
     ]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from s2s_jax.training.files import append_line, read_json, replacing, whole_lines, write_json
+from s2s_jax.files import append_line, read_json, replacing, whole_lines, write_json
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -21,6 +21,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         killed()
     assert read_json(path) == {"word": "größer"}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_lines_behind_a_torn_one_are_kept(tmp_path):

@@ -13,27 +13,46 @@ from typing import Any
 def replacing(path: str | Path) -> Iterator[Path]:
     """Where to write what takes the place of `path` in the end: until then, and after a kill or an error, that is as it was."""
     temporary = Path(path).with_name(Path(path).name + ".tmp")
-    yield temporary
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes UTF-8.
+
+    Raises:
+      TypeError: what JSON has no form for.
+    """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: str | Path) -> Any:
+    """Reads UTF-8.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      json.JSONDecodeError: it is no JSON.
+    """
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Adds a line of JSON, a new one even where a kill tore the last."""
-    with path.open("a+b") as file:
+def append_line(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Adds a line of JSON, a new one even where a kill tore the last.
+
+    Raises:
+      TypeError: what JSON has no form for.
+    """
+    line = json.dumps(value) + "\n"
+    with Path(path).open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write((json.dumps(value) + "\n").encode())
+        file.write(line.encode())
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:
