@@ -72,16 +72,16 @@ def test_the_figures_of_the_short_tables_are_those_of_the_pages(section, page):
 
 
 def test_rows_that_the_report_made_are_as_it_made_them():
-    """Each table of docs/results.md that has the header of one in RESULTS.md has rows of that one."""
+    """A table that has the header of one in RESULTS.md has rows of that one; three of them do."""
     made, told = (
         [table.splitlines() for table in re.findall(r"(?m)(?:^\|.*\n)+", text)]
         for text in ((ROOT / "experiments/RESULTS.md").read_text(encoding="utf-8"), PAGES["docs/results.md"])
     )
-    rows = {header: set(table) for header, *table in made}
-    found = [table for table in told if table[0] in rows]
+    headers = {table[0] for table in made}
+    found = [table for table in told if table[0] in headers or " | from | " in table[0]]
     assert [len(table) > 5 for table in found] == [True] * 3
-    assert [row for header, *table in found for row in table if row not in rows[header]] == []
-    assert not [table[0] for table in told if "| from |" in table[0] and table not in found]
+    for table in found:
+        assert any(table[0] == one[0] and set(table) <= set(one) for one in made), table
 
 
 SMALL = ("airline-passengers-24-12", "monthly-sunspots-132-12", "daily-min-temperatures-96-7")

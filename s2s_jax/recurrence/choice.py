@@ -28,10 +28,13 @@ BACKENDS = {
 VARIABLE = "S2S_JAX_BACKEND"
 _MARK = "s2s_jax_backend_"
 # Weights of a layer, those of an LSTM of 256 units and features: more of them native did not arrange for a single step faster
-# than others read them. And a little less than those of an LSTM of 640: of more of them, rows times steps had to be a 2^18th
-# part or more. (512 units: native at any number of both; 1,024: up to twice as long at 16, less long at 50 and 128.)
+# than others read them.
 _WORTH_ARRANGING_FOR_A_STEP = 2**19
-_MANY, _WORTH_ROWS = 3 * 2**20, 2**18
+# A little less than the weights of an LSTM of 640: of more of them, rows times steps had to be so small a part or more. With
+# AVX-512 a 2^18th (512 units: native at any number of both; 1,024: up to twice as long at 16, less long at 50 and 128), with
+# AVX2, where others' products of few rows take longer, a 2^20th (1,024: 1.0 to 1.6 times as long at 4, 0.9 to 1.1 at 8, 0.6 to
+# 0.75 at 16 and 32; 640: 1.1 at 4, 0.75 at 10).
+_MANY, _WORTH_ROWS, _WORTH_ROWS_WITHOUT_AVX512 = 3 * 2**20, 2**18, 2**20
 _NOT_SPLIT = "there are several devices, and the compiler cannot split its call over them"
 # Of an LRU's complex states associative took up to 2.5 times as long with gradients on a CPU.
 _WORTH_A_PASS_AT_ONCE = (MinGRUSpec, MinLSTMSpec)
@@ -204,4 +207,5 @@ def _is_read_faster_than_arranged(directions: Sequence[Direction]) -> bool:
     weights = params.w.size + params.u.size
     if steps == 1 and not native.reads_in_place(directions) and weights > _WORTH_ARRANGING_FOR_A_STEP:
         return True
-    return weights > _MANY and steps * batch_size * _WORTH_ROWS <= weights
+    worth = _WORTH_ROWS if native.build.has_avx512() else _WORTH_ROWS_WITHOUT_AVX512
+    return weights > _MANY and steps * batch_size * worth <= weights

@@ -483,23 +483,31 @@ def test_code_is_not_loaded_from_where_others_may_write(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("batch", "time", "hidden", "backend"),
+    ("batch", "time", "hidden", "backend", "without_avx512"),
     [
-        (1, 1, 64, "native"),
-        (5, 1, 64, "native"),
-        (1, 1, 640, "native"),  # read in place
-        (5, 1, 640, "fused"),
-        (1, 1, 630, "fused"),
-        (5, 2, 640, "native"),
-        (1, 1, 1216, "fused"),  # read in place, but so many take longer
-        (8, 2, 1216, "fused"),
-        (10, 2, 1216, "native"),
+        (1, 1, 64, "native", "native"),
+        (5, 1, 64, "native", "native"),
+        (1, 1, 640, "native", "native"),  # read in place
+        (5, 1, 640, "fused", "fused"),
+        (1, 1, 630, "fused", "fused"),
+        (5, 2, 640, "native", "native"),
+        (1, 1, 1216, "fused", "fused"),  # read in place, but so many take longer
+        (2, 2, 1216, "fused", "fused"),
+        (5, 2, 1216, "fused", "native"),
+        (8, 2, 1216, "fused", "native"),
+        (10, 2, 1216, "native", "native"),
     ],
 )
-def test_one_step_is_native_unless_many_weights_had_to_be_arranged(batch, time, hidden, backend, monkeypatch):
+@pytest.mark.parametrize("avx512", [True, False], ids=["avx512", "avx2"])
+def test_one_step_is_native_unless_many_weights_had_to_be_arranged(
+    batch, time, hidden, backend, without_avx512, avx512, monkeypatch
+):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(build, "has_avx512", lambda: avx512)
     params = cells.gru.init(jax.random.key(0), 3, hidden)
-    assert s2s_jax.explain_backend(cells.gru, params, jnp.ones((batch, time, 3))).backend == backend
+    assert s2s_jax.explain_backend(cells.gru, params, jnp.ones((batch, time, 3))).backend == (
+        backend if avx512 else without_avx512
+    )
 
 
 @pytest.mark.parametrize(("batch", "time", "few"), [(2, 4, True), (1, 1, True), (64, 2, True), (3, 3, False), (65, 2, False)])

@@ -97,6 +97,11 @@ def _compiler() -> list[str]:
     raise RuntimeError(f"no C++ compiler was found ({shlex.join(wanted) or 'c++, g++, clang++'})")
 
 
+@functools.cache
+def has_avx512() -> bool:
+    return "avx512f" in _processor()
+
+
 def _processor() -> str:
     """What tells one kind of processor from another, where a cache folder is shared between machines."""
     try:
