@@ -96,7 +96,9 @@ _AG_NEWS = {
 
 def text_classification(dataset: str, model: str) -> list[Published]:
     """Of IMDB those of bytes, whatever the network, and of AG News those of the same network."""
-    return IMDB if dataset == "imdb" else _AG_NEWS.get(model, []) if dataset == "ag_news_subset" else []
+    if dataset == "imdb":
+        return IMDB
+    return _AG_NEWS.get(model, []) if dataset == "ag_news_subset" else []
 
 
 # ETTh1, all seven series from 96 hours, by horizon: MSE and MAE.
