@@ -180,9 +180,13 @@ def report(run: Run[Config], model: Seq2Seq) -> None:
         f"character accuracy {metrics['character_accuracy']:.4f}\n"
     )
     run.say("\n".join(examples(sums, model, a[:10], b[:10])))
-    exact = by_digits(sums, model)
+    unseen = unseen_by_digits(sums)
+    exact = {label: score(sums, model, *pairs)["exact_match"] for label, pairs in unseen.items()}
     told = "; ".join(f"{label.replace(chr(10), ', ')}: {share:.1%}" for label, share in exact.items())
     run.say(f"\nExact match by digits of the longer number, on up to 200 unseen sums of each: {told}")
+    for label in (label for label, share in exact.items() if share < 1):
+        wrong = [line for line in examples(sums, model, *unseen[label]) if "WRONG" in line]
+        run.say(f"Of {label.split()[0]}: " + "\n      ".join(wrong[:5]))
     draw(run, exact)
     result = run.finish(
         split=f"test: {len(a)} pairs never trained on, uniform over all such pairs of numbers up to {sums.base}^{sums.digits}",
@@ -212,17 +216,17 @@ def examples(sums: Sums, model: Seq2Seq, a: np.ndarray, b: np.ndarray) -> list[s
     return lines
 
 
-def by_digits(sums: Sums, model: Seq2Seq, each: int = 200) -> dict[str, float]:
-    """Exact match on up to `each` test sums for each number of digits of the longer number, and how many there are."""
-    values = {}
+def unseen_by_digits(sums: Sums, each: int = 200) -> dict[str, np.ndarray]:
+    """For each number of digits of the longer number up to `each` test sums [2, N], by that number and how many there are."""
+    found = {}
     for digits in range(1, sums.digits + 1):
         rng = np.random.default_rng(digits)
         a, b = sums.draw(rng, TEST, 4 * each, digits)
         chosen = np.flatnonzero(np.maximum(a, b) >= (sums.base ** (digits - 1) if digits > 1 else 0))
         pairs = np.unique(np.stack([a[chosen], b[chosen]]), axis=1)
         pairs = pairs[:, rng.permutation(pairs.shape[1])[:each]]
-        values[f"{digits}\nn = {pairs.shape[1]}"] = score(sums, model, *pairs)["exact_match"]
-    return values
+        found[f"{digits}\nn = {pairs.shape[1]}"] = pairs
+    return found
 
 
 def draw(run: Run[Config], exact: dict[str, float]) -> None:
@@ -234,7 +238,7 @@ def draw(run: Run[Config], exact: dict[str, float]) -> None:
         list(exact.values()),
         xlabel="digits of the longer number",
         ylabel="exact match",
-        title=f"{title}:\nunseen sums exactly right, up to 200 of each length",
+        title=f"{title}:\nunseen sums exactly right",
     )
     run.figure("exact_match_by_digits", figure)
 

@@ -4,8 +4,8 @@ r"""A network learns to forecast series: classic encoder-decoders, probabilistic
     python -m experiments.forecasting --dataset ett --data-dir FOLDER --targets OT      ETTh1, where FOLDER holds ett
     python -m experiments.forecasting --dataset airline-passengers --data-dir FOLDER --look-back 24 --horizon 12
             this, monthly-sunspots, and daily-min-temperatures (--bad-rows repair), where FOLDER holds small_series
-    python -m experiments.forecasting --csv own.csv --look-back 48 --horizon 12           a csv file of your own
-    python -m experiments.forecasting predict own.csv                        with the run of the same --name: csv and picture
+    python -m experiments.forecasting --csv own.csv --look-back 48 --horizon 12 --name own   a csv file of your own
+    python -m experiments.forecasting predict own.csv --name own               what comes next, as csv and picture
     python -m experiments.forecasting --model repeat_vector --hidden-features 20 --distribution squared_error --no-calendar \
             --window-scaling none --schedule constant --warmup-steps 0 --clip 0 --learning-rate 1e-3
             the stack of Keras' tutorials: noise of 0.01, GRU of relu, repeat vector, GRU of relu, batch norm, and a linear
@@ -14,7 +14,7 @@ r"""A network learns to forecast series: classic encoder-decoders, probabilistic
             --batch-size 256 --look-back 96 --distribution squared_error --hidden-features 512 --segment 24 \
             --learning-rate 1e-3 --warmup-steps 0 --clip 0 --steps 990 --evaluate-every 33 --patience 10 --horizon 96 \
     --schedule "exponential_decay(init_value=1e-3, transition_steps=33, decay_rate=0.8, transition_begin=99, staircase=True)"
-            SegRNN as it is published: MSE 0.36 of all seven series of ETTh1 (seed 0, 7 minutes on one core)
+            SegRNN as it is published: MSE 0.36 of all seven series of ETTh1 (7 to 30 minutes on one core)
 
 Every window of the test part is scored, those that overlap too, and each step ahead counts alike. Series are standardised by
 the training part, but counts are not; `mse`, `mae` and `crps` are of standardised values, as published figures are. `mase`
@@ -206,13 +206,19 @@ def train(run: Run[Config]) -> None:
         write_json(run.folder / "series.json", kept | scaler)
         if told := keep_findings(series, run.folder / "findings.txt"):
             run.say(told)
+    windows = config.task.origins(0, parts.train)
+    if (count := len(windows["origin"])) < config.batch_size:
+        run.say(
+            f"Only {count} windows of {config.look_back} + {config.horizon} steps to train on, less than a batch of "
+            f"{config.batch_size}: a shorter --look-back or --horizon gives more."
+        )
     measure_over = make_measure(functools.partial(measure, config, parts.table))
     validated = config.task.in_order(parts.table, parts.train, parts.validation, samples=1)
     trained = train_by_recipe(
         run,
         model,
         functools.partial(loss, config, parts.table),
-        Batches(config.task.origins(0, parts.train), config.batch_size, seed=config.seed),
+        Batches(windows, config.batch_size, seed=config.seed),
         lambda model: measure_over(model, validated),
     )
     report(run, trained.model, series, parts)

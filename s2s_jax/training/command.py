@@ -109,6 +109,8 @@ def main(
         unsaid = {name for name in own if getattr(where, name) == shown[name]}
         run.use(_following(config_type, given, unsaid))
         if command == "predict":
+            if run.is_of_generated_data():
+                print("The run was trained on generated data: what it says of any other means little.", file=sys.stderr)
             predict(run, [*inputs, *behind])
         else:
             evaluate(run)

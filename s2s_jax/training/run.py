@@ -177,6 +177,11 @@ class Run(Generic[ConfigType]):
         """Whether its training came to an end."""
         return (self.folder / "training.json").exists()
 
+    def is_of_generated_data(self) -> bool:
+        """Whether it was trained on data that stand in for real data, see `ORIGINS`."""
+        path = self.folder / "data.json"
+        return path.exists() and read_json(path)["data"] == "generated"
+
     def has_result(self) -> bool:
         """Whether it was finished and scored."""
         return (self.folder / "result.json").exists()

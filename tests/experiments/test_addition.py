@@ -126,7 +126,16 @@ def test_evaluate_reads_the_test_sums_again_and_counts_it(own, capsys):
         assert after[key] == before[key]
     printed = capsys.readouterr().out
     assert f"exact match {after['metrics']['exact_match']:.4f}" in printed
-    assert sum(line.endswith(" right") or "WRONG, it is" in line for line in printed.splitlines()) == 10
+    ten, of_digits = printed.split("Exact match by digits of the longer number")
+    assert sum(line.endswith(" right") or "WRONG, it is" in line for line in ten.splitlines()) == 10
+    # Hardly trained: of each number of digits five wrong ones are named.
+    for digits, named in re.findall(r"Of (\d): (.*WRONG, it is .*(?:\n +.*WRONG, it is .*)*)", of_digits):
+        sums = re.findall(r"(\d+)\+(\d+) = (\d*) *WRONG, it is (\d+)", named)
+        assert 0 < len(sums) <= 5
+        for a, b, said, truth in sums:
+            assert (int(a) + int(b), said != truth) == (int(truth), True)
+            assert max(len(a), len(b)) == int(digits)
+    assert "Of 1: " in of_digits
 
 
 def test_evaluate_keeps_what_tells_of_the_training(own, monkeypatch):

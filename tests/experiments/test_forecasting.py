@@ -53,9 +53,10 @@ def own_csv(path, days, missing=0):
 
 
 def test_a_run_from_training_to_prediction(tmp_path, capsys):
-    call(*SMALL, "--runs-dir", tmp_path)
+    call(*SMALL, "--runs-dir", tmp_path, "--batch-size", 128)
     printed = capsys.readouterr().out
     assert "trains on generated series, whose figures say nothing about measured ones" in printed
+    assert "Only 101 windows of 24 + 6 steps to train on, less than a batch of 128" in printed
     folder = tmp_path / "forecasting/default"
     result = json.loads((folder / "result.json").read_text())
     assert (result["data"], result["dataset"], result["published"]) == ("generated", "seasonal", [])
@@ -87,6 +88,7 @@ def test_a_run_from_training_to_prediction(tmp_path, capsys):
 
     path = own_csv(tmp_path / "more.csv", 3)
     call("predict", path, "--runs-dir", tmp_path)
+    assert "trained on generated data: what it says of any other means little" in capsys.readouterr().err
     forecast = (folder / "forecast_more.csv").read_text()
     rows = list(csv.DictReader(forecast.splitlines()))
     assert [row["date"] for row in rows] == [f"2020-01-04 0{hour}:00:00" for hour in range(6)]
