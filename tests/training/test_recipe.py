@@ -214,7 +214,7 @@ def test_narrow_precision_and_averages_reach_the_training(tmp_path):
         (["--processes", "2"], "processes: expected --data-parallel with --processes 2"),
         (["--processes", "2", "--data-parallel", "--seeds", "3"], "seeds: expected 1 with --processes 2, got 3"),
         (["--optimizer", "adamm"], "optimizer: expected a name of optax, got 'adamm'"),
-        (["--average-decay", "1.0"], r"--average-decay: expected a number in \[0, 1\), got 1.0"),
+        (["--average-decay", "1.0"], r"--average-decay: expected a rate in \[0, 1\), got 1.0"),
         (["--accumulate", "3"], "accumulate: expected a divisor of the batch's 8 rows, got 3"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
