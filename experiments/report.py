@@ -97,8 +97,11 @@ def table(results: Path) -> str:
 def _at_a_glance(task: str, rows: dict[str, list[dict[str, Any]]]) -> str:
     """What is set side by side before the rows of a task: forecasts by how far ahead they are, and networks that classify."""
     makers = {"forecasting": _by_horizon, "text_classification": _by_network}
-    told = {row: cards for row, cards in rows.items() if cards[0]["experiment"] == task and cards[0].get("config")}
-    return makers[task](told) if task in makers else ""
+    if task not in makers:
+        return ""
+    return makers[task](
+        {row: cards for row, cards in rows.items() if cards[0]["experiment"] == task and cards[0].get("config")}
+    )
 
 
 def _by_horizon(rows: dict[str, list[dict[str, Any]]]) -> str:

@@ -55,9 +55,9 @@ def append_line(path: str | Path, value: Mapping[str, Any]) -> None:
         file.write(line.encode())
 
 
-def whole_lines(path: Path) -> list[dict[str, Any]]:
+def whole_lines(path: str | Path) -> list[dict[str, Any]]:
     """What `append_line` wrote, nothing if there is no file; a line that a kill tore is passed over with a warning."""
-    lines = []
+    path, lines = Path(path), []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
         try:
             lines.append(json.loads(line))

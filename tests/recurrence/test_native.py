@@ -483,7 +483,7 @@ def test_code_is_not_loaded_from_where_others_may_write(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("batch", "time", "hidden", "backend", "without_avx512"),
+    ("batch", "time", "hidden", "with_avx512", "without"),
     [
         (1, 1, 64, "native", "native"),
         (5, 1, 64, "native", "native"),
@@ -498,16 +498,12 @@ def test_code_is_not_loaded_from_where_others_may_write(tmp_path):
         (10, 2, 1216, "native", "native"),
     ],
 )
-@pytest.mark.parametrize("avx512", [True, False], ids=["avx512", "avx2"])
-def test_one_step_is_native_unless_many_weights_had_to_be_arranged(
-    batch, time, hidden, backend, without_avx512, avx512, monkeypatch
-):
+def test_one_step_is_native_unless_many_weights_had_to_be_arranged(batch, time, hidden, with_avx512, without, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(build, "has_avx512", lambda: avx512)
     params = cells.gru.init(jax.random.key(0), 3, hidden)
-    assert s2s_jax.explain_backend(cells.gru, params, jnp.ones((batch, time, 3))).backend == (
-        backend if avx512 else without_avx512
-    )
+    for avx512, backend in ((True, with_avx512), (False, without)):
+        monkeypatch.setattr(build, "has_avx512", lambda avx512=avx512: avx512)
+        assert s2s_jax.explain_backend(cells.gru, params, jnp.ones((batch, time, 3))).backend == backend
 
 
 @pytest.mark.parametrize(("batch", "time", "few"), [(2, 4, True), (1, 1, True), (64, 2, True), (3, 3, False), (65, 2, False)])

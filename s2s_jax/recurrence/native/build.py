@@ -99,6 +99,7 @@ def _compiler() -> list[str]:
 
 @functools.cache
 def has_avx512() -> bool:
+    """Whether the processor is known to have vectors of 16 floats."""
     return "avx512f" in _processor()
 
 
