@@ -53,7 +53,7 @@ def build_library(folder: Path | None = None, seconds: float = 600.0) -> Path:
     recipe = library.Recipe(
         cuda.nvcc(),
         [*build.FLAGS, f"-I{kernels}", str(source)],
-        [source, *sorted(kernels.glob("*.cuh"))],
+        [source, *sorted(kernels.glob("*.cuh")), *sorted(kernels.parent.glob("*.cuh"))],
         "",
         "compiling the kernels that measure an exchange between blocks; this takes some seconds",
     )
@@ -61,21 +61,25 @@ def build_library(folder: Path | None = None, seconds: float = 600.0) -> Path:
 
 
 def microseconds(path: Path, exchanges: Sequence[Exchange], patience: Patience) -> dict[Exchange, float | str]:
-    """Of a step of each, or why it could not be measured; each in a process of its own, waited for with that patience."""
+    """Of a step of each, or why it could not be measured.
+
+    A process measures one after the other; where one goes wrong, or the patience ends, another process measures the rest.
+    """
     told: dict[Exchange, float | str] = {}
-    for exchange in exchanges:
-        command = [sys.executable, "-m", "experiments.benchmark.exchange", str(path), json.dumps(exchange)]
+    while left := [exchange for exchange in exchanges if exchange not in told]:
         seconds = patience.seconds()
         if seconds == 0:
-            told[exchange] = "left out: the time is over"
-            continue
+            return told | dict.fromkeys(left, "left out: the time is over")
+        command = [sys.executable, "-m", "experiments.benchmark.exchange", str(path), json.dumps(left)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+            printed, why = done.stdout, (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
         except subprocess.TimeoutExpired as expired:
-            told[exchange] = f"no answer in {expired.timeout:.0f} s"
-            continue
-        lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or [f"ended with {done.returncode}"]
-        told[exchange] = float(lines[-1]) if done.returncode == 0 else lines[-1]
+            printed, why = (expired.stdout or b"").decode(), f"no answer in {expired.timeout:.0f} s"
+        found = [float(line) for line in printed.split("\n")[:-1]]
+        told |= zip(left, found, strict=False)
+        if len(found) < len(left):
+            told[left[len(found)]] = why
     return told
 
 
@@ -90,4 +94,5 @@ def _measure(path: str, exchange: Exchange) -> float:
 
 
 if __name__ == "__main__":
-    print(_measure(sys.argv[1], Exchange(*json.loads(sys.argv[2]))))
+    for numbers in json.loads(sys.argv[2]):
+        print(_measure(sys.argv[1], Exchange(*numbers)), flush=True)

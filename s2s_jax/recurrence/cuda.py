@@ -92,7 +92,7 @@ def recipe(
     Raises:
       RuntimeError: the compiler cannot be run.
     """
-    of_sources = {source.parent for source in sources}
+    of_sources = {Path(__file__).parent, *(source.parent for source in sources)}  # the first for activations.cuh
     own = sorted(path for folder in of_sources for path in folder.iterdir() if path.suffix in (".h", ".cuh", ".cu", ".cc"))
     headers = [path for folder in folders for path in sorted(folder.rglob("*.h"))]
     arguments = [*flags, *(f"-I{folder}" for folder in folders), *map(str, sources)]

@@ -126,6 +126,15 @@ def test_long_sequences_whose_ends_differ(name, reverse, backend):
     assert_close(values_and_gradients(given, backend, reverse), want, TOLERANCE["float32"])
 
 
+def test_numbers_near_zero_keep_their_digits(backend):
+    """Of 1 - e^(-2 x) few would be left."""
+    given = sample("diagonal_rnn", 3, 6, 4, 9, seed=7)
+    xs, state = 1e-5 * given.xs, 1e-5 * given.state
+    params = given.params._replace(b=0 * given.params.b)
+    want, got = (s2s_jax.unroll(given.cell, params, xs, state, backend=name).outputs for name in ("scan", backend))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-11)
+
+
 @pytest.mark.parametrize(
     ("time", "batch_size", "into", "steps"),
     [

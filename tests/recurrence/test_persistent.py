@@ -164,6 +164,14 @@ def _as(dtype, tree):
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
 
 
+def test_numbers_near_zero_keep_their_digits(on_cpu):
+    """Of 1 - e^(-2 x) few would be left."""
+    given = sample("rnn_no_bias", 3, 6, 4, 9, seed=7)
+    xs, state, backend = 1e-5 * given.xs, 1e-5 * given.state, on_cpu()
+    want, got = (s2s_jax.unroll(given.cell, given.params, xs, state, backend=name).outputs for name in ("scan", backend))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-11)
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("gru", "bfloat16"), ("rnn", "bfloat16"), ("lstm", "float16")])
 def test_narrow_dtypes(name, dtype, on_cpu):
     assert_near_the_truth(sample(name, 5, 6, 3, 40), on_cpu(), dtype)

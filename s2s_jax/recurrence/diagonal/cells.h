@@ -1,7 +1,7 @@
 // The steps of cells whose units do not read each other, for one unit, and their transposes.
 //
 // `Number` is a float, or a vector of them with one unit in each lane. Whoever includes this has defined for it, in namespace
-// s2s: `sigmoid`, `tanh`, `relu`, `step_function`, `least` of two, `finite`, `power_of_e` of what is not positive, and two
+// s2s: `sigmoid`, `tanh`, `relu`, `step_function`, `reciprocal`, `least` of two, `finite`, `power_of_e` of what is not positive, and two
 // functions at once, in place, which may share a division: `two_sigmoids(a, b)` and `sigmoid_and_tanh(a, b)`; where one of two
 // is NaN so may be the other. S2S_UNIT says where functions run.
 //
@@ -180,7 +180,7 @@ struct MinLstm {
   S2S_UNIT static Shares shares(const Number* z) {
     const Number of_i = finite(z[0]), of_f = finite(z[1]), m = least(least(of_i, of_f), Number{});
     const Number one = power_of_e(m), i = power_of_e(m - of_i), f = power_of_e(m - of_f);
-    const Number inverse = (Number{} + 1.0f) / (one + i + one + f);
+    const Number inverse = reciprocal(one + i + one + f);
     return {(one + i) * inverse, (one + f) * inverse, i * inverse, f * inverse};
   }
 

@@ -14,6 +14,7 @@
 namespace s2s {
 
 S2S_INLINE Vector sigmoid(Vector x) { return sigmoid_fraction(x).value(); }
+S2S_INLINE Vector reciprocal(Vector x) { return splat(1.0f) / x; }
 S2S_INLINE Vector step_function(Vector x) { return x > splat(0.0f) ? splat(1.0f) : splat(0.0f); }
 S2S_INLINE Vector finite(Vector x) { return clamp(x, -1e30f, 1e30f); }
 S2S_INLINE Vector least(Vector a, Vector b) { return a < b ? a : b; }

@@ -10,19 +10,13 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../activations.cuh"
 #include "pass.h"
 
 #define S2S_UNIT __device__ __forceinline__
 
 namespace s2s {
 
-// By the instructions of the machine, whose errors are some units in the last place: exact division and exponential have
-// branches, around which nothing is reordered.
-S2S_UNIT float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
-S2S_UNIT float tanh(float x) {
-  const float power = __expf(-2.0f * fabsf(x));
-  return copysignf(__fdividef(1.0f - power, 1.0f + power), x);
-}
 S2S_UNIT float relu(float x) { return x < 0.0f ? 0.0f : x; }
 S2S_UNIT float step_function(float x) { return x > 0.0f ? 1.0f : 0.0f; }
 S2S_UNIT float least(float a, float b) { return a < b ? a : b; }

@@ -34,6 +34,20 @@ struct Read {
   float saved[Cell::kSaved > 0 ? Cell::kSaved : 1];
 };
 
+// The same as it is in memory: to convert a number is to wait for it.
+template <typename Cell, typename Element>
+struct Asked {
+  Element dy, y, saved[Cell::kSaved > 0 ? Cell::kSaved : 1];  // `y`: after the step of the RNN, before that of the GRU
+  float state;  // LSTM: c before the step; GRU: h before the first step
+
+  __device__ Read<Cell> read(bool first) const {
+    Read<Cell> read = {to_float(dy), to_float(y), Cell::kMemory || first ? state : to_float(y)};
+#pragma unroll
+    for (int k = 0; k < Cell::kSaved; ++k) read.saved[k] = to_float(saved[k]);
+    return read;
+  }
+};
+
 // What it makes: gradients of z, and of what the weights multiply; they differ in the GRU.
 template <typename Cell>
 struct Made {
@@ -101,30 +115,30 @@ __global__ void __launch_bounds__(kThreads, 1) backward(const Arguments<Cell, Ba
   for (int i = 0; i < kMost; ++i) places[i] = Place(n, a.lengths, Step::kBatch, threadIdx.x + i * kThreads);
   // The steps of the way there from the last to the first.
   const auto position = [&](int s) { return d.reverse ? s : steps - 1 - s; };
-  const auto ask_for = [&](int s, Read<Kind> (&read)[kMost]) {
+  const auto before = [&](int t) { return d.reverse ? t + 1 : t - 1; };
+  const auto is_first = [&](const Place& p, int t) { return before(t) < 0 || before(t) >= p.length; };
+  const auto ask_for = [&](int s, Asked<Kind, Element> (&asked)[kMost]) {
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
       const Place& p = places[i];
-      read[i] = Read<Kind>{};
+      asked[i] = Asked<Kind, Element>{};
       const int t = position(s);
       if (s >= steps || t >= p.length) continue;
-      if (!Cell::kStacked || d.dy != nullptr) read[i].dy = to_float(d.dy[p.at(n, t, 1, 0)]);
-      if (kSaved == 0) read[i].y = to_float(d.y[p.at(n, t, 1, 0)]);
+      if (!Cell::kStacked || d.dy != nullptr) asked[i].dy = d.dy[p.at(n, t, 1, 0)];
+      if (kSaved == 0) asked[i].y = d.y[p.at(n, t, 1, 0)];
 #pragma unroll
-      for (int k = 0; k < kSaved; ++k) read[i].saved[k] = to_float(d.saved[p.at(n, t, kSaved, k)]);
-      if (kSaved > 0) {
-        const int before = d.reverse ? t + 1 : t - 1;
-        const bool first = before < 0 || before >= p.length;
-        if (Cell::kMemory) {
-          read[i].before = first ? d.c_0[p.at(n, 0, 1, 0)] : d.c[p.at(n, before, 1, 0)];
-        } else {
-          read[i].before = first ? d.h_0[p.at(n, 0, 1, 0)] : to_float(d.y[p.at(n, before, 1, 0)]);
-        }
+      for (int k = 0; k < kSaved; ++k) asked[i].saved[k] = d.saved[p.at(n, t, kSaved, k)];
+      if (Cell::kMemory) {
+        asked[i].state = is_first(p, t) ? d.c_0[p.at(n, 0, 1, 0)] : d.c[p.at(n, before(t), 1, 0)];
+      } else if (kSaved > 0 && is_first(p, t)) {
+        asked[i].state = d.h_0[p.at(n, 0, 1, 0)];
+      } else if (kSaved > 0) {
+        asked[i].y = d.y[p.at(n, before(t), 1, 0)];
       }
     }
   };
   float dh[kMost], dc[kMost], c[kMost];
-  Read<Kind> read[kMost];
+  Asked<Kind, Element> asked[kMost];
 #pragma unroll
   for (int i = 0; i < kMost; ++i) {
     const Place& p = places[i];
@@ -132,11 +146,11 @@ __global__ void __launch_bounds__(kThreads, 1) backward(const Arguments<Cell, Ba
     dc[i] = p.mine && Cell::kMemory ? d.dc_last[p.at(n, 0, 1, 0)] : 0.0f;
     c[i] = p.length > 0 && Cell::kMemory ? d.c[p.at(n, d.reverse ? 0 : p.length - 1, 1, 0)] : 0.0f;
   }
-  ask_for(0, read);
+  ask_for(0, asked);
   a.exchange.publish(0);  // of zeros: nothing comes from behind the last step
 
   for (int s = 0; s < steps; ++s) {
-    Read<Kind> next[kMost];
+    Asked<Kind, Element> next[kMost];
     Made<Kind> made[kMost];
     ask_for(s + 1, next);  // a step ahead: it comes from far
     product.run(a.exchange, read_team, Cell::kStacked && product.of_other() ? s + 1 : s);
@@ -149,8 +163,9 @@ __global__ void __launch_bounds__(kThreads, 1) backward(const Arguments<Cell, Ba
       if (!p.mine) continue;
       dh[i] += product.sum(p.local, p.row);
       if (t < p.length) {
-        dh[i] += read[i].dy;
-        made[i] = step_back(Kind(), read[i], n.relu, dh[i], dc[i], c[i]);
+        const Read<Kind> read = asked[i].read(is_first(p, t));
+        dh[i] += read.dy;
+        made[i] = step_back(Kind(), read, n.relu, dh[i], dc[i], c[i]);
       }
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
@@ -167,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward(const Arguments<Cell, Ba
 #pragma unroll
         for (int gate = 0; gate < kGates; ++gate) d.dz[p.at(n, t, kGates, gate)] = from_float<Element>(made[i].dz[gate]);
       }
-      read[i] = next[i];
+      asked[i] = next[i];
     }
   }
 

@@ -77,8 +77,9 @@ def device(found: ctypes.CDLL) -> Device:
       RuntimeError: there is none, or of another kind than the kernels are for.
     """
     multiprocessors, shared_bytes = ctypes.c_int(), ctypes.c_int()
-    if found.s2s_persistent_limits(ctypes.byref(multiprocessors), ctypes.byref(shared_bytes)) != 0:
-        raise RuntimeError("CUDA finds no device of compute capability 9.0")
+    found.s2s_persistent_limits.restype = ctypes.c_char_p
+    if why := found.s2s_persistent_limits(ctypes.byref(multiprocessors), ctypes.byref(shared_bytes)):
+        raise RuntimeError(f"CUDA finds no device of compute capability 9.0: {why.decode()}")
     return Device(multiprocessors.value, shared_bytes.value)
 
 

@@ -78,7 +78,9 @@ ffi::Error call_backward(cudaStream_t stream, Arguments args, Results rets, int6
 S2S_HANDLER(s2s_persistent_forward, s2s::call_forward);
 S2S_HANDLER(s2s_persistent_backward, s2s::call_backward);
 
-// For Python, by ctypes: 0, or 1 where the device is of no use.
-extern "C" int s2s_persistent_limits(int* multiprocessors, int* shared_bytes) {
-  return s2s::limits(multiprocessors, shared_bytes).empty() ? 0 : 1;
+// For Python, by ctypes: empty, or why the device is of no use, at most until the next call.
+extern "C" const char* s2s_persistent_limits(int* multiprocessors, int* shared_bytes) {
+  static std::string why;
+  why = s2s::limits(multiprocessors, shared_bytes);
+  return why.c_str();
 }

@@ -35,15 +35,15 @@ __device__ inline void step(RNN, const Gates<RNN>& in, float, int relu, float& h
 }
 
 __device__ inline void step(LSTM, const Gates<LSTM>& in, float, int relu, float& h, float& c, float (&saved)[4]) {
-  const float i = logistic(in.z[0] + in.recurrent[0]), f = logistic(in.z[1] + in.recurrent[1]);
-  const float g = activated(in.z[2] + in.recurrent[2], relu), o = logistic(in.z[3] + in.recurrent[3]);
+  const float i = sigmoid(in.z[0] + in.recurrent[0]), f = sigmoid(in.z[1] + in.recurrent[1]);
+  const float g = activated(in.z[2] + in.recurrent[2], relu), o = sigmoid(in.z[3] + in.recurrent[3]);
   c = f * c + i * g;
   h = o * activated(c, relu);
   saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
 }
 
 __device__ inline void step(GRU, const Gates<GRU>& in, float b_n, int relu, float& h, float&, float (&saved)[4]) {
-  const float r = logistic(in.z[0] + in.recurrent[0]), update = logistic(in.z[1] + in.recurrent[1]);
+  const float r = sigmoid(in.z[0] + in.recurrent[0]), update = sigmoid(in.z[1] + in.recurrent[1]);
   const float inner = in.recurrent[2] + b_n, n = activated(in.z[2] + r * inner, relu);
   h = (1.0f - update) * n + update * h;
   saved[0] = r, saved[1] = update, saved[2] = n, saved[3] = inner;

@@ -21,6 +21,7 @@
 
 #pragma once
 
+#include "../activations.cuh"
 #include "platform.cuh"
 
 namespace s2s {
@@ -214,6 +215,7 @@ class Product {
     for (int j = 0; j < kHeld; ++j) {
       if (j < count) read(vector, j, parts[j]);
     }
+    __syncwarp();  // past which ptxas moves no load: it would put products, which wait, before the later ones
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
       if (j < count) add(held_[j], parts[j], sums, 2 * j);
@@ -224,6 +226,7 @@ class Product {
       for (int i = 0; i < kAhead; ++i) {
         if (j + i < count) read(vector, j + i, part[i]);
       }
+      __syncwarp();  // as above
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         if (j + i < count) {
@@ -351,8 +354,7 @@ __device__ inline int longest(const Sizes& n, const int32_t* lengths, int rows) 
   return steps;
 }
 
-__device__ inline float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
-__device__ inline float activated(float x, int relu) { return relu ? (x > 0.0f || x != x ? x : 0.0f) : tanhf(x); }
+__device__ inline float activated(float x, int relu) { return relu ? (x > 0.0f || x != x ? x : 0.0f) : tanh(x); }
 __device__ inline float slope(float y, int relu) { return relu ? (y > 0.0f ? 1.0f : 0.0f) : 1.0f - y * y; }
 
 }  // namespace s2s
