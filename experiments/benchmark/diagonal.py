@@ -176,6 +176,7 @@ def _timer(call: Callable[[], Any]) -> Callable[[int, bool], list[float]]:
         if warm:
             jax.block_until_ready(call())
         start = time.perf_counter()
+        result = None
         for _ in range(calls):
             result = call()  # the one before it is let go
         jax.block_until_ready(result)

@@ -93,6 +93,15 @@ def test_a_peer_that_computes_something_else_is_not_timed(wrong):
     assert isinstance(refused, Refused)
     assert refused.peer == "scan"
     assert "differs from ours" in refused.why
+    assert not refused.failed
+
+
+def test_in_bfloat16_gradients_of_weights_may_differ_more():
+    """Some peers add up those of all steps in it; outputs may not."""
+    numbers = np.ones((2, 3), np.float32)
+    ours = {"outputs": numbers, "params": [[(numbers, None)]], "xs": numbers}
+    for name, theirs, want in (("params", [[(1.3 * numbers, None)]], 0.1), ("xs", 1.3 * numbers, 0.3)):
+        assert difference({"forward+grad": ours}, {"forward+grad": ours | {name: theirs}}, 3.0) == pytest.approx(want)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])

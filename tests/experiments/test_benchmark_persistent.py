@@ -16,6 +16,7 @@ from experiments.benchmark.worker import Worker
 from s2s_jax.recurrence import cuda, persistent
 from s2s_jax.recurrence.persistent import build, plan
 from tests.recurrence import cuda_on_cpu
+from tests.recurrence.scripts import script
 
 SHAPE = (3, 5, 4, 8)
 SMALL = plan.Device(8, 232448)
@@ -43,7 +44,10 @@ class Here:
 
 
 class OnePool:
-    """In the place of `Pool`; `made` counts them, and in the second the peer "scan" fails at whatever it is asked."""
+    """In the place of `Pool`; `made` counts them.
+
+    In the second the peer "scan" fails at whatever it is asked, in the third it computes something else in both directions.
+    """
 
     made = 0
 
@@ -52,6 +56,14 @@ class OnePool:
         self.workers = {name: Here(name) for name in peers}
         if type(self).made == 2:
             self.workers["scan"].ask = self.fail
+        if type(self).made == 3:
+            self.scan, self.workers["scan"] = self.workers["scan"], self
+
+    def ask(self, method, *arguments):
+        told = self.scan.ask(method, *arguments)
+        if method == "build" and arguments[0].kind == "both":
+            told[1]["forward"]["outputs"] = 1 + told[1]["forward"]["outputs"]
+        return told
 
     def fail(self, method, *arguments):
         raise Failed("CUDA error: an illegal memory access was encountered")
@@ -68,7 +80,7 @@ def test_without_a_gpu_it_says_so_at_once(tmp_path):
 
 
 def test_from_end_to_end(kernels_on_cpu, monkeypatch, tmp_path, capsys):
-    """With tiny cases; whoever fails costs its own rows and the processes, which are started anew."""
+    """With tiny cases; who fails costs its own rows and the processes, which are started anew, who differs its rows alone."""
     cases = tuple(Case("lstm", SHAPE, kind=kind) for kind in KINDS)
     monkeypatch.setattr(part, "CASES", cases)
     monkeypatch.setattr(part, "BESIDE", ("scan",))
@@ -84,10 +96,10 @@ def test_from_end_to_end(kernels_on_cpu, monkeypatch, tmp_path, capsys):
     rows = [*found["rows"], *found["further_rows"]]
     assert {(row["kind"], row["peer"]) for row in rows} == {
         *((kind, peer) for kind in KINDS for peer in ("division 2", "division 3")),
-        *((kind, "scan") for kind in KINDS[1:]),
+        ("deep", "scan"),
     }
     assert all(row["difference"] < 1e-5 and row["backend"] == "persistent" for row in rows)
-    assert [one["peer"] for one in found["refused"]] == ["scan"]
+    assert [(one["peer"], "differs from ours" in one["why"]) for one in found["refused"]] == [("scan", False), ("scan", True)]
     assert OnePool.made == 3
     layer = next(row for row in rows if (row["kind"], row["part"]) == ("layer", "forward"))
     assert layer["floor_ms"] == pytest.approx(1e3 * (5 * 0.5e-6 + 2 * 3 * 5 * 4 * 32 / 1e12), rel=1e-3)
@@ -195,6 +207,18 @@ def test_no_exchange_is_waited_for_when_the_time_is_over(tmp_path):
     every = exchange.of_each_kind()
     told = exchange.microseconds(tmp_path / "not there", every, Patience(60.0, 0.0))
     assert told == dict.fromkeys(every, "left out: the time is over")
+
+
+def test_an_exchange_that_goes_wrong_costs_itself_alone(tmp_path, monkeypatch):
+    """One process measures all; after a failure, and after what does not come, another one measures the rest."""
+    counted = tmp_path / "counted"
+    first, second = "echo 0.5; echo no cluster >&2; exit 1", "echo 1.5; exec sleep 60"
+    found = script(tmp_path / "python", f"test -e {counted} && {{ {second}; }}; touch {counted}; {first}")
+    monkeypatch.setattr(exchange.sys, "executable", found)
+    every = exchange.of_each_kind()[:4]
+    told = exchange.microseconds(tmp_path, every, Patience(1.0))
+    assert list(told.values()) == [0.5, "no cluster", 1.5, "no answer in 1 s"]
+    assert list(told) == every
 
 
 def test_the_exchange_compiles(tmp_path):
