@@ -23,6 +23,13 @@ def checked_lengths(xs: Inputs, lengths: Array | None) -> Array | None:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
     if not shapes or any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):
         raise ValueError(f"xs: expected leaves [B, T, ...] that agree on B and T, got {shapes}")
+    for leaf in jax.tree.leaves(xs):
+        try:
+            jax.typeof(leaf)
+        except TypeError as error:  # which a compiled function would say at length
+            if not isinstance(leaf, jax.ShapeDtypeStruct):
+                of = type(leaf)
+                raise TypeError(f"xs: expected arrays of JAX or NumPy, got {of.__module__}.{of.__qualname__}") from error
     batch_size, time = shapes[0][:2]
     return None if lengths is None else check_lengths(lengths, batch_size, time)
 
