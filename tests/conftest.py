@@ -12,7 +12,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
+        *(["--xla_backend_optimization_level=0"] if not os.path.exists("/dev/nvidia0") else []),  # which no GPU has
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
 ).strip()

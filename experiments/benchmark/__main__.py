@@ -103,7 +103,7 @@ def recurrence(config: Config, platform: str, path: Path) -> None:
     if rows:
         print(conclusion(rows))
         report.keep("summary", summary(rows))
-        title = f"{report.found['machine']['cpu']}, {machine.cores()} cores, {config.dtype}"
+        title = f"{report.found['machine']['device']}, {config.dtype}"
         chart.ratios(rows, title).savefig(picture, dpi=150)
     else:
         picture.unlink(missing_ok=True)  # of other figures

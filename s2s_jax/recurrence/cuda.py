@@ -25,7 +25,7 @@ from s2s_jax.recurrence import library
 
 _log = logging.getLogger("s2s_jax")
 _lock = threading.Lock()
-FLAGS = ("-std=c++17", "-O3", "-split-compile=0", "-shared", "-Xcompiler", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-t0", "-split-compile=0", "-shared", "-Xcompiler", "-fPIC")
 
 # In the instructions of what is at hand, and in those that the driver translates for whatever comes later.
 _ANY_GPU = ("-gencode=arch=compute_80,code=[sm_80,compute_80]", "-gencode=arch=compute_90,code=sm_90")

@@ -55,7 +55,7 @@ def carried(cell: Cell, direction: Direction, lengths: Array | None, options: Op
 
     if jax.tree.leaves(direction.xs)[0].shape[0] <= 1:  # nothing to gather over time
         return reference(args)
-    how = How(cell, rules_of(cell), direction.reverse, options.history)
+    how = How(cell, rules_of(cell), direction.reverse, options.history, loops.precision)
 
     def forward(args: Args, keep: bool) -> tuple[TimeMajor, Any]:
         def along_time(args: Args) -> tuple[TimeMajor, Any]:
@@ -81,6 +81,7 @@ class Loops(NamedTuple):
       scan_on_cpu_without_gradient: whether a CPU is faster with the backend `scan` where no way back follows.
       reads_kept: whether the carry along time reads what is kept for the way back, the last of what `f` emits.
       report_of_scan: what is reported where the backend `scan` does it instead: a sequence of one step, say.
+      precision: of products in the functions that are carried, as of `jax.default_matmul_precision`; None for that itself.
     """
 
     along: Callable[["How", "Args"], Carry]
@@ -88,6 +89,7 @@ class Loops(NamedTuple):
     scan_on_cpu_without_gradient: bool = False
     reads_kept: bool = False
     report_of_scan: Any = None
+    precision: str | None = None
 
 
 class Args(NamedTuple):
@@ -117,6 +119,16 @@ class How(NamedTuple):
     rules: Rules | None
     reverse: bool
     history: bool
+    precision: str | None
+
+    def precisely(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """`f` with products of that precision."""
+
+        def precise(*args: Any) -> Any:
+            with jax.default_matmul_precision(self.precision):
+                return f(*args)
+
+        return f if self.precision is None else precise
 
 
 def by_scan(f: Callable[..., Any], init: State, xs: Any, *, reverse: bool) -> tuple[State, Any, None]:
@@ -144,7 +156,7 @@ def _forward(how: How, args: Args, keep: bool, carry: Carry) -> tuple[TimeMajor,
             y = _zeroed(y, valid)
         return new, (y, new if how.history else None, (state, saved) if keep else None)
 
-    state, (outputs, states, kept), report = carry(advance, args.state, (zs, valid), reverse=how.reverse)
+    state, (outputs, states, kept), report = carry(how.precisely(advance), args.state, (zs, valid), reverse=how.reverse)
     if keep and rules is None:
         kept = kept[0], zs
     return TimeMajor(outputs, state, states, report), kept
@@ -166,7 +178,9 @@ def _backward(how: How, args: Args, kept: Any, cotangents: TimeMajor, carry: Car
             d_before = jax.tree.map(lambda a, b: where_valid(valid, a, b), d_before, d_state)
         return d_before, emitted
 
-    d_state, emitted, _ = carry(retreat, d_state, (stepwise, d_outputs, d_states, valid), reverse=not how.reverse)
+    d_state, emitted, _ = carry(
+        how.precisely(retreat), d_state, (stepwise, d_outputs, d_states, valid), reverse=not how.reverse
+    )
     d_params, d_xs, d_context = gather(emitted, d_outputs)
     return Args(d_params, _zeroed(d_xs, valid), d_state, None, d_context)
 
@@ -213,7 +227,7 @@ def _any_cell(how: How, args: Args, kept: Any, valid: Array | None) -> _Adjoint:
         return jax.vjp(moving, _inexact(before), _inexact(z))[1]  # a pytree: its leaves are what the transpose reads
 
     first = jax.tree.map(lambda leaf: leaf[0], (befores, zs))
-    program, shapes = jax.make_jaxpr(linearized, return_shape=True)(*first)
+    program, shapes = jax.make_jaxpr(how.precisely(linearized), return_shape=True)(*first)
     structure, evaluate = jax.tree.structure(shapes), jaxpr_as_fun(program)
     # What depends on parameters and context alone, a weight above all, is not to be copied for each step.
     varies = _dependent(program, [True] * len(jax.tree.leaves(first)))

@@ -10,15 +10,16 @@ Where that is beyond all numbers, as it may be far from what is sought, a plain 
 is for the few, so that if they do not become half as many with each iteration, it ends.
 
 J is whole for small states, else what it has within each unit (h and c of an LSTM's unit, say): all of it for a cell with a
-diagonal recurrence, whose iteration is then Newton's own, and a part for a dense one, whose iteration converges as fast as
-what is left out is small. In the end each number's equation is checked at each step, beside that number and what it is made
-of, up to four steps away: the terms of its affine equation, and what all states together move it by when each changes by a
-share of itself. Those are what rounding is a share of, so that nothing is demanded that arithmetic does not give, and nothing
-passes because another number is great; a number that falls to less than a thirtieth or so at each step may keep the error of
-what it was. Where an equation does not hold to the tolerance within the bound of iterations, or where errors would grow along
-the sequence as far as that part of J tells, all is computed again in order, as `fused` does: it may be slow, and not wrong.
-So is what comes to hold only because the start of a sequence is right after as many iterations as it has steps, as it is
-where the states are chaotic.
+diagonal recurrence, whose iteration is then Newton's own, and a part for a dense one, whose iteration converges as fast as what
+is left out is small; of a cell of one's own it is estimated, see `jacobian_blocks`. Steps are computed in float32 at least, in
+products of whole numbers. In the end each number's equation is checked at each step, beside that number and what it is made of,
+up to four steps away: the terms of its affine equation, and what all states together move it by when each changes by a share of
+itself. Those are what rounding is a share of, so that nothing is demanded that arithmetic does not give, and nothing passes
+because another number is great; a number that falls to less than a thirtieth or so at each step may keep the error of what it
+was. Where an equation does not hold to the tolerance within the bound of iterations, or where errors would grow along the
+sequence as far as that part of J tells, all is computed again in order, as `fused` does: it may be slow, and not wrong. So is
+what comes to hold only because the start of a sequence is right after as many iterations as it has steps, as it is where the
+states are chaotic.
 
 The gradient is not biased by what is left out: its recurrence `g_{t-1} = J_t^T g_t + d_t`, with all of J, is solved by the
 same iteration, and checked likewise: gradients that vanish do so rightly, unless they do faster than that.
@@ -37,7 +38,7 @@ from s2s_jax.masks import where_valid
 from s2s_jax.recurrence import fused, scan
 from s2s_jax.recurrence.adjoint import is_inexact
 from s2s_jax.recurrence.affine import KINDS, jacobian_blocks, layout_of, solve, times
-from s2s_jax.recurrence.associative import before, last
+from s2s_jax.recurrence.associative import before, last, promised
 from s2s_jax.recurrence.backend import Backend, Direction, Options, TimeMajor, one_by_one
 from s2s_jax.recurrence.by_hand import rules_of
 from s2s_jax.sharding import varying_as
@@ -47,6 +48,7 @@ _WHOLE = 16  # numbers of a state up to which the whole Jacobian is taken: its p
 _GROWTH = 1e3  # of a relative error along the sequence, beyond which a small residual says little about the states
 _NEARLY = 1e-4  # a relative residual that, once it is lowered no more in `_PATIENCE` iterations, is what rounding allows
 _PATIENCE = 5
+_PROBES = 3  # with one or two a dense cell of one's own, of 24 or 64 units, did not converge at all, with four no faster
 
 
 class Newton(NamedTuple):
@@ -104,6 +106,8 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
     """Carries `cell` along time; the report is a `Solved`. Derivatives but the first in reverse mode are those of `scan`."""
     newton: Newton = options.newton or Newton()
     dtype = scan.compute_dtype(direction.xs, direction.params)
+    if jnp.finfo(dtype).bits < 32:  # see what is said of rounding below
+        return _widened(cell, direction, lengths, options, dtype)
     if newton.tolerance is None:
         coarsest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(direction.state))
         newton = newton._replace(tolerance=16 * coarsest)
@@ -112,6 +116,9 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
         newton = newton._replace(jacobian="whole" if numbers <= _WHOLE else None)
     within_units = (None, "units", *(["elements"] if len(jax.tree.leaves(direction.state)) == 1 else []))
     by_hand = newton.jacobian in within_units and rules_of(cell) is not None
+    apart = newton.jacobian in within_units and (promised(cell) or getattr(cell.spec, "recurrence", None) == "diagonal")
+    probes = 1 if newton.jacobian == "whole" or apart else _PROBES
+    solved = functools.partial(parallel_scan, newton=newton, probes=probes)
 
     def blocks(how: fused.How, args: fused.Args, kept: Any) -> Array:
         params = scan.cast_floating(args.params, dtype)
@@ -122,13 +129,13 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
 
     def along(how: fused.How, args: fused.Args) -> fused.Carry:
         of_emitted = (lambda emitted: blocks(how, args, emitted[-1])) if by_hand else None
-        return functools.partial(parallel_scan, newton=newton, valid=fused.valid_steps(args), blocks=of_emitted)
+        return functools.partial(solved, valid=fused.valid_steps(args), blocks=of_emitted)
 
     def back(how: fused.How, args: fused.Args, kept: Any) -> fused.Carry:
         transposed = (lambda _: jnp.swapaxes(blocks(how, args, kept), -1, -2)) if by_hand else None
 
         def told(*given: Any, **options: Any) -> tuple[State, Any, Solved]:
-            *done, report = parallel_scan(*given, **options, newton=newton, valid=fused.valid_steps(args), blocks=transposed)
+            *done, report = solved(*given, **options, valid=fused.valid_steps(args), blocks=transposed)
             if newton.on_gradient is not None:
                 jax.debug.callback(newton.on_gradient, report)
             return *done, report
@@ -136,8 +143,17 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
         return told
 
     nothing_to_solve = Solved(jnp.int32(0), jnp.float32(0), jnp.bool_(True))  # in a sequence of at most one step
-    loops = fused.Loops(along, back, reads_kept=by_hand, report_of_scan=nothing_to_solve)
+    # A GPU rounds what it multiplies to TF32, a TPU to bfloat16, if nothing else is said: a step would be a staircase, on which
+    # no iteration finds its place as closely as states are kept.
+    loops = fused.Loops(along, back, reads_kept=by_hand, report_of_scan=nothing_to_solve, precision="highest")
     return fused.carried(cell, direction, lengths, options, loops)
+
+
+def _widened(cell: Cell, direction: Direction, lengths: Array | None, options: Options, dtype: Any) -> TimeMajor:
+    """What `run` gives where all is computed in float32; outputs in `dtype`, as `scan` has them."""
+    params, xs, context = scan.cast_floating((direction.params, direction.xs, direction.context), jnp.float32)
+    wide = run(cell, direction._replace(params=params, xs=xs, context=context), lengths, options)
+    return wide._replace(outputs=scan.cast_floating(wide.outputs, dtype))
 
 
 def parallel_scan(
@@ -146,6 +162,7 @@ def parallel_scan(
     xs: Any,
     *,
     newton: Newton,
+    probes: int,
     reverse: bool,
     valid: Bool[Array, "T B"] | None = None,
     blocks: Callable[[Any], Float[Array, "T B M L L"]] | None = None,
@@ -155,6 +172,7 @@ def parallel_scan(
     Args:
       f, init, xs, reverse: as of `jax.lax.scan`; leaves of `init` are [B, ...], and floating.
       newton: its tolerance is a number.
+      probes: see `jacobian_blocks`; one where the Jacobian has nothing beside its blocks.
       valid: which steps do more than hand the state on, and so make errors of their own; None for all.
       blocks: from what `f` returned besides the states, for all steps, the blocks of its Jacobian; None to find them.
     """
@@ -170,7 +188,7 @@ def parallel_scan(
             after, emitted = every(befores, xs)
             return after, blocks(emitted)
         after, push = jax.linearize(lambda befores: every(befores, xs)[0], befores)
-        return after, jacobian_blocks(push, befores, layout)
+        return after, jacobian_blocks(push, befores, layout, probes)
 
     def terms(after: State, a: Array, befores: State) -> Array:
         """The size of each number and of the terms of its affine equation."""

@@ -322,6 +322,23 @@ def test_blocks_of_a_jacobian_equal_jaxs(kind, name):
         np.testing.assert_allclose(got[unit], whole[unit, :, unit], atol=1e-6)
 
 
+def test_several_probes_make_up_less():
+    """Of a dense matrix whose diagonal is positive: nearer to it, and hardly beyond; of a diagonal one all of it."""
+    layout, at = affine.layout_of(jnp.zeros((1, 300))), jnp.zeros((1, 300))
+    rng = np.random.default_rng(0)
+    diagonal, rest = jnp.asarray(rng.uniform(0.2, 0.9, 300), jnp.float32), jnp.asarray(rng.normal(size=(300, 300)), jnp.float32)
+
+    def found(matrix, probes):
+        return np.asarray(affine.jacobian_blocks(lambda v: v @ matrix, at, layout, probes)[0, :, 0, 0])
+
+    np.testing.assert_allclose(found(jnp.diag(diagonal), 3), diagonal, rtol=1e-6)
+    dense = jnp.diag(diagonal) + 0.6 / np.sqrt(300) * (rest - jnp.diag(jnp.diag(rest)))
+    one, three = (found(dense, probes) for probes in (1, 3))
+    beyond_one, beyond_three = (np.maximum(np.abs(each) - diagonal, 0).mean() for each in (one, three))
+    assert beyond_three < 0.2 * beyond_one
+    assert np.abs(three - diagonal).mean() < np.abs(one - diagonal).mean()
+
+
 def test_the_rest_of_a_jacobian_cancels_in_the_mean():
     layout = affine.layout_of(jnp.zeros((1, 2000)))
     matrix = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, (2000, 2000)), jnp.float32) / 2000

@@ -386,10 +386,13 @@ def test_which_gpus(found, too_old, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_on_a_gpu(name, dtype, float64):
     given = sample(name, 20, 300, 16, 70)
+    if "relu" in name:  # whose states would leave the range of float16, and of float32
+        given = given._replace(params=given.params._replace(u=0.1 * given.params.u))
     narrow = given._replace(**{k: jax.tree.map(lambda x: jnp.asarray(x, dtype), getattr(given, k)) for k in ("params", "xs")})
     exact = jax.tree.map(lambda x: np.asarray(x, np.float64), (narrow.params, narrow.xs, given.state, given.weights))
     truth = given._replace(params=exact[0], xs=exact[1], state=exact[2], weights=exact[3])
     tolerance = {"float32": 2e-3, "bfloat16": 0.05, "float16": 0.01}[dtype]
-    for reverse in (False, True):
-        got = values_and_gradients(narrow, "diagonal", reverse)
-        assert_close(jax.tree.map(np.float64, got), values_and_gradients(truth, "scan", reverse), tolerance)
+    with jax.default_matmul_precision("highest"):  # of the products before and after it
+        for reverse in (False, True):
+            got = values_and_gradients(narrow, "diagonal", reverse)
+            assert_close(jax.tree.map(np.float64, got), values_and_gradients(truth, "scan", reverse), tolerance)
