@@ -392,6 +392,8 @@ def test_on_a_gpu(name, dtype, float64):
     exact = jax.tree.map(lambda x: np.asarray(x, np.float64), (narrow.params, narrow.xs, given.state, given.weights))
     truth = given._replace(params=exact[0], xs=exact[1], state=exact[2], weights=exact[3])
     tolerance = {"float32": 2e-3, "bfloat16": 0.05, "float16": 0.01}[dtype]
+    if "relu" in name and dtype != "float32":
+        tolerance = 0.15  # its slope jumps where rounding moves a number past zero
     with jax.default_matmul_precision("highest"):  # of the products before and after it
         for reverse in (False, True):
             got = values_and_gradients(narrow, "diagonal", reverse)
