@@ -234,15 +234,25 @@ def test_nan_in_a_row_stays_in_that_row():
     assert_close(np.nan_to_num(done.outputs), np.nan_to_num(want.outputs), 2e-6)
 
 
-@pytest.mark.parametrize("options", [{"layer_norm": True}, {"peepholes": True}, {"projection": 16}], ids=str)
-def test_an_iteration_that_ends_in_nan_is_no_answer(options):
-    """Of thousands of numbers: over so many XLA's maximum passes over NaN on a CPU."""
+def made_and_solved(**options):
     cell = cells.make_lstm(**options)
     params = cell.init(jax.random.key(0), 4, 32)
     xs = jax.random.normal(jax.random.key(1), (2, 256, 4))
     done = unroll_in_parallel(cell, params, xs)
-    assert not bool(done.solved.converged)
     assert_close(done.outputs, unroll(cell, params, xs, backend="scan").outputs, 1e-4)
+    return done.solved
+
+
+def test_an_iteration_that_ends_in_nan_is_no_answer():
+    """Of thousands of numbers: over so many XLA's maximum passes over NaN on a CPU."""
+    solved = made_and_solved(layer_norm=True)
+    assert not bool(solved.converged)
+    assert np.isnan(solved.residual)
+
+
+@pytest.mark.parametrize("options", [{"peepholes": True}, {"projection": 16}], ids=str)
+def test_first_weights_of_cells_that_are_probed_converge(options):
+    assert bool(made_and_solved(**options).converged)
 
 
 def test_a_tolerance_below_all_that_can_be_met_is_not_met():
