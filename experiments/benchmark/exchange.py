@@ -25,6 +25,7 @@ class Exchange(NamedTuple):
 
 
 THROUGH = ("block", "cluster", "grid")
+_TOLD = "microseconds: "  # what a line begins with that says what was measured
 
 
 def of_layer(layer: plan.Layer, way: str, device: plan.Device) -> Exchange:
@@ -75,8 +76,8 @@ def microseconds(path: Path, exchanges: Sequence[Exchange], patience: Patience) 
             done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
             printed, why = done.stdout, (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
         except subprocess.TimeoutExpired as expired:
-            printed, why = (expired.stdout or b"").decode(), f"no answer in {expired.timeout:.0f} s"
-        found = [float(line) for line in printed.split("\n")[:-1]]
+            printed, why = (expired.stdout or b"").decode(), f"no answer before its process had run for {expired.timeout:.0f} s"
+        found = [float(line.removeprefix(_TOLD)) for line in printed.split("\n")[:-1] if line.startswith(_TOLD)]
         told |= zip(left, found, strict=False)
         if len(found) < len(left):
             told[left[len(found)]] = why
@@ -95,4 +96,4 @@ def _measure(path: str, exchange: Exchange) -> float:
 
 if __name__ == "__main__":
     for numbers in json.loads(sys.argv[2]):
-        print(_measure(sys.argv[1], Exchange(*numbers)), flush=True)
+        print(f"{_TOLD}{_measure(sys.argv[1], Exchange(*numbers))}", flush=True)

@@ -27,9 +27,8 @@ def checked_lengths(xs: Inputs, lengths: Array | None) -> Array | None:
         try:
             jax.typeof(leaf)
         except TypeError as error:  # which a compiled function would say at length
-            if not isinstance(leaf, jax.ShapeDtypeStruct):
-                of = type(leaf)
-                raise TypeError(f"xs: expected arrays of JAX or NumPy, got {of.__module__}.{of.__qualname__}") from error
+            got = f"{type(leaf).__module__}.{type(leaf).__qualname__} of {getattr(leaf, 'dtype', 'no dtype')}"
+            raise TypeError(f"xs: expected arrays of JAX or NumPy in dtypes that JAX has, got {got}") from error
     batch_size, time = shapes[0][:2]
     return None if lengths is None else check_lengths(lengths, batch_size, time)
 

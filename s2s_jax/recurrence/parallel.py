@@ -10,16 +10,16 @@ Where that is beyond all numbers, as it may be far from what is sought, a plain 
 is for the few, so that if they do not become half as many with each iteration, it ends.
 
 J is whole for small states, else what it has within each unit (h and c of an LSTM's unit, say): all of it for a cell with a
-diagonal recurrence, whose iteration is then Newton's own, and a part for a dense one, whose iteration converges as fast as what
-is left out is small; of a cell of one's own it is estimated, see `jacobian_blocks`. Steps are computed in float32 at least, in
-products of whole numbers. In the end each number's equation is checked at each step, beside that number and what it is made of,
-up to four steps away: the terms of its affine equation, and what all states together move it by when each changes by a share of
-itself. Those are what rounding is a share of, so that nothing is demanded that arithmetic does not give, and nothing passes
-because another number is great; a number that falls to less than a thirtieth or so at each step may keep the error of what it
-was. Where an equation does not hold to the tolerance within the bound of iterations, or where errors would grow along the
-sequence as far as that part of J tells, all is computed again in order, as `fused` does: it may be slow, and not wrong. So is
-what comes to hold only because the start of a sequence is right after as many iterations as it has steps, as it is where the
-states are chaotic.
+diagonal recurrence, whose iteration is then Newton's own, and a part for a dense one, whose iteration converges as fast as
+what is left out is small; of a cell of one's own it is estimated, see `jacobian_blocks`. Steps are computed in float32 at
+least, in products of whole numbers (but not inputs before them and gradients of weights after them). In the end each number's
+equation is checked at each step, beside that number and what it is made of, up to four steps away: the terms of its affine
+equation, and what all states together move it by when each changes by a share of itself. Those are what rounding is a share
+of, so that nothing is demanded that arithmetic does not give, and nothing passes because another number is great; a number
+that falls to less than a thirtieth or so at each step may keep the error of what it was. Where an equation does not hold to
+the tolerance within the bound of iterations, or where errors would grow along the sequence as far as that part of J tells, all
+is computed again in order, in the same precision: it may be slow, and not wrong. So is what comes to hold only because the
+start of a sequence is right after as many iterations as it has steps, as it is where the states are chaotic.
 
 The gradient is not biased by what is left out: its recurrence `g_{t-1} = J_t^T g_t + d_t`, with all of J, is solved by the
 same iteration, and checked likewise: gradients that vanish do so rightly, unless they do faster than that.
@@ -106,7 +106,8 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
     """Carries `cell` along time; the report is a `Solved`. Derivatives but the first in reverse mode are those of `scan`."""
     newton: Newton = options.newton or Newton()
     dtype = scan.compute_dtype(direction.xs, direction.params)
-    if jnp.finfo(dtype).bits < 32:  # see what is said of rounding below
+    if any(map(_is_narrow, (jnp.zeros((), dtype), *jax.tree.leaves((direction.xs, direction.context))))):
+        # It would round what it multiplies, see below.
         return _widened(cell, direction, lengths, options, dtype)
     if newton.tolerance is None:
         coarsest = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(direction.state))
@@ -150,10 +151,15 @@ def run(cell: Cell, direction: Direction, lengths: Array | None, options: Option
 
 
 def _widened(cell: Cell, direction: Direction, lengths: Array | None, options: Options, dtype: Any) -> TimeMajor:
-    """What `run` gives where all is computed in float32; outputs in `dtype`, as `scan` has them."""
-    params, xs, context = scan.cast_floating((direction.params, direction.xs, direction.context), jnp.float32)
-    wide = run(cell, direction._replace(params=params, xs=xs, context=context), lengths, options)
-    return wide._replace(outputs=scan.cast_floating(wide.outputs, dtype))
+    """What `run` gives where nothing is narrower than float32; outputs in `dtype`, as `scan` has them."""
+    given = direction.params, direction.xs, direction.context
+    params, xs, context = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if _is_narrow(leaf) else leaf, given)
+    done = run(cell, direction._replace(params=params, xs=xs, context=context), lengths, options)
+    return done._replace(outputs=scan.cast_floating(done.outputs, dtype))
+
+
+def _is_narrow(leaf: Array) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32)
 
 
 def parallel_scan(

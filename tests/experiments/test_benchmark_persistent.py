@@ -212,12 +212,12 @@ def test_no_exchange_is_waited_for_when_the_time_is_over(tmp_path):
 def test_an_exchange_that_goes_wrong_costs_itself_alone(tmp_path, monkeypatch):
     """One process measures all; after a failure, and after what does not come, another one measures the rest."""
     counted = tmp_path / "counted"
-    first, second = "echo 0.5; echo no cluster >&2; exit 1", "echo 1.5; exec sleep 60"
+    first, second = "echo microseconds: 0.5; echo no cluster >&2; exit 1", "echo x; echo microseconds: 1.5; exec sleep 60"
     found = script(tmp_path / "python", f"test -e {counted} && {{ {second}; }}; touch {counted}; {first}")
     monkeypatch.setattr(exchange.sys, "executable", found)
     every = exchange.of_each_kind()[:4]
     told = exchange.microseconds(tmp_path, every, Patience(1.0))
-    assert list(told.values()) == [0.5, "no cluster", 1.5, "no answer in 1 s"]
+    assert list(told.values()) == [0.5, "no cluster", 1.5, "no answer before its process had run for 1 s"]
     assert list(told) == every
 
 

@@ -359,7 +359,7 @@ def test_products_are_not_rounded_as_a_gpu_rounds_them(reports):
         return h, h
 
     params = cells.rnn.init(jax.random.key(0), 3, 24)
-    params = params._replace(u=0.3 * params.u)
+    params = params._replace(u=0.6 * params.u)
     xs = jax.random.normal(jax.random.key(1), (2, 200, 3))
     cell = Cell(cells.rnn.init, cells.rnn.initial_state, lambda params, x: x @ params.w, step)
 
@@ -369,6 +369,32 @@ def test_products_are_not_rounded_as_a_gpu_rounds_them(reports):
     got = jax.grad(loss)(params, "parallel")
     assert [converged for _, converged in reports()] == [True, True]
     assert_close(got, jax.grad(loss)(params, "scan"), 1e-2)
+
+
+def products(jaxpr, in_loop=False):
+    """Of each product within a loop how it is multiplied."""
+    for equation in jaxpr.eqns:
+        if in_loop and equation.primitive.name == "dot_general":
+            yield equation.params["precision"]
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "eqns") or hasattr(value, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products(inner, in_loop or equation.primitive.name in ("while", "scan"))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "lstm_peepholes"])
+def test_all_products_along_time_are_exact(name):
+    """Of cells that are differentiated by hand, and of another; on the way back too."""
+    given = sample(name, time=24, hidden_features=20, seed=5)
+
+    def loss(params, backend):
+        return jnp.sum(unroll(given.cell, params, given.xs, backend=backend).outputs)
+
+    exact = (jax.lax.Precision.HIGHEST,) * 2
+    found = list(products(jax.make_jaxpr(jax.grad(lambda params: loss(params, "parallel")))(given.params)))
+    assert len(found) >= 4
+    assert set(found) == {exact}
+    assert exact not in set(products(jax.make_jaxpr(jax.grad(lambda params: loss(params, "fused")))(given.params)))
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])

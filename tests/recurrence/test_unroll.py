@@ -611,7 +611,10 @@ ERRORS = [
             (ValueError, r"xs: expected leaves .* got \[\]", {}),
         ]
     ],
-    wrong("lstm", TypeError, r"xs: expected arrays of JAX or NumPy, got builtins\.memoryview", xs=memoryview(XS)),
+    wrong(
+        "lstm", TypeError, r"xs: expected arrays of JAX or NumPy in .*, got builtins\.memoryview of no dtype", xs=memoryview(XS)
+    ),
+    wrong("lstm", TypeError, r"in dtypes that JAX has, got numpy\.ndarray of object", xs=XS.astype(object)),
     wrong("tree", ValueError, r"xs: expected leaves .* agree on B and T, got", xs={"features": XS, "keep": XS[:, :2, :1]}),
     wrong("rnn", ValueError, r"lengths: expected values from 0 to T = 6, got 7 in row 1", lengths=np.array([1, 7, 2, 3])),
     wrong("rnn", ValueError, r"lengths: expected values from 0 to T = 6, got -1 in row 3", lengths=np.array([1, 6, 2, -1])),

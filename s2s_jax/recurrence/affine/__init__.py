@@ -107,8 +107,17 @@ def jacobian_blocks(push: Callable[[State], State], at: State, layout: Layout, p
         return jnp.moveaxis(jax.lax.map(functools.partial(column, signs), jnp.arange(layout.block)), 0, -1)
 
     every = [found(probe) for probe in range(probes)]
+    if jnp.iscomplexobj(zero):
+        return jax.lax.complex(_agreed([each.real for each in every]), _agreed([each.imag for each in every]))
+    return _agreed(every)
+
+
+def _agreed(every: list[Array]) -> Array:
+    """Of estimates the nearest to nought, nought where they differ in sign."""
+    if len(every) == 1:
+        return every[0]
     least, greatest = functools.reduce(jnp.minimum, every), functools.reduce(jnp.maximum, every)
-    return jnp.maximum(least, 0) + jnp.minimum(greatest, 0) if probes > 1 else every[0]
+    return jnp.maximum(least, 0) + jnp.minimum(greatest, 0)
 
 
 def solve(
