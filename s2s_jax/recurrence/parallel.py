@@ -12,14 +12,14 @@ is for the few, so that if they do not become half as many with each iteration, 
 J is whole for small states, else what it has within each unit (h and c of an LSTM's unit, say): all of it for a cell with a
 diagonal recurrence, whose iteration is then Newton's own, and a part for a dense one, whose iteration converges as fast as
 what is left out is small; of a cell of one's own it is estimated, see `jacobian_blocks`. Steps are computed in float32 at
-least, in products of whole numbers (but not inputs before them and gradients of weights after them). In the end each number's
-equation is checked at each step, beside that number and what it is made of, up to four steps away: the terms of its affine
-equation, and what all states together move it by when each changes by a share of itself. Those are what rounding is a share
-of, so that nothing is demanded that arithmetic does not give, and nothing passes because another number is great; a number
-that falls to less than a thirtieth or so at each step may keep the error of what it was. Where an equation does not hold to
-the tolerance within the bound of iterations, or where errors would grow along the sequence as far as that part of J tells, all
-is computed again in order, in the same precision: it may be slow, and not wrong. So is what comes to hold only because the
-start of a sequence is right after as many iterations as it has steps, as it is where the states are chaotic.
+least, and what they multiply is not rounded (inputs before them and gradients of weights after them are, as JAX is set to). In
+the end each number's equation is checked at each step, beside that number and what it is made of, up to four steps away: the
+terms of its affine equation, and what all states together move it by when each changes by a share of itself. Those are what
+rounding is a share of, so that nothing is demanded that arithmetic does not give, and nothing passes because another number is
+great; a number that falls to less than a thirtieth or so at each step may keep the error of what it was. Where an equation
+does not hold to the tolerance within the bound of iterations, or where errors would grow along the sequence as far as that
+part of J tells, all is computed again in order, in the same precision: it may be slow, and not wrong. So is what comes to hold
+only because the start of a sequence is right after as many iterations as it has steps, as it is where the states are chaotic.
 
 The gradient is not biased by what is left out: its recurrence `g_{t-1} = J_t^T g_t + d_t`, with all of J, is solved by the
 same iteration, and checked likewise: gradients that vanish do so rightly, unless they do faster than that.
