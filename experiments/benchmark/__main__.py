@@ -92,7 +92,7 @@ def recurrence(config: Config, platform: str, path: Path) -> None:
         plan = plan._replace(in_a_row=200 if config.steady else 0)
         for outcome in measure(cases, pool.workers, present, platform, plan, floor):
             if isinstance(outcome, Refused):
-                report.refused(*outcome[:3])
+                report.refused(outcome.case, outcome.peer, outcome.why)
             else:
                 report.row(outcome)
     if config.memory or config.grid == "full":

@@ -157,7 +157,7 @@ def run(config: Any, platform: str, path: Path) -> None:
                 whole = True
                 for outcome in measure([case], pool.workers, present, platform, row_plan, floor):
                     if isinstance(outcome, Refused):
-                        report.refused(*outcome[:3])
+                        report.refused(outcome.case, outcome.peer, outcome.why)
                         whole = whole and not outcome.failed
                     else:
                         report.row(outcome)

@@ -48,7 +48,7 @@ _WHOLE = 16  # numbers of a state up to which the whole Jacobian is taken: its p
 _GROWTH = 1e3  # of a relative error along the sequence, beyond which a small residual says little about the states
 _NEARLY = 1e-4  # a relative residual that, once it is lowered no more in `_PATIENCE` iterations, is what rounding allows
 _PATIENCE = 5
-_PROBES = 3  # with one or two a dense cell of one's own, of 24 or 64 units, did not converge at all, with four no faster
+_PROBES = 3  # with fewer the dense cells of `test_a_dense_cell_of_ones_own_converges` do not converge
 
 
 class Newton(NamedTuple):

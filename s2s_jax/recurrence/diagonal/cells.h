@@ -1,9 +1,9 @@
 // The steps of cells whose units do not read each other, for one unit, and their transposes.
 //
 // `Number` is a float, or a vector of them with one unit in each lane. Whoever includes this has defined for it, in namespace
-// s2s: `sigmoid`, `tanh`, `relu`, `step_function`, `reciprocal`, `least` of two, `finite`, `power_of_e` of what is not positive, and two
-// functions at once, in place, which may share a division: `two_sigmoids(a, b)` and `sigmoid_and_tanh(a, b)`; where one of two
-// is NaN so may be the other. S2S_UNIT says where functions run.
+// s2s: `sigmoid`, `tanh`, `relu`, `step_function`, `reciprocal`, `least` of two, `finite`, `power_of_e` of what is not
+// positive, and two functions at once, in place, which may share a division: `two_sigmoids(a, b)` and `sigmoid_and_tanh(a, b)`;
+// where one of two is NaN so may be the other. S2S_UNIT says where functions run.
 //
 // A cell has kGates numbers z at each step, of the input alone; kWeights parameters w; kStates numbers s, of which the first
 // kOutputs are put out. `step` makes s of after it out of s of before it. `pull` takes z, w, s of before it, and gradients ds of
